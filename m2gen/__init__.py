@@ -1,0 +1,51 @@
+"""m2gen: a compiler for Monarch operators.
+
+Importing this package loads neither torch nor triton; each name below is loaded the first time it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it
+_PUBLIC = {
+    "fftconv": "m2gen.ops.fftconv",
+    "monarch_matmul": "m2gen.ops.monarch_matmul",
+    "blockdiag_linear": "m2gen.ops.blockdiag_linear",
+    "depthwise_conv1d": "m2gen.ops.depthwise_conv1d",
+    "plan": "m2gen.runtime.planning",
+    "M2GenError": "m2gen.errors",
+    "ProblemError": "m2gen.errors",
+    "PlanError": "m2gen.errors",
+    "ConfigError": "m2gen.errors",
+}
+_SUBMODULES = ("monarch", "modules", "models", "testing")
+
+__all__ = ["__version__", *_PUBLIC, *_SUBMODULES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from m2gen import models, modules, monarch, testing
+    from m2gen.errors import ConfigError, M2GenError, PlanError, ProblemError
+    from m2gen.ops.blockdiag_linear import blockdiag_linear
+    from m2gen.ops.depthwise_conv1d import depthwise_conv1d
+    from m2gen.ops.fftconv import fftconv
+    from m2gen.ops.monarch_matmul import monarch_matmul
+    from m2gen.runtime.planning import plan
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"m2gen.{name}")
+    else:
+        raise AttributeError(f"module 'm2gen' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,3 @@
+from m2gen.cli import main
+
+main()

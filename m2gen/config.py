@@ -1,0 +1,47 @@
+"""The only reader of `os.environ`. Each variable is listed here once; a value that means nothing raises.
+
+| variable             | values                          | meaning                                                     |
+|----------------------|---------------------------------|-------------------------------------------------------------|
+| M2GEN_LOG            | debug, info, warning (default)  | what the `m2gen` logger shows on stderr                     |
+| M2GEN_CHECK_FINITE   | 0 (default), 1                  | 1: every op raises on NaN or infinity in its inputs         |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from m2gen.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    log: str = "warning"
+    check_finite: bool = False
+
+
+_CHOICES = {
+    "M2GEN_LOG": {"debug": "debug", "info": "info", "warning": "warning"},
+    "M2GEN_CHECK_FINITE": {"0": False, "1": True},
+}
+
+
+def _read(env: Mapping[str, str]) -> Config:
+    known = {name: _choice(name, value) for name, value in env.items() if name.startswith("M2GEN_")}
+    return Config(**{name.removeprefix("M2GEN_").lower(): value for name, value in known.items()})  # type: ignore[arg-type]
+
+
+def _choice(name: str, value: str) -> object:
+    if name not in _CHOICES:
+        raise ConfigError(f"environment variable {name}", "it is not one m2gen reads", f"use one of {sorted(_CHOICES)}")
+    if value not in _CHOICES[name]:
+        raise ConfigError(f"{name}={value!r}", "not a value of that variable", f"use one of {sorted(_CHOICES[name])}")
+    return _CHOICES[name][value]
+
+
+@lru_cache(maxsize=1)
+def config() -> Config:
+    """The process's configuration, read from the environment at the first call."""
+    return _read(os.environ)

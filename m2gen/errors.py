@@ -1,0 +1,26 @@
+"""Every error m2gen raises on purpose. A message has three parts: what was asked, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class M2GenError(Exception):
+    """Base of all m2gen errors; prints `asked: found. do`."""
+
+    def __init__(self, asked: str, found: str, do: str) -> None:
+        self.asked, self.found, self.do = asked, found, do
+        super().__init__(asked, found, do)
+
+    def __str__(self) -> str:
+        return f"{self.asked}: {self.found}. {self.do[:1].upper()}{self.do[1:]}."
+
+
+class ProblemError(M2GenError, ValueError):
+    """The problem itself is not well formed: shapes, dtypes, modes, grammar."""
+
+
+class PlanError(M2GenError):
+    """No solver can do the problem on the device."""
+
+
+class ConfigError(M2GenError, ValueError):
+    """An `M2GEN_*` environment variable has a value that means nothing."""
