@@ -1,0 +1,1 @@
+"""Problem and device limits in, Plan out; no torch, no triton, no device is ever asked."""

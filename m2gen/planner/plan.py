@@ -1,0 +1,149 @@
+"""Plans: what will run, as a value that prints itself, sums its estimates and goes to JSON and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from m2gen.errors import PlanError
+from m2gen.planner.problem import Problem
+
+if TYPE_CHECKING:
+    from m2gen.device.limits import DeviceLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """A discrete Fourier transform of `size` points: by the library, or by Monarch factors of the given radices."""
+
+    kind: Literal["fft", "monarch"]
+    size: int
+    radices: tuple[int, ...]
+
+    @property
+    def order(self) -> int:
+        """The number of block-diagonal factors."""
+        return len(self.radices)
+
+    @property
+    def blocks(self) -> tuple[tuple[int, int, int], ...]:
+        """(nblocks, block_out, block_in) of each block-diagonal factor; their product of permutations is the DFT."""
+        return tuple((self.size // radix, radix, radix) for radix in self.radices)
+
+    def __str__(self) -> str:
+        if self.kind == "fft":
+            return f"(fft {self.size})"
+        return f"(monarch {self.size} (radices {' '.join(map(str, self.radices))}))"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the cost model expects of a step on its device. Estimated, never measured."""
+
+    flop: float = 0.0  # floating-point operations, a multiply-add counts two
+    bytes: float = 0.0  # bytes moved between memory (or cache) and the units
+    launches: float = 0.0  # library calls or kernel launches
+    working_set: float = 0.0  # bytes in use at once
+    seconds: float = 0.0
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(
+            self.flop + other.flop,
+            self.bytes + other.bytes,
+            self.launches + other.launches,
+            max(self.working_set, other.working_set),
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do, with what it should cost."""
+
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class FilterSpectrum(Step):
+    """Transform every channel's filter; done once for a filter, not once a row."""
+
+    transform: Transform
+
+    def __str__(self) -> str:
+        return f"(filter-spectrum {self.transform})"
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralConv(Step):
+    """Transform, multiply by the filter's spectrum, transform back; gates and skip at the ends.
+
+    `channels` are done at a time, over the whole batch. `fold`: the problem is circular and the transform is longer
+    than n, so the tail of the linear result is added onto its head.
+    """
+
+    transform: Transform
+    channels: int
+    fold: bool = False
+
+    def __str__(self) -> str:
+        return f"(spectral-conv {self.transform} (channels {self.channels}){' (fold)' if self.fold else ''})"
+
+
+_STEPS: dict[str, type[Step]] = {kind.__name__: kind for kind in (FilterSpectrum, SpectralConv)}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How `solver` does `problem` on a device of architecture `arch`: steps in order, the convolution last."""
+
+    problem: Problem
+    arch: str
+    solver: str
+    steps: tuple[Step, ...]
+
+    @property
+    def estimate(self) -> Estimate:
+        """The sum of the steps' estimates."""
+        return sum((step.estimate for step in self.steps), Estimate())
+
+    @property
+    def conv(self) -> SpectralConv:
+        """The last step."""
+        last = self.steps[-1]
+        if not isinstance(last, SpectralConv):
+            raise PlanError(str(self.problem), f"the plan ends in {last}", "end a plan with a SpectralConv")
+        return last
+
+    def __str__(self) -> str:
+        return f'(plan "{self.problem}" {self.arch} {self.solver} {" ".join(map(str, self.steps))})'
+
+    def explain(self, limits: DeviceLimits | None = None) -> str:
+        """The plan as text: sizes, blocks, every cost formula with the numbers put in. `limits` default to the row."""
+        from m2gen.planner.explain import explain  # late: it loads sympy
+
+        return explain(self, limits)
+
+    def to_json(self) -> str:
+        """The plan as one JSON object; `from_json` gives an equal plan back."""
+        steps = [{"step": type(step).__name__, **asdict(step)} for step in self.steps]
+        return json.dumps({"problem": str(self.problem), "arch": self.arch, "solver": self.solver, "steps": steps})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote."""
+        try:
+            data = json.loads(text)
+            steps = tuple(_step(step) for step in data["steps"])
+            return cls(Problem.parse(data["problem"]), data["arch"], data["solver"], steps)
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanError(
+                "a plan from JSON", f"not one that to_json wrote ({error!r})", "write it with Plan.to_json"
+            ) from error
+
+
+def _step(data: Mapping[str, Any]) -> Step:
+    transform = Transform(**{**data["transform"], "radices": tuple(data["transform"]["radices"])})
+    fields = {**data, "estimate": Estimate(**data["estimate"]), "transform": transform}
+    return _STEPS[fields.pop("step")](**fields)
