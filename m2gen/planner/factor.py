@@ -41,7 +41,7 @@ def divisors(n: int) -> tuple[int, ...]:
 
 
 def ordered_factorisations(n: int, order: int) -> Iterator[tuple[int, ...]]:
-    """Every tuple of `order` integers >= 2 whose product is `n`, in lexicographic order; order 1 gives `(n,)`, 1 too."""
+    """Every tuple of `order` integers >= 2 with product `n`, in lexicographic order; order 1 gives `(n,)`, 1 too."""
     if order == 1:
         yield (n,)
     elif order > 1:

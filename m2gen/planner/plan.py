@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """A discrete Fourier transform of `size` points: by the library, or by Monarch factors of the given radices."""
+    """A discrete Fourier transform of `size` points: by the library (no radices), or by Monarch factors of `radices`."""
 
     kind: Literal["fft", "monarch"]
     size: int
@@ -24,7 +24,7 @@ class Transform:
 
     @property
     def order(self) -> int:
-        """The number of block-diagonal factors."""
+        """The number of block-diagonal factors, 0 for the library."""
         return len(self.radices)
 
     @property

@@ -1,0 +1,1 @@
+"""KernelSpec in, source text out; no torch, no triton."""

@@ -1,0 +1,101 @@
+"""A plan as text: sizes, blocks, and every cost formula with the numbers put in."""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from m2gen.device.limits import DeviceLimits, target
+from m2gen.planner import cost
+from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform
+
+_UNITS = {"flop": "FLOP", "bytes": "B", "launches": "calls", "working_set": "B", "seconds": "s"}
+_NOTES = (
+    "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
+    "shape of FlashFFTConv's cost model, remembered and not checked against the paper; its constants are not used."
+)
+LEGEND = (
+    "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a computed "
+    "number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix rate, "
+    "U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the FFT"
+)
+
+
+def explain(plan: Plan, limits: DeviceLimits | None = None) -> str:
+    """`limits` default to the table's row of the plan's architecture."""
+    row = target(plan.arch) if limits is None else limits
+    lines = [
+        f"problem   {plan.problem}",
+        f"device    {row.arch}: {row.description}",
+        f"solver    {plan.solver}",
+        *_transform_lines(plan),
+        f"estimate  {_amounts(plan.estimate)}",
+    ]
+    for step in plan.steps:
+        lines += ["", *_step_lines(plan, step, row)]
+    return "\n".join([*lines, "", f"Symbols: {LEGEND}.", _NOTES])
+
+
+def _transform_lines(plan: Plan) -> list[str]:
+    conv, transform = plan.conv, plan.conv.transform
+    wraps = plan.problem.mode == "circular" and not conv.fold
+    why = "the circle itself" if wraps else f"at least {plan.problem.linear_size} avoids wrap-around"
+    lines = [
+        f"size      {transform.size} points ({why}{', tail folded onto the head' if conv.fold else ''})",
+        f"chunks    {conv.channels} of {plan.problem.h} channels at a time",
+    ]
+    if transform.kind == "monarch":
+        radices = " x ".join(map(str, transform.radices))
+        blocks = ", ".join(f"{count} x {out} x {into}" for count, out, into in transform.blocks)
+        lines += [f"order     {transform.order}, radices {radices}", f"blocks    {blocks}   (nblocks x out x in)"]
+    return lines
+
+
+def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
+    if not isinstance(step, FilterSpectrum | SpectralConv):
+        return [f"{step}: {_amounts(step.estimate)}"]
+    name = "filter" if isinstance(step, FilterSpectrum) else "conv"
+    _, numbers = cost.substitutions(plan.problem, step.transform, plan.conv.channels, limits)
+    formulas = cost.models()[step.transform.kind, name]
+    used = set().union(
+        *(formulas.whole[key].free_symbols | formulas.stage[key].free_symbols for key in cost.QUANTITIES)
+    )
+    shown = (f"{symbol} = {numbers[str(symbol)]:.6g}" for symbol in cost.SYMBOLS if symbol in used)
+    lines = [str(step), f"  with {', '.join(shown)}"]
+    lines += _work_lines(step.transform)
+    for quantity in cost.QUANTITIES:
+        value = getattr(step.estimate, quantity)
+        lines.append(f"  {quantity} = {_formula(formulas, quantity)}")
+        lines.append(f"  {' ' * len(quantity)} = {value:.6g} {_UNITS[quantity]}")
+    return lines
+
+
+def _work_lines(transform: Transform) -> list[str]:
+    if transform.kind != "fft":
+        return []
+    case, points = cost.work_case(transform.size)
+    where = f"N = {points}" if case == "smooth" else f"Bluestein: a prime factor above 13, with N = {points} inside"
+    return [f"  T = {sp.sstr(cost.transform_work()[case])} with {where}"]
+
+
+def _formula(formulas: cost.Formulas, quantity: str) -> str:
+    """The whole, and the stage summed over the radices."""
+    whole, stage = formulas.whole[quantity], formulas.stage[quantity]
+    if stage == 0:
+        return sp.sstr(whole)
+    summed = f"sum over radices of [{sp.sstr(stage)}]"
+    return summed if whole == 0 else f"{sp.sstr(whole)} + {summed}"
+
+
+def _amounts(estimate: Estimate) -> str:
+    return (
+        f"{seconds(estimate.seconds)}, {estimate.flop:.4g} FLOP, {estimate.bytes:.4g} B moved, "
+        f"{estimate.launches:.0f} calls, {estimate.working_set / 2**20:.2f} MiB in use"
+    )
+
+
+def seconds(value: float) -> str:
+    """A time with three digits and its unit."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value / 1e-6:.3g} us"

@@ -1,0 +1,32 @@
+"""The solvers, in one explicit tuple: what is not listed here does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+
+
+class Solver(Protocol):
+    """One way of doing a problem. Pure: it never times anything and never asks a device."""
+
+    @property
+    def name(self) -> str:
+        """As it is printed in plans."""
+
+    def reject(self, problem: Problem, limits: DeviceLimits) -> str | None:
+        """Why it cannot do the problem on the device, or None where it can. Legality, never taste."""
+
+    def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
+        """Legal plans; called only where nothing was rejected."""
+
+
+def solvers() -> tuple[Solver, ...]:
+    """Every solver there is."""
+    from m2gen.planner.solvers.composed import Composed  # late: the cost model behind them loads sympy
+    from m2gen.planner.solvers.library import Library
+
+    return (Library(), Composed())

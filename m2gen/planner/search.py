@@ -1,0 +1,56 @@
+"""Every legal plan in the order of its estimate, and why the others are not legal. Deterministic, remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.errors import PlanError
+from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+from m2gen.planner.registry import solvers
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The legal plans, cheapest first, and (solver, reason) for every solver that has none."""
+
+    plans: tuple[Plan, ...]
+    rejections: tuple[tuple[str, str], ...]
+
+    def best(self, solver: str) -> Plan | None:
+        """The cheapest plan of `solver`."""
+        return next((plan for plan in self.plans if plan.solver == solver), None)
+
+
+@lru_cache(maxsize=1024)
+def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
+    """All candidates by estimated seconds; equals by their text, so that no order depends on chance."""
+    plans: list[Plan] = []
+    rejections: list[tuple[str, str]] = []
+    for solver in solvers():
+        reason = solver.reject(problem, limits)
+        if reason is None:
+            plans += solver.candidates(problem, limits)
+        else:
+            rejections.append((solver.name, reason))
+    return Ranking(tuple(sorted(plans, key=_key)), tuple(rejections))
+
+
+def _key(plan: Plan) -> tuple[float, str]:
+    return plan.estimate.seconds, str(plan)
+
+
+@lru_cache(maxsize=16384)
+def plan(problem: Problem, limits: DeviceLimits) -> Plan:
+    """The cheapest legal plan; PlanError with every solver's reason where there is none."""
+    ranking = rank(problem, limits)
+    if not ranking.plans:
+        reasons = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections)
+        raise PlanError(
+            f"plan of {problem} on {limits.arch}",
+            f"no solver can do it: {reasons}",
+            "use a smaller n or b, or a device with more memory",
+        )
+    return ranking.plans[0]

@@ -1,0 +1,40 @@
+"""What the chunked solvers share: transform sizes, channels a chunk, and the plan made of two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.planner.cost import estimates, working_set
+from m2gen.planner.factor import padded_sizes
+from m2gen.planner.plan import FilterSpectrum, Plan, SpectralConv, Transform
+from m2gen.planner.problem import Problem
+
+
+def sizes(problem: Problem) -> Iterator[tuple[int, bool]]:
+    """(transform size, fold) worth trying; a circular problem also as it is, without folding."""
+    if problem.mode == "circular":
+        yield problem.n, False
+    for size in padded_sizes(problem.linear_size):
+        if problem.mode != "circular" or size != problem.n:
+            yield size, problem.mode == "circular"
+
+
+def fits(problem: Problem, transform: Transform, limits: DeviceLimits) -> bool:
+    """Whether one channel, the least that can be done at a time, fits the device's memory."""
+    return working_set(problem, transform, 1) <= limits.memory_bytes
+
+
+def channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> int:
+    """Channels a chunk: as many as keep the working set within the device's chunk size, at least one."""
+    fixed = working_set(problem, transform, 0)
+    per_channel = working_set(problem, transform, 1) - fixed
+    return max(1, min(problem.h, int((limits.chunk_bytes - fixed) // per_channel)))
+
+
+def plan(problem: Problem, limits: DeviceLimits, solver: str, transform: Transform, fold: bool) -> Plan:
+    """The plan of two steps with `transform`, its estimates filled in."""
+    at_once = channels(problem, transform, limits)
+    of_filter, of_conv = estimates(problem, transform, at_once, limits)
+    steps = (FilterSpectrum(of_filter, transform), SpectralConv(of_conv, transform, at_once, fold))
+    return Plan(problem, limits.arch, solver, steps)

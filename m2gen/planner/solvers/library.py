@@ -1,0 +1,32 @@
+"""The FFT library, in chunks of channels whose working set stays in cache (CPU) or bounds the temporaries (GPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.planner.cost import working_set
+from m2gen.planner.plan import Plan, Transform
+from m2gen.planner.problem import Problem
+from m2gen.planner.solvers import chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    name: str = "library"
+
+    def reject(self, problem: Problem, limits: DeviceLimits) -> str | None:
+        if any(chunks.fits(problem, _transform(size), limits) for size, _ in chunks.sizes(problem)):
+            return None
+        least = min(working_set(problem, _transform(size), 1) for size, _ in chunks.sizes(problem))
+        return f"one channel needs {least / 2**30:.1f} GiB of {limits.memory_bytes / 2**30:.1f} GiB memory"
+
+    def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
+        for size, fold in chunks.sizes(problem):
+            if chunks.fits(problem, _transform(size), limits):
+                yield chunks.plan(problem, limits, self.name, _transform(size), fold)
+
+
+def _transform(size: int) -> Transform:
+    return Transform("fft", size, ())

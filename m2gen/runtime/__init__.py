@@ -1,0 +1,1 @@
+"""From a problem to a running computation: the only layer that touches devices, triton and compilers."""

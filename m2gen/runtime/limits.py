@@ -1,0 +1,81 @@
+"""The limits of the device at hand: the table's row, with what can be read off the device put in."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+
+from m2gen import log
+from m2gen.device.limits import LIMITS, DeviceLimits, target
+from m2gen.errors import PlanError
+
+_X86 = {"AVX512": "avx512", "AVX2": "avx2"}
+
+
+@lru_cache(maxsize=64)
+def live(device: torch.device) -> DeviceLimits:
+    """The limits of `device`, a CPU core or a GPU; memoised. An architecture without a row gets the nearest one."""
+    if device.type == "cpu":
+        return _cpu()
+    if device.type == "cuda":
+        return _gpu(device)
+    raise PlanError(f"limits of {device}", "neither a CPU nor a CUDA or ROCm device", "move the tensors to one of them")
+
+
+def default_device() -> torch.device:
+    """The current GPU where PyTorch sees one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _cpu() -> DeviceLimits:
+    row = target(cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine()))
+    log.once(f"this CPU is planned for as {row.arch} ({row.description})")
+    return replace(row, description=f"one core of this CPU, planned for as {row.description}", memory_bytes=_memory())
+
+
+def cpu_arch(capability: str, machine: str) -> str:
+    """The table's row for a CPU that PyTorch calls `capability`; anything unknown is generic."""
+    if machine.lower() in ("aarch64", "arm64"):
+        return "neon"
+    return _X86.get(capability.upper().split("_")[0], "generic")
+
+
+def _memory() -> int:
+    """Bytes of main memory; the row's own figure stands in on systems that do not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        log.once("this system does not tell its memory size: 16 GiB are assumed")
+        return target("generic").memory_bytes
+
+
+def _gpu(device: torch.device) -> DeviceLimits:
+    found = torch.cuda.get_device_properties(device)
+    name = getattr(found, "gcnArchName", "") if torch.version.hip else ""
+    row = nearest_gpu(name.split(":")[0] or f"sm{found.major}{found.minor}")
+    shared = getattr(found, "shared_memory_per_block_optin", row.shared_bytes) or row.shared_bytes
+    return replace(
+        row,
+        description=f"{found.name}, planned for as {row.description}",
+        cores=found.multi_processor_count,
+        memory_bytes=found.total_memory,
+        shared_bytes=shared,
+    )
+
+
+def nearest_gpu(arch: str) -> DeviceLimits:
+    """The row of `arch`, or of the newest documented one not newer than it, with a line in the log."""
+    if arch in LIMITS:
+        return LIMITS[arch]
+    if arch.startswith("gfx"):
+        row = target("gfx942")
+    else:
+        documented = sorted(int(name[2:]) for name in LIMITS if name.startswith("sm"))
+        asked = int(arch[2:]) if arch[2:].isdecimal() else documented[0]
+        row = target(f"sm{max((sm for sm in documented if sm <= asked), default=documented[0])}")
+    log.once(f"no limits are known for {arch}: planned for as {row.arch} ({row.description})")
+    return row
