@@ -1,0 +1,212 @@
+"""Implicit long filters: a small network maps a position to one tap per channel.
+
+Source: Hyena, arXiv 2302.10866, section 3.3, as used by Monarch Mixer, arXiv 2310.12109.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m2gen.errors import ProblemError
+
+
+class Sine(nn.Module):
+    """sin(freq x) with one learned frequency per unit: `freq` (1, width), initialised at w."""
+
+    def __init__(self, width: int, w: float) -> None:
+        super().__init__()
+        self.freq = nn.Parameter(torch.full((1, width), float(w)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., width) -> (..., width)."""
+        return torch.sin(self.freq.to(x.dtype) * x)
+
+
+class PositionalFeatures(nn.Module):
+    """What the filter network sees of a position: `z` (1, max_length, emb_dim), learned, and `t` (1, max_length, 1) in
+    [0, 1].
+
+    z starts as [t, cos(f w), -sin(f w)] with w = 2 pi linspace(0, L - 1, L) / L, bands = (emb_dim - 1) / 2 and
+    f = linspace(1e-4, bands - 1, bands), where L is max_length.
+    """
+
+    t: Tensor
+
+    def __init__(self, max_length: int, emb_dim: int) -> None:
+        super().__init__()
+        bands = (emb_dim - 1) // 2
+        # computed in float64, so that long position tables are exact to the last bit of float32
+        t = torch.linspace(0, 1, max_length, dtype=torch.float64)[None, :, None]
+        w = 2 * math.pi * torch.arange(max_length, dtype=torch.float64)[None, :, None] / max_length
+        angle = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64) * w
+        z = torch.cat([t, angle.cos(), -angle.sin()], dim=-1)
+        self.z = nn.Parameter(z.to(torch.get_default_dtype()))
+        self.register_buffer("t", t.to(torch.get_default_dtype()))
+
+
+class ExponentialModulation(nn.Module):
+    """A decaying window per channel, exp(-t |delta|): `deltas` (1, 1, channels), fixed.
+
+    The rates run evenly from the one that has fallen to 0.01 at t = slow_decay to the one that has at t = fast_decay.
+    """
+
+    deltas: Tensor
+
+    def __init__(self, channels: int, fast_decay: float, slow_decay: float) -> None:
+        super().__init__()
+        rates = torch.linspace(math.log(0.01) / slow_decay, math.log(0.01) / fast_decay, channels)
+        self.register_buffer("deltas", rates[None, None])
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t (1, L, 1) -> the windows, (channels, L)."""
+        return torch.exp(-t[0, :, 0] * self.deltas[0, 0, :, None].to(t.dtype).abs())
+
+
+class HyenaFilter(nn.Module):
+    """Long filters k (channels, L) for any L <= max_length, from a network of the position:
+
+        k[c, i] = (W_3 sin(f W_2 sin(f W_1 sin(f W_0 z_i))))_c * exp(-t_i |delta_c|)      with inner_layers = 2
+
+    `forward(L)` returns `(k, k_rev)`; k_rev, from a second network that shares the frequencies f, is None unless
+    `bidirectional`. Both are float32 (float64 for a float64 module), also under autocast and in a module cast to half
+    precision: a filter of thousands of taps does not survive bfloat16. `bias` (channels,) is the skip weight D of the
+    convolution this filter is used in; it is only kept here.
+
+    Parameter names are those of the published M2-BERT checkpoints. A shorter L takes the first L rows, so a filter does
+    not change with the input's length.
+
+    channels        number of filters; with `heads` > 1 only channels / heads different ones are made, and channel c
+    uses
+                    number c mod (channels / heads): filters shared across heads, as in H3 and M2-GPT
+    emb_dim         positional features per position, odd and at least 3
+    width, inner_layers, w     of the network; w is the initial frequency of the sines
+    modulate        whether to multiply by the decaying window, with `fast_decay` and `slow_decay` in units of
+    max_length
+
+    Raises ProblemError for sizes that make no filter and for L > max_length.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        max_length: int,
+        *,
+        emb_dim: int = 5,
+        width: int = 128,
+        inner_layers: int = 2,
+        w: float = 10.0,
+        bidirectional: bool = False,
+        modulate: bool = True,
+        fast_decay: float = 0.3,
+        slow_decay: float = 1.5,
+        heads: int = 1,
+    ) -> None:
+        super().__init__()
+        _check_sizes(channels, max_length, emb_dim, heads)
+        self.channels, self.max_length, self.heads = channels, max_length, heads
+        distinct = channels // heads
+        self.bias = nn.Parameter(torch.randn(channels))
+        self.pos_emb = PositionalFeatures(max_length, emb_dim)
+        sine = Sine(width, w)
+        self.implicit_filter = _network(emb_dim, width, inner_layers, distinct, sine)
+        self.implicit_filter_rev = _network(emb_dim, width, inner_layers, distinct, sine) if bidirectional else None
+        self.modulation = ExponentialModulation(distinct, fast_decay, slow_decay) if modulate else None
+
+    def forward(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """The filters k and k_rev (or None), each (channels, length); length defaults to max_length."""
+        length = self.max_length if length is None else length
+        if length > self.max_length:
+            raise ProblemError(
+                f"a filter of length {length}",
+                f"this one was made for at most {self.max_length}",
+                "cut the input, or build the module with a larger max_length",
+            )
+        k = self._filter(self.implicit_filter, length)
+        return k, None if self.implicit_filter_rev is None else self._filter(self.implicit_filter_rev, length)
+
+    def _filter(self, network: nn.Sequential, length: int) -> Tensor:
+        z, t = self.pos_emb.z[:, :length], self.pos_emb.t[:, :length]
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        with torch.autocast(z.device.type, enabled=False):
+            k = _evaluate(network, z[0].to(dtype))
+            if self.modulation is not None:
+                k = k * self.modulation(t.to(dtype))
+        return k.repeat(self.heads, 1) if self.heads > 1 else k
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, max_length={self.max_length}, heads={self.heads}"
+
+
+def _check_sizes(channels: int, max_length: int, emb_dim: int, heads: int) -> None:
+    asked = f"HyenaFilter({channels}, {max_length}, emb_dim={emb_dim}, heads={heads})"
+    if emb_dim < 3 or emb_dim % 2 == 0:
+        raise ProblemError(
+            asked, "emb_dim counts the time and pairs of cosine and sine", "use an odd emb_dim of 3 or more"
+        )
+    if channels < 1 or max_length < 1:
+        raise ProblemError(asked, "sizes must be positive", "use at least one channel and one position")
+    if heads < 1 or channels % heads:
+        raise ProblemError(asked, "heads does not divide the channels", f"use a divisor of {channels}")
+
+
+def _network(emb_dim: int, width: int, inner_layers: int, channels: int, sine: Sine) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Linear(emb_dim, width), sine]
+    for _ in range(inner_layers):
+        layers += [nn.Linear(width, width), sine]
+    return nn.Sequential(*layers, nn.Linear(width, channels, bias=False))
+
+
+def _evaluate(network: nn.Sequential, h: Tensor) -> Tensor:
+    """The network at positions h (L, emb_dim), in h's dtype, as (channels, L): the last product gives that layout."""
+    *layers, last = network.children()
+    for layer in layers:
+        h = _linear(layer, h) if isinstance(layer, nn.Linear) else layer(h)
+    weight: Tensor = last.weight.to(h.dtype)  # type: ignore[assignment]
+    return weight @ h.T
+
+
+def _linear(layer: nn.Linear, h: Tensor) -> Tensor:
+    return F.linear(h, layer.weight.to(h.dtype), layer.bias.to(h.dtype))
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    filter_lr: float = 1e-3,
+    filter_weight_decay: float = 0.1,
+    position_lr: float = 1e-5,
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser: the implicit filters of `model` get the published settings of their own.
+
+    Four groups, each trainable parameter in exactly one: matrices (lr, weight_decay); vectors such as biases and norms
+    (lr, no decay); filter networks (filter_lr, filter_weight_decay); positional features (position_lr, no decay). Each
+    group also has a "name". Use: `torch.optim.AdamW(param_groups(model, lr=8e-4, weight_decay=1e-5))`.
+    """
+    filters = [m for m in model.modules() if isinstance(m, HyenaFilter)]
+    position_ids = {id(f.pos_emb.z) for f in filters}
+    networks = [n for f in filters for n in (f.implicit_filter, f.implicit_filter_rev) if n is not None]
+    filter_ids = {id(p) for n in networks for p in n.parameters()}
+    split: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "filters": [], "positions": []}
+    for p in model.parameters():
+        if p.requires_grad:
+            plain = "matrices" if p.dim() > 1 else "vectors"
+            kind = "filters" if id(p) in filter_ids else "positions" if id(p) in position_ids else plain
+            split[kind].append(p)
+    settings = {
+        "matrices": (lr, weight_decay),
+        "vectors": (lr, 0.0),
+        "filters": (filter_lr, filter_weight_decay),
+        "positions": (position_lr, 0.0),
+    }
+    return [
+        {"name": name, "params": split[name], "lr": rate, "weight_decay": decay}
+        for name, (rate, decay) in settings.items()
+        if split[name]
+    ]

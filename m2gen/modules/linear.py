@@ -1,0 +1,150 @@
+"""Structured replacements of `nn.Linear`: block-diagonal (Monarch of order 1) and Monarch of order two or more.
+
+Source: Monarch, arXiv 2204.00595, and Monarch Mixer, arXiv 2310.12109.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from m2gen.errors import ProblemError
+from m2gen.monarch import Monarch
+from m2gen.ops.blockdiag_linear import blockdiag_linear
+from m2gen.ops.monarch_matmul import inner_widths, monarch_matmul
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class BlockDiagLinear(nn.Module):
+    """y = activation(W x + bias) with W block-diagonal: `nblocks` dense blocks, 1/nblocks of a dense layer's
+    parameters.
+
+    x (..., in_features) -> y (..., out_features), dtype as x. Parameters: `weight` (nblocks, out_features / nblocks,
+    in_features / nblocks) and `bias` (out_features,) or None. `activation` is None, "gelu" (exact), "relu" or "silu".
+
+    Initialised as `nn.Linear` is (Kaiming-uniform with the dense fan-in), times sqrt(dense size / blocked size) =
+    sqrt(nblocks): each output sums nblocks times fewer terms, so its variance stays that of a dense layer.
+
+    Raises ProblemError where nblocks does not divide both sizes.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, nblocks: int = 4, bias: bool = True, activation: str | None = None
+    ) -> None:
+        super().__init__()
+        if nblocks < 1 or in_features % nblocks or out_features % nblocks:
+            raise ProblemError(
+                f"BlockDiagLinear({in_features}, {out_features}, nblocks={nblocks})",
+                "the number of blocks does not divide both sizes",
+                f"use a divisor of {math.gcd(in_features, out_features)}",
+            )
+        self.in_features, self.out_features, self.nblocks = in_features, out_features, nblocks
+        self.activation = activation
+        self.weight = nn.Parameter(torch.empty(nblocks, out_features // nblocks, in_features // nblocks))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights and biases."""
+        dense_bound = 1 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -dense_bound * math.sqrt(self.nblocks), dense_bound * math.sqrt(self.nblocks))
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -dense_bound, dense_bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features)."""
+        y: Tensor = blockdiag_linear(x, self.weight, self.bias, activation=self.activation)
+        return y
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_features}, {self.out_features}, nblocks={self.nblocks}, bias={self.bias is not None}, "
+            f"activation={self.activation}"
+        )
+
+
+class MonarchLinear(nn.Module):
+    """y = M x + bias with M a Monarch matrix of `order` block-diagonal factors, as in `m2gen.monarch_matmul`.
+
+    x (..., in_features) -> y (..., out_features), dtype as x. Parameters: `factors.0`, applied first, to
+    `factors.{order - 1}`, each (nblocks, block_out, block_in), and `bias` (out_features,) or None. Between the factors
+    the vector has min(in_features, out_features) entries.
+
+    nblocks is one number for all factors or a sequence with one each. The square Monarch of arXiv 2310.12109, section
+    3, with n = r^order has nblocks = n / r in every factor; the two-factor layers of arXiv 2204.00595 have 4.
+
+    Initialised uniform with variance 3^(-1 / order) / block_in in each factor: block_in terms are summed at every
+    stage, so the output's variance is 1/3 of the input's, that of `nn.Linear` with its default initialisation.
+
+    Raises ProblemError where the blocks do not fit the sizes or each other.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        nblocks: int | Sequence[int] = 4,
+        order: int = 2,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.order = in_features, out_features, order
+        shapes = _factor_shapes(in_features, out_features, nblocks, order)
+        self.factors = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
+        inner_widths(list(self.factors))  # raises now, not at the first call, if the blocks do not interleave
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new factors and biases."""
+        for factor in self.factors:
+            variance = 3 ** (-1 / self.order) / factor.shape[2]
+            bound = math.sqrt(3 * variance)
+            nn.init.uniform_(factor, -bound, bound)
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, nblocks: int | tuple[int, int] = 4) -> Self:
+        """The order-2 layer whose matrix is nearest to a dense layer's, in the Frobenius norm, and with its bias.
+
+        `Monarch.from_dense(linear.weight, nblocks)` gives the distance as well. Works in the weight's dtype and device.
+        """
+        n_out, n_in = linear.weight.shape
+        layer = cls(n_in, n_out, nblocks, order=2, bias=linear.bias is not None)
+        layer.to(device=linear.weight.device, dtype=linear.weight.dtype)
+        monarch, _ = Monarch.from_dense(linear.weight, nblocks, inner=min(n_in, n_out))
+        with torch.no_grad():
+            for mine, nearest in zip(layer.factors, monarch.factors, strict=True):
+                mine.copy_(nearest)
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features)."""
+        y: Tensor = monarch_matmul(x, list(self.factors))
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, order={self.order}, bias={self.bias is not None}"
+
+
+def _factor_shapes(n_in: int, n_out: int, nblocks: int | Sequence[int], order: int) -> list[tuple[int, int, int]]:
+    counts = [nblocks] * order if isinstance(nblocks, int) else list(nblocks)
+    asked = f"MonarchLinear({n_in}, {n_out}, nblocks={nblocks}, order={order})"
+    if order < 1 or len(counts) != order:
+        raise ProblemError(asked, f"{len(counts)} block counts", "give one for every factor, or one number for all")
+    sizes = [n_in, *[min(n_in, n_out)] * (order - 1), n_out]
+    for count, size_in, size_out in zip(counts, sizes, sizes[1:], strict=False):
+        if count < 1 or size_in % count or size_out % count:
+            found = f"{count} blocks do not divide a factor of {size_out} x {size_in}"
+            raise ProblemError(asked, found, f"use a divisor of {math.gcd(size_in, size_out)}")
+    return [(c, o // c, i // c) for c, i, o in zip(counts, sizes, sizes[1:], strict=False)]

@@ -1,0 +1,33 @@
+"""One Monarch Mixer layer: a sequence mixer, then (if there is one) a dimension mixer.
+
+Source: Monarch Mixer, arXiv 2310.12109.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from m2gen.modules.dimension_mixer import DimensionMixer
+from m2gen.modules.sequence_mixer import SequenceMixer
+
+
+class MixerBlock(nn.Module):
+    """x (B, L, d_model) -> (B, L, d_model): `attention`, then `mlp`.
+
+    The names are those of the published M2-BERT checkpoints; there is no attention in `attention`. As in M2-BERT there
+    is no residual connection around the sequence mixer (its second long convolution plays that part), and the dimension
+    mixer brings its own. With `prenorm=True` (M2-GPT) the first step is x + attention(norm(x)) instead.
+    """
+
+    def __init__(self, attention: SequenceMixer, mlp: DimensionMixer | None = None, *, prenorm: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(attention.d_model) if prenorm else None
+        self.attention = attention
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, L, d_model), mask (B, L) true at real tokens or None -> (B, L, d_model)."""
+        mixed: Tensor = self.attention(x, mask) if self.norm is None else x + self.attention(self.norm(x), mask)
+        if self.mlp is not None:
+            mixed = self.mlp(mixed)
+        return mixed

@@ -1,0 +1,117 @@
+"""The sequence mixer of M2-BERT and M2-GPT: a gated long convolution between two dense projections.
+
+Source: Monarch Mixer, arXiv 2310.12109, section 5.1; gating and short convolution from Hyena, arXiv 2302.10866.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2gen.errors import ProblemError
+from m2gen.modules.hyena_filter import HyenaFilter
+from m2gen.ops.depthwise_conv1d import depthwise_conv1d
+from m2gen.ops.fftconv import fftconv
+
+
+class SequenceMixer(nn.Module):
+    """u (B, L, d_model) -> (B, L, d_model), mixing along L without attention:
+
+        x1, x2, v = split(short_conv(in_linear(u)))
+        y = x2 * longconv(x1 * v) + longconv_2(u)
+        out = out_linear(y)
+
+    short_conv is a causal depthwise convolution of `short_kernel` taps; longconv and longconv_2 have filters as long as
+    the input (`filter_fn`, `filter_fn2`) and their own skip D. The second one, on the layer's input, takes the place of
+    a residual connection; `residual_long_conv=False` leaves it out. Gates, long convolution and skip are one `fftconv`
+    call. Parameter names are those of the published M2-BERT checkpoints.
+
+    bidirectional    long convolutions that see both sides (M2-BERT) or, if False, only the past (M2-GPT)
+    norm             a LayerNorm on the input, as in the released 80M checkpoint
+    dropout          on the gated value and before out_linear
+    filter_options   passed on to both `HyenaFilter`s
+
+    L must be at most max_length. Under autocast the projections run in the autocast dtype, the filters in float32.
+
+    Padding: the released model has no mask, so there padding changes the result of real tokens. Here
+    `forward(u, mask)` takes mask (B, L), bool or integer 0/1, true at real tokens, and what stands at the other
+    positions (left, right or in between, NaN included) reaches no real token. Rows padded on either side give what the
+    unpadded sequence gives; padding inside still takes up room, as positions are counted with it. Outputs at padded
+    positions mean nothing.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        max_length: int,
+        *,
+        bidirectional: bool = True,
+        residual_long_conv: bool = True,
+        short_kernel: int = 3,
+        norm: bool = False,
+        dropout: float = 0.0,
+        **filter_options: Any,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.bidirectional = d_model, bidirectional
+        self.mode = "bidirectional" if bidirectional else "causal"
+        self.layernorm = nn.LayerNorm(d_model) if norm else None
+        self.dropout = nn.Dropout(dropout)
+        self.in_linear = nn.Linear(d_model, 3 * d_model)
+        # holds the published parameter names and initialisation; the computation is m2gen's own op
+        self.short_filter = nn.Conv1d(3 * d_model, 3 * d_model, short_kernel, groups=3 * d_model)
+        filter_options["bidirectional"] = bidirectional
+        self.filter_fn = HyenaFilter(d_model, max_length, **filter_options)
+        self.filter_fn2 = HyenaFilter(d_model, max_length, **filter_options) if residual_long_conv else None
+        self.out_linear = nn.Linear(d_model, d_model)
+
+    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+        """u (B, L, d_model), mask (B, L) or None -> (B, L, d_model). Raises ProblemError for a mask of another kind."""
+        padding = None if mask is None else ~_as_bool(mask, u)[..., None]
+        u = u if self.layernorm is None else self.layernorm(u)
+        u = _zero(u, padding)
+        # in_linear adds a bias and short_filter another: without these two the padding would speak again
+        h = _zero(self.in_linear(u), padding)
+        h = depthwise_conv1d(h, self.short_filter.weight[:, 0], self.short_filter.bias, padding="causal", layout="BLH")
+        x1, x2, v = h.chunk(3, dim=-1)
+        v = self.dropout(_zero(v, padding))
+        y = self._long_conv(self.filter_fn, v, x1, x2)
+        if self.filter_fn2 is not None:
+            y = y + self._long_conv(self.filter_fn2, u)
+        out: Tensor = self.out_linear(self.dropout(y))
+        return out
+
+    def _long_conv(
+        self, filter_fn: HyenaFilter, u: Tensor, pre_gate: Tensor | None = None, post_gate: Tensor | None = None
+    ) -> Tensor:
+        k, k_rev = filter_fn(u.shape[1])
+        return fftconv(
+            u,
+            k,
+            mode=self.mode,
+            k_rev=k_rev,
+            pre_gate=pre_gate,
+            post_gate=post_gate,
+            skip=filter_fn.bias,
+            layout="BLH",
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.d_model}, mode={self.mode}"
+
+
+def _as_bool(mask: Tensor, u: Tensor) -> Tensor:
+    if mask.shape != u.shape[:2] or mask.is_floating_point():
+        # an additive mask (0 and -inf) would be read upside down
+        raise ProblemError(
+            f"a mask for u of shape {tuple(u.shape)}",
+            f"mask {tuple(mask.shape)} {mask.dtype}",
+            f"give a bool or 0/1 integer mask of shape {tuple(u.shape[:2])}, true at real tokens",
+        )
+    return mask.bool()
+
+
+def _zero(x: Tensor, padding: Tensor | None) -> Tensor:
+    return x if padding is None else torch.where(padding, x.new_zeros(()), x)
