@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
-from m2gen.monarch.blocks import apply_blocks, check_factors, check_permutations, inverse_blocks, real_blocks
+from m2gen.monarch.blocks import (
+    apply_blocks,
+    check_chain,
+    check_factors,
+    check_permutations,
+    inverse_blocks,
+    real_blocks,
+)
 from m2gen.monarch.permutation import Permutation, from_index, standard_permutations
 
 
@@ -38,6 +45,7 @@ class Monarch:
         # set once here; a frozen dataclass has no other way
         object.__setattr__(self, "factors", tuple(factors))
         if permutations is None:
+            check_chain(self.blocks)
             chosen = standard_permutations(self.blocks)
         else:
             chosen = tuple(p if isinstance(p, Permutation) else from_index(p) for p in permutations)

@@ -24,10 +24,14 @@ def check_factors(factors: Sequence[Tensor]) -> None:
             raise ProblemError(asked, f"dtypes {[f.dtype for f in factors]}", "give one floating or complex dtype")
         if f.device != factors[0].device:
             raise ProblemError(asked, f"devices {[str(f.device) for f in factors]}", "put them on one device")
-    for stage, (first, second) in enumerate(pairwise(shapes)):
+
+
+def check_chain(blocks: list[tuple[int, int, int]]) -> None:
+    """What the standard permutations need; others may pad or crop between the factors, and are checked themselves."""
+    for stage, (first, second) in enumerate(pairwise(blocks)):
         if first[0] * first[1] != second[0] * second[2]:
             raise ProblemError(
-                asked,
+                f"a Monarch with factors of shapes {blocks}",
                 f"factor {stage} gives {first[0] * first[1]} values, the next one takes {second[0] * second[2]}",
                 "make nblocks * block_out of each equal to nblocks * block_in of the next",
             )
