@@ -1,0 +1,1 @@
+"""The torch.library boundary: schemas, checks, fakes, derivatives. One file per op."""

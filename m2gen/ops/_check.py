@@ -1,0 +1,176 @@
+"""What an op accepts, said in one place: every refusal names what was asked, what was found and what to do."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from m2gen.config import config
+from m2gen.dtypes import DTYPES
+from m2gen.errors import ProblemError
+from m2gen.planner.problem import LAYOUTS, MODES
+
+_FLOATS = {getattr(torch, dtype.torch_name) for dtype in DTYPES.values()}
+PADDINGS = ("causal", "same")
+
+
+def choice(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ProblemError(f"{op}({name}={value!r})", f"not a known {name}", f"use one of {', '.join(allowed)}")
+
+
+def tensor(op: str, name: str, value: object, shape: tuple[int | str, ...], like: Tensor | None = None) -> None:
+    """`value` is a floating tensor of that shape (letters match any size), on the device of `like`."""
+    wanted = f"({', '.join(map(str, shape))})"
+    if not isinstance(value, Tensor):
+        raise ProblemError(f"{op}: {name}", f"found a {type(value).__name__}", f"give a tensor of shape {wanted}")
+    if value.dtype not in _FLOATS:
+        raise ProblemError(
+            f"{op}: {name}",
+            f"its dtype is {value.dtype}",
+            "convert it to float16, bfloat16, float32 or float64; complex sequences go as two real ones",
+        )
+    fits = value.dim() == len(shape) and all(
+        isinstance(s, str) or s == n for s, n in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise ProblemError(f"{op}: {name}", f"its shape is {tuple(value.shape)}", f"give it the shape {wanted}")
+    if like is not None and value.device != like.device:
+        raise ProblemError(
+            f"{op}: {name}", f"it is on {value.device} and the input on {like.device}", f"move it to {like.device}"
+        )
+
+
+def same_dtype(op: str, name: str, value: Tensor, of: str, other: Tensor) -> None:
+    if value.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
+        raise ProblemError(
+            f"{op}: {name}",
+            f"its dtype is {value.dtype} and that of {of} is {other.dtype}",
+            f"convert it to {other.dtype}",
+        )
+
+
+def finite(op: str, **tensors: Tensor | None) -> None:
+    """With M2GEN_CHECK_FINITE=1: no NaN, no infinity."""
+    if not config().check_finite:
+        return
+    for name, value in tensors.items():
+        if value is not None and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise ProblemError(
+                f"{op}: {name} is finite (M2GEN_CHECK_FINITE=1)",
+                f"found {count} NaN or infinite values of {value.numel()}",
+                "look for the layer that made them, or unset M2GEN_CHECK_FINITE to let them propagate",
+            )
+
+
+def fftconv(
+    u: Tensor,
+    k: Tensor,
+    mode: str,
+    k_rev: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    skip: Tensor | None,
+    layout: str,
+    precision: str,
+) -> None:
+    op = "fftconv"
+    choice(op, "mode", mode, MODES)
+    choice(op, "layout", layout, LAYOUTS)
+    choice(op, "precision", precision, ("auto",))
+    tensor(op, "u", u, tuple(layout))
+    channels, length = (u.shape[1], u.shape[2]) if layout == "BHL" else (u.shape[2], u.shape[1])
+    tensor(op, "k", k, (channels, "K"), u)
+    _filter_length(op, mode, k.shape[1], length)
+    if (k_rev is not None) != (mode == "bidirectional"):
+        found = "k_rev is missing" if k_rev is None else f"k_rev is given and mode {mode} has no use for it"
+        raise ProblemError(f"fftconv(mode={mode!r})", found, "give k_rev in mode bidirectional, and only there")
+    if k_rev is not None:
+        tensor(op, "k_rev", k_rev, tuple(k.shape), u)
+    for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+        if gate is not None:
+            tensor(op, name, gate, tuple(u.shape), u)
+            same_dtype(op, name, gate, "u", u)
+    if skip is not None:
+        tensor(op, "skip", skip, (channels,), u)
+    finite(op, u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip)
+
+
+def _filter_length(op: str, mode: str, taps: int, length: int) -> None:
+    asked = f"{op}(mode={mode!r}) with K = {taps} and L = {length}"
+    if taps == 0:
+        raise ProblemError(asked, "the filter has no taps", "give a filter of at least one tap")
+    if mode == "same" and taps % 2 == 0:
+        raise ProblemError(asked, "the filter has no middle tap", "give it an odd number of taps")
+    if mode == "circular" and taps > length:
+        raise ProblemError(asked, "a circular filter has at most L taps", "fold the filter modulo L, or cut it")
+
+
+def blockdiag_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, known: tuple[str, ...]
+) -> None:
+    op = "blockdiag_linear"
+    if activation is not None:
+        choice(op, "activation", activation, known)
+    tensor(op, "weight", weight, ("nblocks", "out_per_block", "in_per_block"))
+    nblocks, block_out, block_in = weight.shape
+    _last_axis(op, x, nblocks * block_in, f"nblocks * in_per_block = {nblocks} * {block_in}")
+    tensor(op, "weight", weight, tuple(weight.shape), x)
+    same_dtype(op, "weight", weight, "x", x)
+    if bias is not None:
+        tensor(op, "bias", bias, (nblocks * block_out,), x)
+        same_dtype(op, "bias", bias, "x", x)
+    finite(op, x=x, weight=weight, bias=bias)
+
+
+def _last_axis(op: str, x: Tensor, size: int, formula: str) -> None:
+    tensor(op, "x", x, (*["..."] * (x.dim() - 1), size) if isinstance(x, Tensor) and x.dim() else ("...", size))
+    if x.shape[-1] != size:
+        raise ProblemError(f"{op}: x", f"its last axis has {x.shape[-1]} entries", f"give it {formula} = {size}")
+
+
+def monarch_matmul(x: Tensor, factors: list[Tensor]) -> None:
+    op = "monarch_matmul"
+    if not factors:
+        raise ProblemError(op, "there are no factors", "give one (nblocks, block_out, block_in) tensor for each order")
+    for i, factor in enumerate(factors):
+        tensor(op, f"factors[{i}]", factor, ("nblocks", "block_out", "block_in"))
+    first = factors[0]
+    _last_axis(op, x, first.shape[0] * first.shape[2], f"nblocks * block_in = {first.shape[0]} * {first.shape[2]}")
+    for i, factor in enumerate(factors):
+        tensor(op, f"factors[{i}]", factor, tuple(factor.shape), x)
+        same_dtype(op, f"factors[{i}]", factor, "x", x)
+    for i, (a, b) in enumerate(pairwise(factors)):
+        if a.shape[0] * a.shape[1] != b.shape[0] * b.shape[2]:
+            raise ProblemError(
+                f"{op}: factors[{i}] of shape {tuple(a.shape)} before factors[{i + 1}] of shape {tuple(b.shape)}",
+                f"the first gives {a.shape[0] * a.shape[1]} values and the second takes {b.shape[0] * b.shape[2]}",
+                "make nblocks * block_out of each equal nblocks * block_in of the next",
+            )
+    finite(op, x=x, **{f"factors[{i}]": f for i, f in enumerate(factors)})
+
+
+def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: str | int, layout: str) -> None:
+    op = "depthwise_conv1d"
+    choice(op, "layout", layout, LAYOUTS)
+    if not (isinstance(padding, int) and not isinstance(padding, bool) and padding >= 0):
+        choice(op, "padding", padding, (*PADDINGS, "or a whole number of zeros, 0 or more"))
+    tensor(op, "x", x, tuple(layout))
+    channels, length = (x.shape[1], x.shape[2]) if layout == "BHL" else (x.shape[2], x.shape[1])
+    tensor(op, "weight", weight, (channels, "W"), x)
+    same_dtype(op, "weight", weight, "x", x)
+    if weight.shape[1] == 0:
+        raise ProblemError(f"{op}: weight", "it has no taps", "give it at least one tap")
+    if isinstance(padding, int) and length + 2 * padding < weight.shape[1]:
+        raise ProblemError(
+            f"{op}(padding={padding}) of {length} samples with {weight.shape[1]} taps",
+            "the filter is longer than the padded sequence",
+            "pad more, or use padding='causal' or 'same'",
+        )
+    if bias is not None:
+        tensor(op, "bias", bias, (channels,), x)
+        same_dtype(op, "bias", bias, "x", x)
+    finite(op, x=x, weight=weight, bias=bias)

@@ -1,0 +1,109 @@
+"""blockdiag_linear: a linear layer whose matrix is block-diagonal, an order-1 Monarch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2gen.ops import _check as check
+from m2gen.ops._register import Args, Definition, register
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+    """Each contiguous block of the last axis through its own matrix, then bias and activation.
+
+    Args:
+        x: (..., nblocks * in_per_block), float16, bfloat16, float32 or float64.
+        weight: (nblocks, out_per_block, in_per_block), dtype of ``x`` (autocast casts all three).
+        bias: (nblocks * out_per_block,).
+        activation: None, ``"gelu"`` (exact), ``"relu"`` or ``"silu"``.
+
+    Returns:
+        (..., nblocks * out_per_block). Differentiable to any order.
+
+    Raises:
+        ProblemError: for shapes, dtypes or devices that do not fit together, or an unknown activation.
+
+    Source: Monarch Mixer (arXiv 2310.12109), the order-1 Monarch of the dimension mixer.
+    """
+    check.blockdiag_linear(x, weight, bias, activation, tuple(ACTIVATIONS))
+    y: Tensor = blockdiag_linear_op(x, weight, bias)
+    return y if activation is None else ACTIVATIONS[activation](y)
+
+
+def matmul_blocks(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., nblocks * block_in) by weight (nblocks, block_out, block_in), as plain differentiable torch."""
+    nblocks, block_out, block_in = weight.shape
+    rows = x.reshape(-1, nblocks, block_in).transpose(0, 1)
+    y = torch.bmm(rows, weight.transpose(1, 2))
+    return y.transpose(0, 1).reshape(*x.shape[:-1], nblocks * block_out)
+
+
+def _impl(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = matmul_blocks(x, weight)
+    y = y if bias is None else y.add_(bias)
+    return y.contiguous()
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
+
+
+def outer_blocks(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
+    """The gradient in the weight: per block, the sum over rows of dy x^T."""
+    dy_rows = dy.reshape(-1, nblocks, dy.shape[-1] // nblocks).permute(1, 2, 0)
+    return torch.bmm(dy_rows, x.reshape(-1, nblocks, x.shape[-1] // nblocks).transpose(0, 1))
+
+
+def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
+    x, weight, _ = args
+    return [
+        blockdiag_linear_op(dy, weight.transpose(1, 2), None) if needs[0] else None,
+        outer_blocks(dy, x, weight.shape[0]) if needs[1] else None,
+        dy.reshape(-1, dy.shape[-1]).sum(0) if needs[2] else None,
+    ]
+
+
+def _jvp(args: Args, tangents: Args) -> Tensor:
+    x, weight, bias = args
+    dx, dweight, dbias = tangents
+    y: Tensor = blockdiag_linear_op(
+        torch.zeros_like(x) if dx is None else dx, weight, None if bias is None else _or_zeros(dbias, bias)
+    )
+    return y if dweight is None else y + blockdiag_linear_op(x, dweight, None)
+
+
+def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tangent is None else tangent
+
+
+def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
+    x = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(info.batch_size, *x.shape)
+    if in_dims[1] is None and in_dims[2] is None:
+        return blockdiag_linear_op(x, weight, bias), 0
+    weight = weight.movedim(in_dims[1], 0) if in_dims[1] is not None else weight.expand(info.batch_size, *weight.shape)
+    # samples side by side: sample v's blocks stand behind those of sample v - 1
+    y = blockdiag_linear_op(x.movedim(0, -2).flatten(-2), weight.flatten(0, 1), None)
+    y = y.unflatten(-1, (info.batch_size, -1)).movedim(-2, 0)
+    if bias is None:
+        return y, 0
+    bias = bias.movedim(in_dims[2], 0) if in_dims[2] is not None else bias.expand(info.batch_size, *bias.shape)
+    return y + bias.reshape(info.batch_size, *[1] * (y.dim() - 2), -1), 0
+
+
+blockdiag_linear_op = register(
+    Definition(
+        schema="blockdiag_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        impl=_impl,
+        fake=_fake,
+        vjp=_vjp,
+        jvp=_jvp,
+        vmap=_vmap,
+        autocast=(0, 1, 2),
+    )
+)

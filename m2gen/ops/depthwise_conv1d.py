@@ -1,0 +1,122 @@
+"""depthwise_conv1d: a short filter of its own for every channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2gen.ops import _check as check
+from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vmap
+
+
+def depthwise_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: str | int = "causal", layout: str = "BHL"
+) -> Tensor:
+    """y[b, h, i] = bias[h] + sum over w of weight[h, w] x[b, h, i + w - left], zeros outside, as torch.nn.Conv1d.
+
+    Args:
+        x: (B, H, L), float16, bfloat16, float32 or float64, any strides; (B, L, H) with ``layout="BLH"``.
+        weight: (H, W), dtype of ``x`` (autocast casts all three).
+        bias: (H,).
+        padding: ``"causal"``: W - 1 zeros on the left, so weight[:, W-1] meets the current sample; ``"same"``:
+            (W - 1) // 2 on the left and the rest on the right; a number: so many zeros on each side.
+        layout: of x and of the result.
+
+    Returns:
+        (B, H, L), or (B, H, L + 2 * padding - W + 1) for a number; in the layout of ``x``. Differentiable to any order.
+
+    Raises:
+        ProblemError: for shapes, dtypes or devices that do not fit together.
+
+    Source: Monarch Mixer (arXiv 2310.12109), the short convolution of the sequence mixer.
+    """
+    check.depthwise_conv1d(x, weight, bias, padding, layout)
+    width = weight.shape[1]
+    if isinstance(padding, int):
+        left = right = padding
+    else:
+        left = width - 1 if padding == "causal" else (width - 1) // 2
+        right = width - 1 - left
+    x = x.transpose(1, 2) if layout == "BLH" else x
+    y: Tensor = depthwise_conv1d_op(x, weight, bias, left, right)
+    return y.transpose(1, 2) if layout == "BLH" else y
+
+
+def _result(x: Tensor, weight: Tensor, left: int, right: int) -> Tensor:
+    """An empty result, channels-last in memory where x is."""
+    batch, channels, length = x.shape
+    length = length + left + right - weight.shape[1] + 1
+    if x.stride(1) == 1 and x.stride(2) != 1:
+        return x.new_empty((batch, length, channels)).transpose(1, 2)
+    return x.new_empty((batch, channels, length))
+
+
+def _impl(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
+    y = _result(x, weight, left, right)
+    if y.numel() == 0:
+        return y
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    # a sum of shifted copies, accumulated in the dtype of the arithmetic
+    padded = F.pad(x, (left, right)).to(dtype)
+    taps = weight.to(dtype).unsqueeze(-1).unbind(1)
+    total = padded[..., : y.shape[2]] * taps[0]
+    for w, tap in enumerate(taps[1:], start=1):
+        total.addcmul_(padded[..., w : w + y.shape[2]], tap)
+    return y.copy_(total if bias is None else total.add_(bias.to(dtype).unsqueeze(-1)))
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
+    return _result(x, weight, left, right)
+
+
+def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
+    x, weight, _, left, right = args
+    width = weight.shape[1]
+    grads: Args = [None] * 5
+    if needs[0]:
+        grads[0] = depthwise_conv1d_op(dy, weight.flip(1), None, width - 1 - left, width - 1 - right)
+    if needs[1]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        padded = F.pad(x, (left, right))
+        sums = [(padded[..., w : w + dy.shape[2]] * dy).sum((0, 2), dtype=dtype) for w in range(width)]
+        grads[1] = torch.stack(sums, dim=1).to(weight.dtype)
+    if needs[2]:
+        grads[2] = dy.sum((0, 2))
+    return grads
+
+
+def _jvp(args: Args, tangents: Args) -> Tensor:
+    x, weight, _, left, right = args
+    dx, dweight, dbias = tangents[:3]
+    terms = [] if dx is None else [depthwise_conv1d_op(dx, weight, None, left, right)]
+    if dweight is not None or dbias is not None:
+        dweight = torch.zeros_like(weight) if dweight is None else dweight
+        terms.append(depthwise_conv1d_op(x, dweight, dbias, left, right))
+    return torch.stack(terms).sum(0)
+
+
+def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Any, *pads: int) -> tuple[Tensor, int]:
+    if in_dims[1] is None and in_dims[2] is None:
+        y = depthwise_conv1d_op(fold_vmap(x, in_dims[0], info.batch_size, 0), weight, bias, *pads)
+        return unfold_vmap(y, info.batch_size, 0), 0
+    x, weight, bias = (
+        fold_vmap(t, dim, info.batch_size, into)
+        for t, dim, into in zip((x, weight, bias), in_dims, (1, 0, 0), strict=False)
+    )
+    return unfold_vmap(depthwise_conv1d_op(x, weight, bias, *pads), info.batch_size, 1), 0
+
+
+depthwise_conv1d_op = register(
+    Definition(
+        schema="depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, SymInt left, SymInt right) -> Tensor",
+        impl=_impl,
+        fake=_fake,
+        vjp=_vjp,
+        jvp=_jvp,
+        vmap=_vmap,
+        autocast=(0, 1, 2),
+    )
+)

@@ -1,0 +1,263 @@
+"""fftconv: the gated long convolution, and the operators its derivatives need.
+
+The convolution matrix is Toeplitz in every mode, so its transpose is itself between two reversals of time. Hence two
+operators close under differentiation: `fftconv`, and `fftconv_dk`, the adjoint of the convolution in its filter. A
+third, `fftconv_bwd`, computes all first-order gradients in one pass and is used where no further derivative is wanted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2gen.ops import _check as check
+from m2gen.ops._register import Args, Definition, fold_vmap, multilinear_jvp, register, unfold_vmap
+from m2gen.runtime import executor
+from m2gen.runtime.spectral import Gradients, Operands
+
+_U, _K, _K_REV, _PRE, _POST, _SKIP, _MODE = range(7)
+
+
+def fftconv(
+    u: Tensor,
+    k: Tensor,
+    *,
+    mode: str = "causal",
+    k_rev: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    layout: str = "BHL",
+    precision: str = "auto",
+) -> Tensor:
+    """Long convolution with optional gates and skip: z = u * pre_gate; y = post_gate * (conv(z, k) + skip * z).
+
+    =============== =======================================================================================
+    mode            conv(z, k)[i]
+    =============== =======================================================================================
+    causal          sum over j <= i of k[i-j] z[j]; any filter length, taps beyond L are cut
+    bidirectional   causal + sum over j > i of k_rev[j-i-1] z[j]  (M2-BERT's convention)
+    same            sum over j of k[i-j+(K-1)/2] z[j], zeros outside; K odd
+    circular        sum over j of k[(i-j) mod L] z[j]; K <= L
+    =============== =======================================================================================
+
+    Args:
+        u: (B, H, L), float16, bfloat16, float32 or float64, any strides; (B, L, H) with ``layout="BLH"``.
+        k: (H, K), any floating dtype; keeps its own under autocast.
+        mode: which convolution, see above.
+        k_rev: (H, K), the filter for later positions; in mode bidirectional, and only there.
+        pre_gate, post_gate: shape, dtype and device of ``u``; each optional alone.
+        skip: (H,), any floating dtype.
+        layout: ``"BHL"`` or ``"BLH"``, of u, gates and result.
+        precision: ``"auto"``; arithmetic is float32, or float64 where u is float64.
+
+    Returns:
+        Shape, dtype and memory layout of ``u``. Differentiable to any order in every tensor. A NaN or infinity spoils
+        its own row (b, h) and no other; set M2GEN_CHECK_FINITE=1 to get an error instead.
+
+    Raises:
+        ProblemError: for shapes, dtypes, devices, modes or filter lengths that do not fit together.
+
+    Source: Monarch Mixer (arXiv 2310.12109), the sequence mixer; FlashFFTConv (arXiv 2311.05908), section 3.
+    """
+    check.fftconv(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision)
+    if layout == "BLH":
+        u, pre_gate, post_gate = (None if x is None else x.transpose(1, 2) for x in (u, pre_gate, post_gate))
+    y: Tensor = fftconv_op(u, k, k_rev, pre_gate, post_gate, skip, mode)
+    return y.transpose(1, 2) if layout == "BLH" else y
+
+
+# -- the convolution ---------------------------------------------------------------------------------------------------
+
+
+def _impl(u: Tensor, k: Tensor, k_rev: Any, pre_gate: Any, post_gate: Any, skip: Any, mode: str) -> Tensor:
+    return executor.fftconv(Operands(u, k, k_rev, pre_gate, post_gate, skip), mode)
+
+
+def _fake(u: Tensor, k: Tensor, k_rev: Any, pre_gate: Any, post_gate: Any, skip: Any, mode: str) -> Tensor:
+    return torch.empty_like(u)
+
+
+def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
+    if torch.is_grad_enabled():
+        return [*_vjp_composed(args, dy, needs), None]
+    found = fftconv_bwd_op(dy, *args, [bool(need) for need in needs[:_MODE]])
+    return [grad if need else None for grad, need in zip(found, needs[:_MODE], strict=True)] + [None]
+
+
+def _vjp_composed(args: Args, dy: Tensor, needs: Args) -> Args:
+    """The gradients as differentiable operators."""
+    u, k, k_rev, pre, post, skip, mode = args
+    z = u if pre is None else u * pre
+    dc = dy if post is None else dy * post
+    grads: Args = [None] * _MODE
+    if needs[_U] or needs[_PRE]:
+        dz = transposed_conv(dc, k, k_rev, skip, mode)
+        grads[_U] = dz if pre is None else dz * pre
+        grads[_PRE] = dz * u if needs[_PRE] else None
+    if needs[_K] or needs[_K_REV]:
+        taps = fftconv_dk_op(z, dc, k.shape[1], mode)
+        grads[_K] = taps[0].to(k.dtype)
+        grads[_K_REV] = taps[1].to(k_rev.dtype) if needs[_K_REV] else None
+    if needs[_POST]:
+        grads[_POST] = dy * fftconv_op(u, k, k_rev, pre, None, skip, mode)
+    if needs[_SKIP]:
+        grads[_SKIP] = (z * dc).sum((0, 2), dtype=torch.promote_types(u.dtype, torch.float32)).to(skip.dtype)
+    return grads
+
+
+def transposed_conv(dc: Tensor, k: Tensor, k_rev: Tensor | None, skip: Tensor | None, mode: str) -> Tensor:
+    """The transpose of the (Toeplitz) convolution matrix, applied: reverse time, convolve, reverse time."""
+    flipped: Tensor = fftconv_op(dc.flip(-1), k, k_rev, None, None, skip, mode)
+    return flipped.flip(-1)
+
+
+def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+    *tensors, mode = args
+    filters = any(in_dims[i] is not None for i in (_K, _K_REV, _SKIP))
+    if not filters:  # one filter for all: more batch
+        for i in (_U, _PRE, _POST):
+            tensors[i] = fold_vmap(tensors[i], in_dims[i], info.batch_size, into=0)
+        return unfold_vmap(fftconv_op(*tensors, mode), info.batch_size, 0), 0
+    for i, tensor in enumerate(tensors):  # filters of their own: more channels
+        into = 1 if i in (_U, _PRE, _POST) else 0
+        tensors[i] = fold_vmap(tensor, in_dims[i], info.batch_size, into)
+    return unfold_vmap(fftconv_op(*tensors, mode), info.batch_size, 1), 0
+
+
+# -- all first-order gradients in one pass -----------------------------------------------------------------------------
+
+
+def _accumulator(like: Tensor, of: Tensor) -> Tensor:
+    """Zeros in the shape of a filter, in the dtype of the arithmetic."""
+    return of.new_zeros(like.shape, dtype=torch.promote_types(of.dtype, torch.float32))
+
+
+def _bwd_outputs(x: Operands, needs: list[bool]) -> Gradients:
+    """Where each wanted gradient is written: inputs and gates like themselves, filters and skip accumulated."""
+
+    def like(tensor: Tensor | None, index: int) -> Tensor | None:
+        return torch.empty_like(tensor) if needs[index] and tensor is not None else None
+
+    def zeros(tensor: Tensor | None, index: int) -> Tensor | None:
+        return _accumulator(tensor, x.u) if needs[index] and tensor is not None else None
+
+    return Gradients(
+        u=like(x.u, _U),
+        k=zeros(x.k, _K),
+        k_rev=zeros(x.k_rev, _K_REV),
+        pre_gate=like(x.pre_gate, _PRE),
+        post_gate=like(x.post_gate, _POST),
+        skip=zeros(x.skip, _SKIP),
+    )
+
+
+def _bwd_results(x: Operands, out: Gradients) -> tuple[Tensor, ...]:
+    """One tensor for each differentiable argument, in its dtype; empty where no gradient was wanted."""
+    pairs = (
+        (out.u, x.u),
+        (out.k, x.k),
+        (out.k_rev, x.k_rev),
+        (out.pre_gate, x.pre_gate),
+        (out.post_gate, x.post_gate),
+        (out.skip, x.skip),
+    )
+    return tuple(x.u.new_empty(0) if grad is None or of is None else grad.to(of.dtype) for grad, of in pairs)
+
+
+def _bwd_impl(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, mode, needs = args
+    x = Operands(*tensors)
+    out = _bwd_outputs(x, needs)
+    executor.fftconv_gradients(dy, x, mode, out)
+    return _bwd_results(x, out)
+
+
+def _bwd_fake(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, _, needs = args
+    x = Operands(*tensors)
+    return _bwd_results(x, _bwd_outputs(x, needs))
+
+
+def _bwd_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    *tensors, mode, needs = args
+    for i, tensor in enumerate(tensors):  # dy stands first, so every index is one more than in fftconv
+        into = 1 if i in (0, 1 + _U, 1 + _PRE, 1 + _POST) else 0
+        tensors[i] = fold_vmap(tensor, in_dims[i], info.batch_size, into)
+    found = fftconv_bwd_op(*tensors, mode, needs)
+    channel_dims = {_U: 1, _PRE: 1, _POST: 1, _K: 0, _K_REV: 0, _SKIP: 0}
+    grads = tuple(
+        unfold_vmap(g, info.batch_size, channel_dims[i]) if g.dim() > 1 or (needs[i] and i == _SKIP) else g
+        for i, g in enumerate(found)
+    )
+    return grads, tuple(0 if g is not found[i] else None for i, g in enumerate(grads))
+
+
+# -- the adjoint in the filter -----------------------------------------------------------------------------------------
+
+
+def _dk_shape(dc: Tensor, length: int, mode: str) -> tuple[int, ...]:
+    return (2 if mode == "bidirectional" else 1), dc.shape[1], length
+
+
+def _dk_impl(z: Tensor, dc: Tensor, length: int, mode: str) -> Tensor:
+    taps = z.new_zeros(_dk_shape(dc, length, mode), dtype=torch.promote_types(z.dtype, torch.float32))
+    x = Operands(z, taps[0], taps[1] if taps.shape[0] == 2 else None)
+    executor.fftconv_gradients(dc, x, mode, Gradients(k=x.k, k_rev=x.k_rev))
+    return taps
+
+
+def _dk_fake(z: Tensor, dc: Tensor, length: int, mode: str) -> Tensor:
+    return z.new_empty(_dk_shape(dc, length, mode), dtype=torch.promote_types(z.dtype, torch.float32))
+
+
+def _dk_vjp(args: Args, grad: Tensor, needs: Args) -> Args:
+    z, dc, _, mode = args
+    k, k_rev = grad[0], grad[1] if grad.shape[0] == 2 else None
+    dz = transposed_conv(dc, k, k_rev, None, mode) if needs[0] else None
+    ddc = fftconv_op(z, k, k_rev, None, None, None, mode) if needs[1] else None
+    return [dz, ddc, None, None]
+
+
+def _dk_vmap(info: Any, in_dims: tuple[Any, ...], z: Tensor, dc: Tensor, length: int, mode: str) -> tuple[Tensor, int]:
+    z, dc = (fold_vmap(x, dim, info.batch_size, into=1) for x, dim in zip((z, dc), in_dims, strict=False))
+    return unfold_vmap(fftconv_dk_op(z, dc, length, mode), info.batch_size, 1), 0
+
+
+_TENSORS = "Tensor u, Tensor k, Tensor? k_rev, Tensor? pre_gate, Tensor? post_gate, Tensor? skip, str mode"
+
+fftconv_op = register(
+    Definition(
+        schema=f"fftconv({_TENSORS}) -> Tensor",
+        impl=_impl,
+        fake=_fake,
+        vjp=_vjp,
+        jvp=lambda args, tangents: multilinear_jvp(fftconv_op, [(_U,), (_K, _K_REV, _SKIP), (_PRE,), (_POST,)])(
+            args, tangents
+        ),
+        vmap=_vmap,
+        autocast=(_U, _PRE, _POST),
+    )
+)
+fftconv_bwd_op = register(
+    Definition(
+        schema=f"fftconv_bwd(Tensor dy, {_TENSORS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        impl=_bwd_impl,
+        fake=_bwd_fake,
+        vjp=None,
+        jvp=None,
+        vmap=_bwd_vmap,
+    )
+)
+fftconv_dk_op = register(
+    Definition(
+        schema="fftconv_dk(Tensor z, Tensor dc, SymInt length, str mode) -> Tensor",
+        impl=_dk_impl,
+        fake=_dk_fake,
+        vjp=_dk_vjp,
+        jvp=lambda args, tangents: multilinear_jvp(fftconv_dk_op, [(0,), (1,)])(args, tangents),
+        vmap=_dk_vmap,
+    )
+)

@@ -1,0 +1,1 @@
+"""Oracles: one obvious line per formula, plain torch, float64. Slow on purpose."""

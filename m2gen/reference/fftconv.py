@@ -1,0 +1,50 @@
+"""The convolution as the sum it is, y[i] = sum_j w[i-j] z[j], in float64: no transform anywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lag_weights(k: Tensor, length: int, mode: str, k_rev: Tensor | None = None) -> Tensor:
+    """w (H, 2L-1): the weight of z[j] in y[i] for i - j = -(L-1) .. L-1."""
+    lag = torch.arange(1 - length, length)
+    if mode == "circular":
+        return _tap(k, lag % length)
+    if mode == "same":
+        return _tap(k, lag + (k.shape[1] - 1) // 2)
+    weights = _tap(k, lag)
+    return weights if k_rev is None else weights + _tap(k_rev, -lag - 1)
+
+
+def _tap(k: Tensor, index: Tensor) -> Tensor:
+    """k[h, index], zero where the index is outside the filter."""
+    inside = (index >= 0) & (index < k.shape[1])
+    return torch.where(inside, k.double()[:, index.clamp(0, k.shape[1] - 1)], 0.0)
+
+
+def toeplitz_apply(weights: Tensor, z: Tensor, rows: int = 256) -> Tensor:
+    """y[b, h, i] = sum_j w[h, i-j] z[b, h, j], some rows of the Toeplitz matrix at a time."""
+    windows = weights.flip(-1).unfold(-1, z.shape[-1], 1).flip(1)  # windows[h, i, j] = w[h, i - j]
+    return torch.cat([z.movedim(0, 1) @ part.mT for part in windows.split(rows, dim=1)], dim=-1).movedim(0, 1)
+
+
+def fftconv(
+    u: Tensor,
+    k: Tensor,
+    *,
+    mode: str = "causal",
+    k_rev: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    layout: str = "BHL",
+) -> Tensor:
+    """y = post_gate * (conv(z, k) + skip * z), z = u * pre_gate, in float64 and in the layout of u."""
+    if layout == "BLH":
+        gates = {name: None if g is None else g.mT for name, g in (("pre_gate", pre_gate), ("post_gate", post_gate))}
+        return fftconv(u.mT, k, mode=mode, k_rev=k_rev, skip=skip, **gates).mT
+    z = u.double() if pre_gate is None else u.double() * pre_gate.double()
+    y = toeplitz_apply(lag_weights(k, u.shape[2], mode, k_rev), z)
+    y = y if skip is None else y + skip.double().unsqueeze(-1) * z
+    return y if post_gate is None else y * post_gate.double()

@@ -1,0 +1,59 @@
+"""Tensors to a kernel: read the problem off the tensors, ask the planner, bind the plan, run it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from m2gen.dtypes import DTYPES
+from m2gen.log import once
+from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+from m2gen.planner.search import plan
+from m2gen.runtime.limits import live
+from m2gen.runtime.spectral import Gradients, Operands, SpectralKernel
+
+_SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.values()}
+
+
+def problem_of(x: Operands, mode: str) -> Problem:
+    """The problem that the tensors pose; channels-last is read off the strides."""
+    batch, channels, length = x.u.shape
+    return Problem(
+        n=length,
+        h=channels,
+        b=batch,
+        dtype=_SHORT_NAME[x.u.dtype],
+        mode=mode,
+        k=x.k.shape[1],
+        pre_gate=x.pre_gate is not None,
+        post_gate=x.post_gate is not None,
+        skip=x.skip is not None,
+        layout="BLH" if x.u.stride(1) == 1 and channels > 1 else "BHL",
+    )
+
+
+@lru_cache(maxsize=1024)
+def kernel_of(chosen: Plan) -> SpectralKernel:
+    """The computation of a plan, bound once."""
+    once(f"{chosen.problem} on {chosen.arch}: {chosen}")
+    return SpectralKernel(chosen.problem, chosen.conv)
+
+
+def _kernel(x: Operands, mode: str) -> SpectralKernel:
+    return kernel_of(plan(problem_of(x, mode), live(x.u.device)))
+
+
+def fftconv(x: Operands, mode: str) -> Tensor:
+    """The convolution of `x`; an empty tensor where there is nothing to compute."""
+    if x.u.numel() == 0:
+        return torch.empty_like(x.u)
+    return _kernel(x, mode).forward(x)
+
+
+def fftconv_gradients(dy: Tensor, x: Operands, mode: str, out: Gradients) -> None:
+    """Fill the gradients wanted in `out`, given zeroed tensors for k, k_rev and skip."""
+    if x.u.numel() != 0:
+        _kernel(x, mode).backward(dy, x, out)

@@ -1,0 +1,159 @@
+"""Convolution by spectra, in chunks of channels: the computation behind the solvers `library` and `composed`.
+
+Every mode is one convolution with lags -lo .. hi (`Problem.taps`): the taps are laid on a ring of the transform's size,
+lag d at position d mod size, and what the ring wraps around falls outside the L outputs that are kept. A circular
+problem done on a longer ring (`fold`) keeps the tail and adds it onto the head. Only a chunk's temporaries exist at any
+time, so that they stay in cache; arithmetic is float32, or float64 for float64 tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2gen.planner.plan import SpectralConv
+from m2gen.planner.problem import Problem
+from m2gen.runtime.transforms import Dft, bind
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The tensors of one call: u and gates (B, H, L) with any strides, k and k_rev (H, K), skip (H,)."""
+
+    u: Tensor
+    k: Tensor
+    k_rev: Tensor | None = None
+    pre_gate: Tensor | None = None
+    post_gate: Tensor | None = None
+    skip: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Which gradients are wanted, and the tensors they are written to; None where one is not wanted."""
+
+    u: Tensor | None = None
+    k: Tensor | None = None
+    k_rev: Tensor | None = None
+    pre_gate: Tensor | None = None
+    post_gate: Tensor | None = None
+    skip: Tensor | None = None
+
+    @property
+    def filter(self) -> bool:
+        return self.k is not None or self.k_rev is not None
+
+    @property
+    def input(self) -> bool:
+        return self.u is not None or self.pre_gate is not None
+
+
+class SpectralKernel:
+    """One planned convolution, forward and backward."""
+
+    def __init__(self, problem: Problem, step: SpectralConv) -> None:
+        self.step, self.n, self.taps, self.mode = step, problem.n, problem.taps, problem.mode
+        self.dft: Dft = bind(step.transform)
+
+    def forward(self, x: Operands) -> Tensor:
+        """y = post_gate * (conv(u * pre_gate, k) + skip * u * pre_gate), laid out in memory like u."""
+        y = torch.empty_like(x.u)
+        for part in self._chunks(x.u):
+            z = _gated(x.u, x.pre_gate, part)
+            c = self._conv(z, self.dft.forward(z) * self._filter_spectrum(x, part, z.dtype))
+            if x.skip is not None:
+                c.addcmul_(z, _column(x.skip, part, z.dtype))
+            if x.post_gate is not None:
+                c *= x.post_gate[:, part]
+            y[:, part] = c
+        return y
+
+    def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
+        """Fill the wanted gradients of <dy, forward(x)>; the forward's intermediates are computed again."""
+        for part in self._chunks(x.u):
+            z = _gated(x.u, x.pre_gate, part)
+            dc = _gated(dy, x.post_gate, part)
+            dc_f = self.dft.forward(self._unfold(dc)) if out.input or out.filter else None
+            z_f = self.dft.forward(z) if out.filter or out.post_gate is not None else None
+            if out.input or out.post_gate is not None:
+                kf = self._filter_spectrum(x, part, z.dtype)
+            if out.post_gate is not None:
+                c = self._conv(z, z_f * kf)
+                if x.skip is not None:
+                    c.addcmul_(z, _column(x.skip, part, z.dtype))
+                out.post_gate[:, part] = c.mul_(dy[:, part])
+            if out.input:
+                dz = self.dft.inverse(dc_f * kf.conj())[..., : self.n]
+                if x.skip is not None:
+                    dz = torch.addcmul(dz, dc, _column(x.skip, part, z.dtype))
+                _write_input_gradients(dz, x, part, out)
+            if dc_f is not None and z_f is not None and out.filter:
+                self._write_filter_gradients(self.dft.inverse((dc_f * z_f.conj()).sum(0)), part, out)
+            if out.skip is not None:
+                out.skip[part] = (z * dc).sum((0, 2))
+
+    def _chunks(self, u: Tensor) -> Iterator[slice]:
+        for start in range(0, u.shape[1], self.step.channels):
+            yield slice(start, start + self.step.channels)
+
+    def _filter_spectrum(self, x: Operands, part: slice, dtype: torch.dtype) -> Tensor:
+        k = x.k[part].to(dtype)
+        k_rev = None if x.k_rev is None else x.k_rev[part].to(dtype)
+        return self.dft.forward(self._on_ring(k, k_rev))
+
+    def _on_ring(self, k: Tensor, k_rev: Tensor | None) -> Tensor:
+        """The filter with lag d at position d mod size; short where no lag is negative."""
+        lo, hi = self.taps
+        if k_rev is not None:
+            ahead, behind = k[:, : hi + 1], k_rev[:, :lo].flip(-1)
+        else:
+            first = (k.shape[1] - 1) // 2 if self.mode == "same" else 0  # the tap of lag 0
+            ahead, behind = k[:, first : first + hi + 1], k[:, first - lo : first]
+        if lo == 0:
+            return ahead
+        return torch.cat([F.pad(ahead, (0, self.step.transform.size - lo - hi - 1)), behind], dim=-1)
+
+    def _conv(self, z: Tensor, spectrum: Tensor) -> Tensor:
+        full = self.dft.inverse(spectrum)
+        if self.step.fold:
+            tail = self.taps[1]
+            full[..., :tail] += full[..., self.n : self.n + tail]
+        return full[..., : self.n]
+
+    def _unfold(self, dc: Tensor) -> Tensor:
+        """The adjoint of folding: the head repeats behind the tail."""
+        return torch.cat([dc, dc[..., : self.taps[1]]], dim=-1) if self.step.fold else dc
+
+    def _write_filter_gradients(self, ring: Tensor, part: slice, out: Gradients) -> None:
+        """Read the gradient of every tap off the ring; taps that never reach an output keep the zero they have."""
+        lo, hi = self.taps
+        ahead, behind = ring[:, : hi + 1], ring[:, ring.shape[1] - lo :]
+        if self.mode == "same" and out.k is not None:
+            first = (out.k.shape[1] - 1) // 2
+            out.k[part, first - lo : first + hi + 1] = torch.cat([behind, ahead], dim=-1)
+        elif out.k is not None:
+            out.k[part, : hi + 1] = ahead
+        if out.k_rev is not None:
+            out.k_rev[part, :lo] = behind.flip(-1)
+
+
+def _gated(x: Tensor, gate: Tensor | None, part: slice) -> Tensor:
+    """The chunk of x, times its gate, contiguous in the dtype of the arithmetic."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    z = x[:, part].to(dtype, memory_format=torch.contiguous_format)
+    return z if gate is None else z * gate[:, part]
+
+
+def _column(skip: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
+    return skip[part].to(dtype).unsqueeze(-1)
+
+
+def _write_input_gradients(dz: Tensor, x: Operands, part: slice, out: Gradients) -> None:
+    if out.u is not None:
+        out.u[:, part] = dz if x.pre_gate is None else dz * x.pre_gate[:, part]
+    if out.pre_gate is not None:
+        out.pre_gate[:, part] = dz * x.u[:, part]

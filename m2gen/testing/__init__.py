@@ -1,0 +1,1 @@
+"""What tests, benchmarks and tuning share: named problems, random operands, tolerances."""
