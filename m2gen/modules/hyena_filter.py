@@ -163,7 +163,7 @@ def _network(emb_dim: int, width: int, inner_layers: int, channels: int, sine: S
 
 def _evaluate(network: nn.Sequential, h: Tensor) -> Tensor:
     """The network at positions h (L, emb_dim), in h's dtype, as (channels, L): the last product gives that layout."""
-    *layers, last = network.children()
+    *layers, last = network  # not .children(): that lists the shared sine once
     for layer in layers:
         h = _linear(layer, h) if isinstance(layer, nn.Linear) else layer(h)
     weight: Tensor = last.weight.to(h.dtype)  # type: ignore[assignment]
