@@ -33,6 +33,7 @@ class DeviceLimits:
     dram_bandwidth: float  # streaming tensors that exist already
     bandwidths: tuple[tuple[int, float], ...]  # temporaries: (working set in bytes, bytes/s), between points by log
     fft_rates: tuple[tuple[int, float], ...]  # the FFT library: (points, FLOP/s of 2.5 N log2 N), between points by log
+    fft_rows: tuple[tuple[int, float], ...]  # (rows in one call, share of that rate), between points by log
     fft_pass_points: int  # points the library's FFT does in one pass over memory
     chunk_bytes: int  # working set to aim for when channels are done in chunks
     call_seconds: float  # fixed cost of one library call or kernel launch
@@ -46,9 +47,9 @@ class DeviceLimits:
         """Bytes/s for temporaries where `working_set` bytes are in use."""
         return _between(self.bandwidths, working_set)
 
-    def fft_rate(self, points: float) -> float:
-        """FLOP/s (of 2.5 N log2 N) of the FFT library's real transforms of `points` points."""
-        return _between(self.fft_rates, points)
+    def fft_rate(self, points: float, rows: float) -> float:
+        """FLOP/s (of 2.5 N log2 N) of the FFT library's real transforms of `rows` rows of `points` points a call."""
+        return _between(self.fft_rates, points) * _between(self.fft_rows, rows)
 
 
 def _between(curve: tuple[tuple[int, float], ...], at: float) -> float:
@@ -103,6 +104,7 @@ def _gpu(
         dram_bandwidth=dram_bandwidth,
         bandwidths=((l2_bytes, l2_bandwidth), (2 * l2_bytes, dram_bandwidth)),
         fft_rates=((1, vector32 / 4),),
+        fft_rows=((1, 1.0),),
         fft_pass_points=8192,
         chunk_bytes=min(2 * GIB, memory_bytes // 16),
         call_seconds=5e-6,
@@ -143,7 +145,10 @@ _GPUS = (
         shared_bytes=99 * KIB,
         sources=(
             ("vector32, L2 size", "NVIDIA GA102 white paper"),
-            ("cores, matrix16 (32-bit sums), fp64_ratio, dram_bandwidth", "NVIDIA GA102 white paper [unverified]"),
+            (
+                "cores, matrix16 (32-bit sums), fp64_ratio, dram_bandwidth, memory_bytes",
+                "NVIDIA GA102 white paper [unverified]",
+            ),
             ("L2 bandwidth", "estimated"),
         ),
     ),
@@ -159,7 +164,10 @@ _GPUS = (
         memory_bytes=24 * GIB,
         shared_bytes=99 * KIB,
         sources=(
-            ("cores, matrix16 (32-bit sums), vector32, fp64_ratio, dram_bandwidth", "NVIDIA Ada white paper"),
+            (
+                "cores, matrix16 (32-bit sums), vector32, fp64_ratio, dram_bandwidth, memory_bytes",
+                "NVIDIA Ada white paper",
+            ),
             ("L2 size; L2 bandwidth", "NVIDIA Ada white paper; estimated, 4 times DRAM"),
         ),
     ),
@@ -249,12 +257,22 @@ _CPUS = (
         cores=1,
         matrix16=1.5e9,
         matrix32=72e9,
-        vector32=14e9,
+        vector32=7e9,
         fp64_ratio=0.43,
         matrix_unit=16,
         dram_bandwidth=11e9,
         bandwidths=((8 * MIB, 42e9), (16 * MIB, 11e9), (48 * MIB, 11e9), (64 * MIB, 2.5e9)),
-        fft_rates=((64, 17e9), (256, 22e9), (2048, 24e9), (16384, 15e9), (65536, 10e9), (2**18, 2.5e9), (2**21, 2e9)),
+        fft_rates=(
+            (64, 17e9),
+            (256, 22e9),
+            (2048, 24e9),
+            (16384, 15e9),
+            (65536, 13.5e9),
+            (2**19, 11e9),
+            (2**20, 7e9),
+            (2**21, 4.5e9),
+        ),
+        fft_rows=((1, 0.2), (2, 0.75), (4, 1.0)),
         fft_pass_points=2**40,
         chunk_bytes=4 * MIB,
         call_seconds=20e-6,
@@ -267,10 +285,14 @@ _CPUS = (
             ),
             ("matrix16", f"{_AVX2_MEASURED}: bfloat16 GEMM 1.4 to 2.1e9, emulated"),
             ("matrix_unit", f"{_AVX2_MEASURED}: complex products of radix 4 reach 7 to 15e9, of 8 38 to 46e9"),
-            ("vector32", "estimated: a third of the copy bandwidth in operands"),
+            ("vector32", f"{_AVX2_MEASURED}: elementwise products in cache, 12 bytes each, 62 to 82e9 bytes/s"),
             ("fp64_ratio", f"{_AVX2_MEASURED}: GEMM 29 to 32e9"),
             ("dram_bandwidth, bandwidths", f"{_AVX2_MEASURED}: copies; past 64 MiB each temporary is fresh memory"),
-            ("fft_rates", f"{_AVX2_MEASURED}: rfft and irfft, rows in about 2 MiB, one row beyond"),
+            ("fft_rates", f"{_AVX2_MEASURED}: rfft and irfft, rows in about 2 MiB, 4 rows from 65536 points on"),
+            (
+                "fft_rows",
+                f"{_AVX2_MEASURED}: 16384 to 4194304 points, a lone row 2.0 to 3.0e9 where two reach 5 to 10e9",
+            ),
             ("fft_pass_points", "unused: fft_rates fall with the size instead"),
             ("chunk_bytes, call_seconds", "measured there: chunks of 2 to 4 MiB best; a chunk costs 0.17 to 0.25 ms"),
             ("memory_bytes", "assumed; the live device's own replaces it"),
@@ -283,12 +305,13 @@ _CPUS = (
         cores=1,
         matrix16=390e9,
         matrix32=96e9,
-        vector32=20e9,
+        vector32=10e9,
         fp64_ratio=0.5,
         matrix_unit=16,
         dram_bandwidth=20e9,
         bandwidths=((16 * MIB, 75e9), (50 * MIB, 20e9), (100 * MIB, 4.5e9)),
-        fft_rates=((1024, 30e9), (16384, 32e9), (65536, 29e9), (2**18, 8e9), (2**21, 5e9)),
+        fft_rates=((1024, 30e9), (16384, 32e9), (65536, 29e9), (2**19, 22e9), (2**21, 10e9)),
+        fft_rows=((1, 0.2), (2, 0.75), (4, 1.0)),
         fft_pass_points=2**40,
         chunk_bytes=4 * MIB,
         call_seconds=10e-6,
@@ -299,7 +322,10 @@ _CPUS = (
             ("matrix16", "measured, Zen 5: oneDNN bfloat16 333 to 450e9"),
             ("bandwidths", "measured, Zen 5: a copy of 25 MB takes 1.3 ms, of 50 MB 22 ms; the middle estimated"),
             ("fft_rates", "estimated from a measured chunked convolution: 768 rows of 8192, causal, in 33.9 ms"),
-            ("fft_rates past 65536 points, dram_bandwidth, vector32, fp64_ratio, matrix_unit", "estimated, after avx2"),
+            (
+                "fft_rows, fft_rates past 65536 points, dram_bandwidth, vector32, fp64_ratio, matrix_unit",
+                "estimated, after avx2",
+            ),
             ("chunk_bytes, call_seconds", "estimated: chunks of 16 rows of 8192 were best there"),
             ("memory_bytes", "assumed; the live device's own replaces it"),
         ),
@@ -311,12 +337,13 @@ _CPUS = (
         cores=1,
         matrix16=35e9,
         matrix32=35e9,
-        vector32=8e9,
+        vector32=4e9,
         fp64_ratio=0.5,
         matrix_unit=16,
         dram_bandwidth=10e9,
         bandwidths=((8 * MIB, 30e9), (32 * MIB, 10e9), (64 * MIB, 3e9)),
-        fft_rates=((1024, 8e9), (65536, 5e9), (2**18, 2e9)),
+        fft_rates=((1024, 8e9), (65536, 5e9), (2**20, 2e9)),
+        fft_rows=((1, 1.0),),
         fft_pass_points=2**40,
         chunk_bytes=2 * MIB,
         call_seconds=15e-6,
@@ -331,12 +358,13 @@ _CPUS = (
         cores=1,
         matrix16=8e9,
         matrix32=8e9,
-        vector32=2e9,
+        vector32=1e9,
         fp64_ratio=0.5,
         matrix_unit=8,
         dram_bandwidth=8e9,
         bandwidths=((4 * MIB, 16e9), (16 * MIB, 8e9), (64 * MIB, 2.5e9)),
-        fft_rates=((1024, 3e9), (65536, 2e9), (2**18, 1e9)),
+        fft_rates=((1024, 3e9), (65536, 2e9), (2**20, 1e9)),
+        fft_rows=((1, 1.0),),
         fft_pass_points=2**40,
         chunk_bytes=2 * MIB,
         call_seconds=20e-6,

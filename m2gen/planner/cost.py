@@ -67,7 +67,7 @@ def _library_filter() -> Formulas:
 
 def _library_conv() -> Formulas:
     elementwise = _rows * c * (3 * N + n * (4 + 2 * G + 2 * K)) + H * N * c
-    launches = _chunks * (8 + G + 2 * K)
+    launches = _chunks * (7 + G + 2 * K)
     return _formulas(
         {
             "flop": _rows * (2 * T + 3 * N + n * (G + 2 * K)),
@@ -84,8 +84,8 @@ def _library_conv() -> Formulas:
 
 def _monarch(transforms: sp.Expr, calls: sp.Expr) -> Formulas:
     """`transforms` complex Monarch transforms of N points, done in `calls` batched calls of each kind."""
-    between = 8 * c * N * (p - 1) * transforms  # bytes: twiddle and permute, each read and written
-    launches = calls * (2 * p - 1)
+    between = 4 * c * N * (p - 1) * transforms  # bytes: every twiddle product reads and writes; nothing is permuted
+    launches = calls * (p - 1)
     return _formulas(
         {
             "flop": 6 * N * (p - 1) * transforms,
@@ -118,16 +118,16 @@ def _composed_filter() -> Formulas:
         {
             "flop": sp.Integer(0),
             "bytes": copies,
-            "launches": 2 * _chunks,
+            "launches": 3 * _chunks,
             "working_set": 6 * C * c * N + _TABLES,
-            "seconds": copies / W + 2 * _chunks * t,
+            "seconds": copies / W + 3 * _chunks * t,
         },
     )
 
 
 def _composed_conv() -> Formulas:
     elementwise = _rows * c * (7 * N + n * (4 + 2 * G + 2 * K)) + 2 * H * N * c
-    launches = _chunks * (5 + G + 2 * K)
+    launches = _chunks * (8 + G + 2 * K)
     return _plus(
         _monarch(2 * _rows, 2 * _chunks),
         {
@@ -224,30 +224,28 @@ def _sizes(problem: Problem, transform: Transform, channels: float) -> tuple[flo
 
 
 def substitutions(
-    problem: Problem, transform: Transform, channels: int, limits: DeviceLimits
-) -> tuple[tuple[float, ...], dict[str, float]]:
-    """The numbers for SYMBOLS, in their order and by name."""
+    problem: Problem, transform: Transform, channels: int, limits: DeviceLimits, step: str
+) -> tuple[float, ...]:
+    """The numbers for SYMBOLS, in their order; only F differs between the steps "filter" and "conv"."""
     slower = limits.fp64_ratio if DTYPES[problem.dtype].compute == "fp64" else 1.0
     points = work_case(transform.size)[1] if transform.kind == "fft" else transform.size
-    in_use = working_set(problem, transform, channels)
-    values = (
+    rows = channels if step == "filter" else channels * problem.b
+    return (
         *_sizes(problem, transform, channels),
-        limits.fft_rate(points) * slower,
+        limits.fft_rate(points, rows) * slower,
         limits.matrix32 * slower,
         limits.matrix_unit,
-        limits.bandwidth(in_use),
+        limits.bandwidth(working_set(problem, transform, channels)),
         limits.dram_bandwidth,
         limits.call_seconds,
         ceil(log(max(points, 2)) / log(limits.fft_pass_points)),
         _squares(transform),
     )
-    return values, {str(symbol): float(value) for symbol, value in zip(SYMBOLS, values, strict=True)}
 
 
-def estimates(problem: Problem, transform: Transform, channels: int, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
-    """What the filter's spectrum and the convolution cost."""
-    values, _ = substitutions(problem, transform, channels, limits)
-    return _evaluate("filter", transform, values), _evaluate("conv", transform, values)
+def estimate(problem: Problem, transform: Transform, channels: int, limits: DeviceLimits, step: str) -> Estimate:
+    """What the filter's spectrum (step "filter") or the convolution (step "conv") costs."""
+    return _evaluate(step, transform, substitutions(problem, transform, channels, limits, step))
 
 
 def _evaluate(step: str, transform: Transform, values: tuple[float, ...]) -> Estimate:

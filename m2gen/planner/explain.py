@@ -54,12 +54,13 @@ def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
     if not isinstance(step, FilterSpectrum | SpectralConv):
         return [f"{step}: {_amounts(step.estimate)}"]
     name = "filter" if isinstance(step, FilterSpectrum) else "conv"
-    _, numbers = cost.substitutions(plan.problem, step.transform, plan.conv.channels, limits)
+    values = cost.substitutions(plan.problem, step.transform, plan.conv.channels, limits, name)
+    numbers = zip(cost.SYMBOLS, values, strict=True)
     formulas = cost.models()[step.transform.kind, name]
     used = set().union(
         *(formulas.whole[key].free_symbols | formulas.stage[key].free_symbols for key in cost.QUANTITIES)
     )
-    shown = (f"{symbol} = {numbers[str(symbol)]:.6g}" for symbol in cost.SYMBOLS if symbol in used)
+    shown = (f"{symbol} = {value:.6g}" for symbol, value in numbers if symbol in used)
     lines = [str(step), f"  with {', '.join(shown)}"]
     lines += _work_lines(step.transform)
     for quantity in cost.QUANTITIES:
@@ -79,11 +80,8 @@ def _work_lines(transform: Transform) -> list[str]:
 
 def _formula(formulas: cost.Formulas, quantity: str) -> str:
     """The whole, and the stage summed over the radices."""
-    whole, stage = formulas.whole[quantity], formulas.stage[quantity]
-    if stage == 0:
-        return sp.sstr(whole)
-    summed = f"sum over radices of [{sp.sstr(stage)}]"
-    return summed if whole == 0 else f"{sp.sstr(whole)} + {summed}"
+    whole, stage = sp.sstr(formulas.whole[quantity]), sp.sstr(formulas.stage[quantity])
+    return whole if stage == "0" else f"{whole} + sum over radices of [{stage}]"
 
 
 def _amounts(estimate: Estimate) -> str:

@@ -84,7 +84,8 @@ def _least_sum(n: int, order: int, largest: int) -> tuple[int, ...]:
 
 def _least_possible(n: int, order: int) -> float:
     """A lower bound of the sum: m equal real radices (arithmetic and geometric means), a hair less for rounding."""
-    return order * float(n) ** (1.0 / order) * (1.0 - 1e-12)
+    root: float = float(n) ** (1.0 / order)
+    return order * root * (1.0 - 1e-12)
 
 
 def _ceil_root(n: int, order: int) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """A discrete Fourier transform of `size` points: by the library (no radices), or by Monarch factors of `radices`."""
+    """A discrete Fourier transform of `size` points: by the library (no radices) or by Monarch factors."""
 
     kind: Literal["fft", "monarch"]
     size: int

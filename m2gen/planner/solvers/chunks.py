@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from m2gen.device.limits import DeviceLimits
-from m2gen.planner.cost import estimates, working_set
+from m2gen.planner.cost import estimate, working_set
 from m2gen.planner.factor import padded_sizes
 from m2gen.planner.plan import FilterSpectrum, Plan, SpectralConv, Transform
 from m2gen.planner.problem import Problem
@@ -20,9 +20,9 @@ def sizes(problem: Problem) -> Iterator[tuple[int, bool]]:
             yield size, problem.mode == "circular"
 
 
-def fits(problem: Problem, transform: Transform, limits: DeviceLimits) -> bool:
-    """Whether one channel, the least that can be done at a time, fits the device's memory."""
-    return working_set(problem, transform, 1) <= limits.memory_bytes
+def fits(problem: Problem, transform: Transform, limits: DeviceLimits, at_once: int = 1) -> bool:
+    """Whether `at_once` channels (one is the least that can be done) fit the device's memory."""
+    return working_set(problem, transform, at_once) <= limits.memory_bytes
 
 
 def channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> int:
@@ -32,9 +32,10 @@ def channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> in
     return max(1, min(problem.h, int((limits.chunk_bytes - fixed) // per_channel)))
 
 
-def plan(problem: Problem, limits: DeviceLimits, solver: str, transform: Transform, fold: bool) -> Plan:
-    """The plan of two steps with `transform`, its estimates filled in."""
-    at_once = channels(problem, transform, limits)
-    of_filter, of_conv = estimates(problem, transform, at_once, limits)
+def plan(
+    problem: Problem, limits: DeviceLimits, solver: str, transform: Transform, *, fold: bool, at_once: int
+) -> Plan:
+    """The plan of two steps with `transform`, `at_once` channels a chunk, its estimates filled in."""
+    of_filter, of_conv = (estimate(problem, transform, at_once, limits, step) for step in ("filter", "conv"))
     steps = (FilterSpectrum(of_filter, transform), SpectralConv(of_conv, transform, at_once, fold))
     return Plan(problem, limits.arch, solver, steps)

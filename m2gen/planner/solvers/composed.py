@@ -29,7 +29,8 @@ class Composed:
     def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
         for transform, fold in _transforms(problem):
             if chunks.fits(problem, transform, limits):
-                yield chunks.plan(problem, limits, self.name, transform, fold)
+                at_once = chunks.channels(problem, transform, limits)
+                yield chunks.plan(problem, limits, self.name, transform, fold=fold, at_once=at_once)
 
 
 def _transforms(problem: Problem) -> Iterator[tuple[Transform, bool]]:

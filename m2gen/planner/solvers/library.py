@@ -1,4 +1,4 @@
-"""The FFT library, in chunks of channels whose working set stays in cache (CPU) or bounds the temporaries (GPU)."""
+"""The FFT library, in chunks of channels: in cache on a CPU, within a bound on a GPU."""
 
 from __future__ import annotations
 
@@ -24,9 +24,17 @@ class Library:
 
     def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
         for size, fold in chunks.sizes(problem):
-            if chunks.fits(problem, _transform(size), limits):
-                yield chunks.plan(problem, limits, self.name, _transform(size), fold)
+            transform = _transform(size)
+            for at_once in _channels(problem, transform, limits):
+                if chunks.fits(problem, transform, limits, at_once):
+                    yield chunks.plan(problem, limits, self.name, transform, fold=fold, at_once=at_once)
 
 
 def _transform(size: int) -> Transform:
     return Transform("fft", size, ())
+
+
+def _channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> list[int]:
+    """The chunk that fits the cache, and two and four channels: a lone row can be slow (limits.fft_rows)."""
+    fitting = chunks.channels(problem, transform, limits)
+    return sorted({min(problem.h, max(fitting, least)) for least in (1, 2, 4)})

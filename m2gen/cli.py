@@ -1,0 +1,131 @@
+"""The one program: m2gen demo | plan | doctor. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from m2gen import __version__
+from m2gen.errors import M2GenError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from m2gen.device.limits import DeviceLimits
+    from m2gen.planner.search import Ranking
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class _Refused(click.ClickException):
+    """An M2GenError as one clean message on stderr."""
+
+    exit_code = 2
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except M2GenError as error:
+            raise _Refused(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="m2gen", message="%(prog)s %(version)s")
+def main() -> None:
+    """A compiler for Monarch operators.
+
+    \b
+    m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated
+    m2gen doctor
+    m2gen demo
+    """
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("problem", nargs=-1, required=True)
+@click.option(
+    "--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942, avx2 ..."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
+def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
+    """Show how PROBLEM would be done on a device, and what it should cost. Runs nothing.
+
+    \b
+    m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated skip --target sm90
+    words: n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
+           gated pre_gated post_gated skip   bhl blh
+    """
+    from m2gen.planner import search
+    from m2gen.planner.problem import Problem
+    from m2gen.runtime.planning import limits_of
+
+    asked, limits = Problem.parse(" ".join(problem)), limits_of(target)
+    chosen = search.plan(asked, limits)
+    if as_json:
+        click.echo(chosen.to_json())
+        return
+    click.echo(chosen.explain(limits))
+    click.echo()
+    _print_ranking(_console(), search.rank(asked, limits), limits)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> None:
+    """Every solver's best plan, and every rejection."""
+    from rich.table import Table
+
+    from m2gen.planner.explain import seconds
+
+    table = Table(title=f"every solver on {limits.arch}, cheapest first", title_justify="left")
+    for column in ("solver", "estimate", "best plan, or why not"):
+        table.add_column(column, overflow="fold")
+    bests = {plan.solver: plan for plan in reversed(ranking.plans)}
+    for best in sorted(bests.values(), key=lambda plan: plan.estimate.seconds):
+        table.add_row(best.solver, seconds(best.estimate.seconds), str(best.conv))
+    for solver, reason in ranking.rejections:
+        table.add_row(solver, "rejected", reason)
+    console.print(table)
+
+
+@main.command(context_settings=_CONTEXT)
+@click.option("--cxx", envvar="CXX", default=None, help="C++ compiler to look at first.  [environment: CXX]")
+def doctor(cxx: str | None) -> None:
+    """Show what m2gen finds here: versions, device, compilers, settings, and what would run and why.
+
+    \b
+    m2gen doctor
+    """
+    from rich.table import Table
+
+    from m2gen.doctor import report
+
+    console = _console()
+    for title, rows in report(cxx):
+        table = Table(title=title, title_justify="left", show_header=False)
+        table.add_column("what", no_wrap=True)
+        table.add_column("found", overflow="fold")
+        for what, found in rows:
+            table.add_row(what, found)
+        console.print(table)
+
+
+@main.command(context_settings=_CONTEXT)
+@click.option("--minutes", default=2.5, show_default=True, help="How long it may take, about.")
+@click.option("--seed", default=0, show_default=True, help="Seed of every random number.")
+def demo(minutes: float, seed: int) -> None:
+    """Train and compare small models on this machine.
+
+    \b
+    m2gen demo --minutes 1
+    """
+    import importlib
+
+    importlib.import_module("m2gen.demo").main(minutes=minutes, seed=seed)

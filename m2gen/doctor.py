@@ -1,0 +1,105 @@
+"""What `m2gen doctor` tells: versions, the device and its limits, compilers, settings, what would run and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.errors import M2GenError
+
+Rows = list[tuple[str, str]]
+
+_PACKAGES = ("torch", "triton", "numpy", "sympy", "jinja2")
+_COMPILERS = ("g++", "clang++")
+
+
+def report(cxx: str | None = None) -> Iterator[tuple[str, Rows]]:
+    """(title, rows) of every section; `cxx` is a compiler to look at besides the usual ones."""
+    from m2gen.runtime.planning import limits_of
+
+    limits = limits_of("auto")
+    yield "versions", _versions()
+    yield "device", _device(limits)
+    yield "compilers", [(name, compiler(name)) for name in dict.fromkeys((*([cxx] if cxx else []), *_COMPILERS))]
+    yield "settings in force", _settings()
+    yield "caches", [("plans", "in memory, per process"), ("files", "none: this version writes no file")]
+    yield "what will run, and why (n=1024 h=64 b=2 causal)", _choices(limits)
+
+
+def _versions() -> Rows:
+    return [("python", platform.python_version()), *((name, _version(name)) for name in _PACKAGES)]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device(limits: DeviceLimits) -> Rows:
+    """The row's figures and their sources."""
+    figures = [
+        (field.name, _figure(getattr(limits, field.name)))
+        for field in dataclasses.fields(limits)
+        if field.name != "sources"
+    ]
+    return figures + [(f"source of {fields}", source) for fields, source in limits.sources]
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple):
+        return ", ".join(f"{at}: {rate:.3g}" for at, rate in value)
+    return str(value)
+
+
+def compiler(name: str) -> str:
+    """Where the compiler is and what it calls itself."""
+    path = shutil.which(name)
+    if path is None:
+        return "not found"
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path}: does not run ({error})"
+    return f"{path}: {(done.stdout.splitlines() or ['says nothing'])[0]}"
+
+
+def _settings() -> Rows:
+    from m2gen.config import config
+
+    try:
+        current = config()
+    except M2GenError as error:
+        return [("refused", str(error))]
+    return [(f"M2GEN_{field.name.upper()}", str(getattr(current, field.name))) for field in dataclasses.fields(current)]
+
+
+def _choices(limits: DeviceLimits) -> Rows:
+    from m2gen.dtypes import DTYPES
+
+    return [(dtype, choice(f"fftconv n=1024 h=64 b=2 {dtype} causal", limits)) for dtype in DTYPES]
+
+
+def choice(text: str, limits: DeviceLimits) -> str:
+    """The chosen solver with its reason: what the next best solver would cost, or why it cannot."""
+    from m2gen.planner.explain import seconds
+    from m2gen.planner.problem import Problem
+    from m2gen.planner.search import rank
+
+    ranking = rank(Problem.parse(text), limits)
+    others = {plan.solver: seconds(plan.estimate.seconds) for plan in reversed(ranking.plans)}
+    if not ranking.plans:
+        return "nothing: " + "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections)
+    best = ranking.plans[0]
+    cost = others.pop(best.solver)
+    against = [f"{solver} {time}" for solver, time in others.items()]
+    against += [f"{solver} cannot: {reason}" for solver, reason in ranking.rejections]
+    return f"{best.solver}, {best.conv.transform}: estimated {cost} against {'; '.join(against) or 'nothing else'}"

@@ -1,0 +1,53 @@
+"""What the planner decides, one line per (problem, target): reviewed as text, so that a change of mind is seen.
+
+python tests/planner/decisions.py > tests/planner/decisions.txt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from m2gen.device.limits import target
+from m2gen.planner.explain import seconds
+from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+from m2gen.planner.search import rank
+from m2gen.testing.corpus import corpus
+
+SIZES = (1, 2, 17, 784, 1000, 4096, 6000, 8191, 65536, 1048576, 4194304)
+TARGETS = ("sm90", "sm80", "gfx942", "avx512", "avx2")
+COMMITTED = Path(__file__).with_name("decisions.txt")
+COMMAND = "python tests/planner/decisions.py > tests/planner/decisions.txt"
+
+
+def problems() -> Iterator[tuple[str, Problem]]:
+    """(name, problem): the ladder of sizes, then the corpus."""
+    for n in SIZES:
+        yield f"n-{n}", Problem.parse(f"fftconv n={n} h=768 b=8 bf16 causal gated")
+    for entry in corpus():
+        yield entry.name, entry.problem
+
+
+def decisions() -> Iterator[str]:
+    yield "# Written by: " + COMMAND
+    for name, problem in problems():
+        yield f"\n{name}: {problem}"
+        for arch in TARGETS:
+            first, *others = rank(problem, target(arch)).plans
+            runner_up = f"; next {_describe(others[0])}" if others else ""
+            yield f"  {arch:7} {_describe(first)}{runner_up}"
+
+
+def _describe(plan: Plan) -> str:
+    transform, conv = plan.conv.transform, plan.conv
+    radices = f" = {'x'.join(map(str, transform.radices))}" if transform.radices else ""
+    fold = " fold" if conv.fold else ""
+    return (
+        f"{plan.solver} order {transform.order} size {transform.size}{radices}{fold} channels {conv.channels} "
+        f"{seconds(plan.estimate.seconds)}"
+    )
+
+
+if __name__ == "__main__":
+    print("\n".join(decisions()))

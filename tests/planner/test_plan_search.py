@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import dataclasses
+from math import log2, prod
+
+import pytest
+import sympy as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2gen.device.limits import LIMITS, target
+from m2gen.errors import PlanError
+from m2gen.planner import cost, search
+from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform
+from m2gen.planner.problem import Problem
+from m2gen.testing.corpus import corpus
+
+CORPUS = {entry.name: entry.problem for entry in corpus()}
+
+
+@st.composite
+def small_problems(draw: st.DrawFn) -> Problem:
+    n = draw(st.integers(1, 5000))
+    mode = draw(st.sampled_from(("causal", "bidirectional", "same", "circular")))
+    k = draw(st.integers(1, n))
+    return Problem(
+        n=n,
+        h=draw(st.integers(1, 300)),
+        b=draw(st.integers(1, 40)),
+        dtype=draw(st.sampled_from(("fp16", "bf16", "fp32", "fp64"))),
+        mode=mode,
+        k=k - (k % 2 == 0) if mode == "same" else k,
+        post_gate=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(small_problems(), st.sampled_from(sorted(LIMITS)))
+def test_every_candidate_is_sound(problem, arch):
+    ranking = search.rank(problem, target(arch))
+    assert not ranking.rejections
+    assert 2 <= len(ranking.plans) <= 300
+    for plan in ranking.plans:
+        filter_step, conv = plan.steps
+        assert isinstance(filter_step, FilterSpectrum)
+        assert isinstance(conv, SpectralConv)
+        assert conv is plan.conv
+        assert filter_step.transform == conv.transform
+        assert 1 <= conv.channels <= problem.h
+        if conv.channels > 4:
+            assert conv.estimate.working_set <= target(arch).chunk_bytes * (1 + 1e-9)
+        if conv.transform.size < problem.linear_size:
+            assert problem.mode == "circular"
+            assert conv.transform.size == problem.n
+            assert not conv.fold
+        if conv.transform.kind == "monarch":
+            assert prod(conv.transform.radices) == conv.transform.size
+            assert conv.transform.blocks == tuple((conv.transform.size // r, r, r) for r in conv.transform.radices)
+        for figure in dataclasses.astuple(plan.estimate):
+            assert figure > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(small_problems())
+def test_json_round_trip(problem):
+    for plan in search.rank(problem, target("sm90")).plans:
+        again = Plan.from_json(plan.to_json())
+        assert again == plan
+        assert hash(again) == hash(plan)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"problem": "fftconv n=8", "arch": "a", "solver": "s", "steps": [{}]}']
+)
+def test_json_that_is_no_plan(text):
+    with pytest.raises(PlanError, match="to_json"):
+        Plan.from_json(text)
+
+
+def test_plans_are_deterministic_and_remembered():
+    problem, limits = Problem.parse("fftconv n=6000 h=768 b=8 bf16 causal gated"), target("sm90")
+    first = search.plan(problem, limits)
+    assert search.plan(problem, limits) is first
+    search.plan.cache_clear()
+    search.rank.cache_clear()
+    assert search.plan(problem, limits) == first
+    costs = [plan.estimate.seconds for plan in search.rank(problem, limits).plans]
+    assert costs == sorted(costs)
+
+
+def test_no_plan_gives_every_reason():
+    problem = Problem.parse(f"fftconv n={2**36} b=64")
+    with pytest.raises(PlanError) as caught:
+        search.plan(problem, target("avx2"))
+    for part in (
+        str(problem),
+        "avx2",
+        "library: one channel needs",
+        "composed: one channel and the DFT",
+        "GiB",
+        "memory",
+    ):
+        assert part in str(caught.value)
+    ranking = search.rank(problem, target("avx2"))
+    assert [solver for solver, _ in ranking.rejections] == ["library", "composed"]
+    assert ranking.plans == ()
+    assert ranking.best("library") is None
+
+
+def test_a_dft_matrix_beyond_memory_is_no_candidate():
+    plans = search.rank(Problem.parse("fftconv n=1048576 circular"), target("avx2")).plans
+    monarch = [plan.conv.transform for plan in plans if plan.solver == "composed"]
+    assert monarch
+    assert all(transform.order > 1 for transform in monarch)
+    assert any(transform.order == 20 for transform in monarch)
+
+
+def test_s_expression():
+    plan = search.rank(CORPUS["ffc-4k"], target("sm90")).best("composed")
+    assert plan is not None
+    assert str(plan).startswith(f'(plan "{CORPUS["ffc-4k"]}" sm90 composed (filter-spectrum (monarch ')
+    assert "(spectral-conv (monarch " in str(plan)
+    assert "(channels " in str(plan)
+    assert str(Transform("fft", 8, ())) == "(fft 8)"
+    assert str(SpectralConv(Estimate(), Transform("monarch", 8, (4, 2)), 3, True)) == (
+        "(spectral-conv (monarch 8 (radices 4 2)) (channels 3) (fold))"
+    )
+
+
+def test_estimates_add():
+    left, right = Estimate(1, 2, 3, 4, 5), Estimate(10, 20, 30, 40, 50)
+    assert left + right == Estimate(11, 22, 33, 40, 55)
+    plan = search.plan(CORPUS["ffc-4k"], target("sm90"))
+    assert plan.estimate == plan.steps[0].estimate + plan.steps[1].estimate
+
+
+def test_a_plan_must_end_in_a_convolution():
+    with pytest.raises(PlanError, match="SpectralConv"):
+        _ = Plan(Problem(n=8), "avx2", "none", (Step(Estimate()),)).conv
+
+
+def both(problem, transform, channels, limits):
+    return tuple(cost.estimate(problem, transform, channels, limits, step) for step in ("filter", "conv"))
+
+
+def test_monarch_flop_is_the_formula():
+    """8 N sum(radices) + 6 N (order - 1) per complex transform: one for the filter, two a row, 6 N for the product."""
+    problem = Problem(n=4096, h=3, b=2, mode="circular")
+    transform = Transform("monarch", 4096, (16, 16, 16))
+    of_filter, of_conv = both(problem, transform, 1, target("sm90"))
+    once = 8 * 4096 * 48 + 6 * 4096 * 2
+    assert of_filter.flop == 3 * once
+    assert of_conv.flop == 3 * 2 * (2 * once + 6 * 4096)
+
+
+def test_library_flop_is_the_formula():
+    problem = Problem(n=4096, h=3, mode="circular")
+    of_filter, _ = both(problem, Transform("fft", 4096, ()), 1, target("sm90"))
+    assert of_filter.flop == pytest.approx(3 * 2.5 * 4096 * 12)
+    prime = Problem(n=8191, h=3, mode="circular")
+    of_filter, _ = both(prime, Transform("fft", 8191, ()), 1, target("sm90"))
+    assert of_filter.flop == pytest.approx(3 * 3 * 5 * 16384 * log2(16384))
+
+
+def test_compiled_formulas_agree_with_sympy():
+    """The lambdified functions against the printed expressions, by substitution."""
+    problem, limits = Problem.parse("fftconv n=1000 h=7 b=3 bf16 gated skip"), target("avx2")
+    for transform in (Transform("fft", 2000, ()), Transform("monarch", 2000, (20, 10, 10))):
+        for step, got in zip(("filter", "conv"), both(problem, transform, 2, limits), strict=True):
+            numbers = cost.substitutions(problem, transform, 2, limits, step)
+            formulas = cost.models()[transform.kind, step]
+            for quantity in cost.QUANTITIES:
+                values = {name: sp.Float(x, 30) for name, x in zip(cost.SYMBOLS, numbers, strict=True)}
+                whole = formulas.whole[quantity].subs(values)
+                stages = sum(formulas.stage[quantity].subs({**values, cost.r: r}) for r in transform.radices)
+                assert float(whole + stages) == pytest.approx(getattr(got, quantity), rel=1e-9)
+
+
+def test_working_set_is_linear_in_channels():
+    problem, transform = Problem(n=1000, h=64, b=3), Transform("monarch", 2000, (50, 40))
+    for channels in (1, 2, 17):
+        _, conv = both(problem, transform, channels, target("avx2"))
+        assert cost.working_set(problem, transform, channels) == pytest.approx(conv.working_set)
+
+
+@pytest.mark.parametrize("name", sorted(CORPUS))
+def test_every_corpus_problem_is_planned_and_explained(name):
+    for arch in ("sm90", "avx2"):
+        for solver in ("library", "composed"):
+            plan = search.rank(CORPUS[name], target(arch)).best(solver)
+            assert plan is not None
+            text = plan.explain()
+            for part in (str(CORPUS[name]), target(arch).description, solver, "flop = ", "seconds = ", "estimate"):
+                assert part in text
+            if solver == "composed":
+                assert f"order     {plan.conv.transform.order}" in text
+                assert "nblocks x out x in" in text
