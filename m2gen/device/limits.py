@@ -34,6 +34,7 @@ class DeviceLimits:
     bandwidths: tuple[tuple[int, float], ...]  # temporaries: (working set in bytes, bytes/s), between points by log
     fft_rates: tuple[tuple[int, float], ...]  # the FFT library: (points, FLOP/s of 2.5 N log2 N), between points by log
     fft_rows: tuple[tuple[int, float], ...]  # (rows in one call, share of that rate), between points by log
+    fft_mixed: tuple[float, float]  # share of that rate at (even, odd) sizes that are no power of two
     fft_pass_points: int  # points the library's FFT does in one pass over memory
     chunk_bytes: int  # working set to aim for when channels are done in chunks
     call_seconds: float  # fixed cost of one library call or kernel launch
@@ -47,9 +48,10 @@ class DeviceLimits:
         """Bytes/s for temporaries where `working_set` bytes are in use."""
         return _between(self.bandwidths, working_set)
 
-    def fft_rate(self, points: float, rows: float) -> float:
-        """FLOP/s (of 2.5 N log2 N) of the FFT library's real transforms of `rows` rows of `points` points a call."""
-        return _between(self.fft_rates, points) * _between(self.fft_rows, rows)
+    def fft_rate(self, points: int, rows: int) -> float:
+        """FLOP/s of the FFT library on `rows` rows of `points` points a call."""
+        shape = 1.0 if points.bit_count() == 1 else self.fft_mixed[points % 2]
+        return _between(self.fft_rates, points) * _between(self.fft_rows, rows) * shape
 
 
 def _between(curve: tuple[tuple[int, float], ...], at: float) -> float:
@@ -105,6 +107,7 @@ def _gpu(
         bandwidths=((l2_bytes, l2_bandwidth), (2 * l2_bytes, dram_bandwidth)),
         fft_rates=((1, vector32 / 4),),
         fft_rows=((1, 1.0),),
+        fft_mixed=(0.8, 0.5),
         fft_pass_points=8192,
         chunk_bytes=min(2 * GIB, memory_bytes // 16),
         call_seconds=5e-6,
@@ -273,6 +276,7 @@ _CPUS = (
             (2**21, 4.5e9),
         ),
         fft_rows=((1, 0.2), (2, 0.75), (4, 1.0)),
+        fft_mixed=(0.8, 0.5),
         fft_pass_points=2**40,
         chunk_bytes=4 * MIB,
         call_seconds=20e-6,
@@ -293,6 +297,10 @@ _CPUS = (
                 "fft_rows",
                 f"{_AVX2_MEASURED}: 16384 to 4194304 points, a lone row 2.0 to 3.0e9 where two reach 5 to 10e9",
             ),
+            (
+                "fft_mixed",
+                f"{_AVX2_MEASURED}: 5120 to 24576 points 14 to 20e9; odd sizes 4 to 5e9 of 5/2 N log2 N, so twice that",
+            ),
             ("fft_pass_points", "unused: fft_rates fall with the size instead"),
             ("chunk_bytes, call_seconds", "measured there: chunks of 2 to 4 MiB best; a chunk costs 0.17 to 0.25 ms"),
             ("memory_bytes", "assumed; the live device's own replaces it"),
@@ -312,6 +320,7 @@ _CPUS = (
         bandwidths=((16 * MIB, 75e9), (50 * MIB, 20e9), (100 * MIB, 4.5e9)),
         fft_rates=((1024, 30e9), (16384, 32e9), (65536, 29e9), (2**19, 22e9), (2**21, 10e9)),
         fft_rows=((1, 0.2), (2, 0.75), (4, 1.0)),
+        fft_mixed=(0.8, 0.5),
         fft_pass_points=2**40,
         chunk_bytes=4 * MIB,
         call_seconds=10e-6,
@@ -344,6 +353,7 @@ _CPUS = (
         bandwidths=((8 * MIB, 30e9), (32 * MIB, 10e9), (64 * MIB, 3e9)),
         fft_rates=((1024, 8e9), (65536, 5e9), (2**20, 2e9)),
         fft_rows=((1, 1.0),),
+        fft_mixed=(0.8, 0.5),
         fft_pass_points=2**40,
         chunk_bytes=2 * MIB,
         call_seconds=15e-6,
@@ -365,6 +375,7 @@ _CPUS = (
         bandwidths=((4 * MIB, 16e9), (16 * MIB, 8e9), (64 * MIB, 2.5e9)),
         fft_rates=((1024, 3e9), (65536, 2e9), (2**20, 1e9)),
         fft_rows=((1, 1.0),),
+        fft_mixed=(0.8, 0.5),
         fft_pass_points=2**40,
         chunk_bytes=2 * MIB,
         call_seconds=20e-6,

@@ -9,7 +9,8 @@ Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a sta
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
 smaller than the matrix unit gets r/U of its rate: the shape of FlashFFTConv's cost model (equation 2; remembered,
 not checked against the paper; its constants are not used).
-Library. A real transform is 5/2 N log2 N where no prime passes 13, else Bluestein: three complex ones of m >= 2N - 1.
+Library. A real transform of an even size is 5/2 N log2 N FLOP (a complex one of half the size), of an odd one a
+complex one of all N. Where a prime passes 13, Bluestein: that complex transform as three of m points, a power of two.
 Every figure is an estimate; none has been fitted on a device but those whose row in device/limits.py says measured.
 """
 
@@ -154,7 +155,11 @@ def models() -> dict[tuple[str, str], Formulas]:
 @lru_cache(maxsize=1)
 def transform_work() -> dict[str, sp.Expr]:
     """T, the FLOP of the library's real transform; for Bluestein N is the longer transform's size m."""
-    return {"smooth": sp.Rational(5, 2) * N * sp.log(N, 2), "bluestein": 15 * N * sp.log(N, 2)}
+    return {
+        "even": sp.Rational(5, 2) * N * sp.log(N, 2),
+        "odd": 5 * N * sp.log(N, 2),
+        "bluestein": 15 * N * sp.log(N, 2),
+    }
 
 
 @lru_cache(maxsize=8)
@@ -165,7 +170,7 @@ def _compiled(kind: str, step: str) -> tuple[Callable[..., list[float]], Callabl
     return whole, stage
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _compiled_work(case: str) -> Callable[[float], float]:
     compiled: Callable[[float], float] = sp.lambdify((N,), transform_work()[case], modules="math")
     return compiled
@@ -174,8 +179,9 @@ def _compiled_work(case: str) -> Callable[[float], float]:
 def work_case(size: int) -> tuple[str, int]:
     """Which formula T follows for `size`, and the size to put in it."""
     if largest_prime(size) <= BLUESTEIN_ABOVE:
-        return "smooth", size
-    return "bluestein", 1 << (2 * size - 2).bit_length()
+        return ("odd" if size % 2 else "even"), size
+    points = size if size % 2 else size // 2  # of the complex transform
+    return "bluestein", 1 << (2 * points - 2).bit_length()
 
 
 @lru_cache(maxsize=4096)

@@ -74,7 +74,7 @@ def _work_lines(transform: Transform) -> list[str]:
     if transform.kind != "fft":
         return []
     case, points = cost.work_case(transform.size)
-    where = f"N = {points}" if case == "smooth" else f"Bluestein: a prime factor above 13, with N = {points} inside"
+    where = f"N = {points}" if case != "bluestein" else f"N = {points} inside (Bluestein, for a prime factor above 13)"
     return [f"  T = {sp.sstr(cost.transform_work()[case])} with {where}"]
 
 
@@ -93,6 +93,8 @@ def _amounts(estimate: Estimate) -> str:
 
 def seconds(value: float) -> str:
     """A time with three digits and its unit."""
+    if value >= 100:
+        return f"{value:.0f} s"
     for scale, unit in ((1.0, "s"), (1e-3, "ms")):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"

@@ -48,11 +48,12 @@ def test_every_source_is_told(arch):
 
 def test_curves_interpolate():
     row = dataclasses.replace(target("avx2"), fft_rates=((100, 1.0), (10000, 100.0)), bandwidths=((10, 5.0),))
-    row = dataclasses.replace(row, fft_rows=((1, 0.25), (4, 1.0)))
+    row = dataclasses.replace(row, fft_rows=((1, 0.25), (4, 1.0)), fft_mixed=(0.5, 0.1))
     assert row.fft_rate(1, 4) == 1.0
-    assert row.fft_rate(100, 9) == 1.0
-    assert row.fft_rate(1000, 4) == pytest.approx(10.0)
-    assert row.fft_rate(10**9, 4) == 100.0
+    assert row.fft_rate(64, 9) == 1.0
+    assert row.fft_rate(1000, 4) == pytest.approx(10.0 * 0.5)
+    assert row.fft_rate(1001, 4) == pytest.approx(10.0 * 0.1, rel=0.01)
+    assert row.fft_rate(2**30, 4) == 100.0
     assert row.fft_rate(1, 1) == 0.25
     assert row.fft_rate(1, 2) == pytest.approx(0.5)
     assert row.bandwidth(1) == row.bandwidth(10**9) == 5.0
