@@ -176,8 +176,8 @@ class Monarch:
         """The real Monarch R with R x = Re(M x) for every real x; M itself when M is real.
 
         A complex number becomes two neighbouring reals, so the inner blocks double; the first factor reads reals and
-        the last one writes only the real parts, so those two double in one direction. It costs 4 p - 4 real products
-        where the complex form has 4 p.
+        the last one writes only the real parts, so those two double in one direction. Where complex arithmetic has four
+        real products for every entry, they have two.
         """
         if not self.dtype.is_complex:
             return self
@@ -221,7 +221,8 @@ class Monarch:
         """The n x n Hadamard matrix of Sylvester's order, entries +1 and -1; n a power of two.
 
         It is a Kronecker product of the Hadamard matrices of the radices (default: two of them, nearest sqrt(n)), so
-        order 2 holds it even without a permutation of the input: the class M of arXiv 2204.00595, section 3.
+        order 2 holds it: the class M of arXiv 2204.00595, section 3, which has no permutation of the input. (The
+        standard permutations, whose P_0 suits the DFT, do not: see `from_dense` with either `permute_input`.)
         Raises ProblemError unless n and every radix are powers of two and the radices multiply to n.
         """
         from m2gen.monarch import construct

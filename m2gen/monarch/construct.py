@@ -140,8 +140,9 @@ def _cost(split: tuple[int, int], n_out: int, n_in: int) -> int:
 
 
 def _exact_split(n: int) -> tuple[int, int]:
-    divisors = (d for d in range(1, n + 1) if n % d == 0)
-    return min(((n // d, d) for d in divisors), key=lambda split: _cost(split, n, n))
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    pairs = [(n // d, d) for d in small] + [(d, n // d) for d in small]
+    return min(pairs, key=lambda split: _cost(split, n, n))
 
 
 def _padded_split(n_out: int, n_in: int) -> tuple[int, int]:

@@ -12,7 +12,11 @@ from torch import Tensor
 
 def block_diagonal(factor: Tensor) -> Tensor:
     """(nblocks, block_out, block_in) as the matrix it stands for."""
-    return torch.block_diag(*factor.unbind(0))
+    nblocks, block_out, block_in = factor.shape
+    matrix = factor.new_zeros(nblocks * block_out, nblocks * block_in)
+    for t in range(nblocks):
+        matrix[t * block_out : (t + 1) * block_out, t * block_in : (t + 1) * block_in] = factor[t]
+    return matrix
 
 
 def permutation_matrix(index: Sequence[int], size_in: int) -> Tensor:
