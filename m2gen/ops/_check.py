@@ -127,7 +127,7 @@ def blockdiag_linear(
 
 
 def _last_axis(op: str, x: Tensor, size: int, formula: str) -> None:
-    tensor(op, "x", x, (*["..."] * (x.dim() - 1), size) if isinstance(x, Tensor) and x.dim() else ("...", size))
+    tensor(op, "x", x, tuple(["..."] * max(1, x.dim())) if isinstance(x, Tensor) else ("...", size))
     if x.shape[-1] != size:
         raise ProblemError(f"{op}: x", f"its last axis has {x.shape[-1]} entries", f"give it {formula} = {size}")
 

@@ -49,9 +49,9 @@ def _result(x: Tensor, weight: Tensor, left: int, right: int) -> Tensor:
     """An empty result, channels-last in memory where x is."""
     batch, channels, length = x.shape
     length = length + left + right - weight.shape[1] + 1
-    if x.stride(1) == 1 and x.stride(2) != 1:
-        return x.new_empty((batch, length, channels)).transpose(1, 2)
-    return x.new_empty((batch, channels, length))
+    last = x.stride(1) == 1 and x.stride(2) != 1
+    strides = (length * channels, 1, channels) if last else (length * channels, length, 1)
+    return x.new_empty_strided((batch, channels, length), strides)  # not a view: a view's tangent must share its layout
 
 
 def _impl(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:

@@ -59,14 +59,20 @@ def inner_widths(factors: Sequence[Tensor]) -> list[int]:
     return widths
 
 
+def swap(x: Tensor, rows: int, columns: int) -> Tensor:
+    """View the last axis as (..., rows, columns), transpose the two, flatten: a stride permutation."""
+    groups = x.shape[-1] // (rows * columns)
+    return x.reshape(*x.shape[:-1], groups, rows, columns).transpose(-1, -2).reshape(x.shape)
+
+
 def gather_blocks(x: Tensor, factor: Tensor, width: int) -> Tensor:
     """The permutation before a stage: (..., A, block_in, C) -> (..., A, C, block_in)."""
-    return x.unflatten(-1, (-1, factor.shape[2], width)).transpose(-1, -2).flatten(-3)
+    return swap(x, factor.shape[2], width)
 
 
 def scatter_blocks(x: Tensor, factor: Tensor) -> Tensor:
     """The permutation behind a stage: (..., nblocks, block_out) -> (..., block_out, nblocks)."""
-    return x.unflatten(-1, (factor.shape[0], factor.shape[1])).transpose(-1, -2).flatten(-2)
+    return swap(x, factor.shape[0], factor.shape[1])
 
 
 def _stages(x: Tensor, factors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -97,10 +103,10 @@ def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
     for i in reversed(range(len(factors))):
         factor, width = factors[i], inner_widths(factors)[i]
         nblocks, block_out, block_in = factor.shape
-        dy = dy.unflatten(-1, (block_out, nblocks)).transpose(-1, -2).flatten(-2) if many else dy
+        dy = swap(dy, block_out, nblocks) if many else dy
         grads[i] = outer_blocks(dy, inputs[i], nblocks) if needs[1][i] else None
         dy = matmul_blocks(dy, factor.transpose(1, 2))
-        dy = dy.unflatten(-1, (-1, width, block_in)).transpose(-1, -2).flatten(-3) if many else dy
+        dy = swap(dy, width, block_in) if many else dy
     return [dy if needs[0] else None, grads]
 
 

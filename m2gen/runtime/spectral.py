@@ -4,6 +4,9 @@ Every mode is one convolution with lags -lo .. hi (`Problem.taps`): the taps are
 lag d at position d mod size, and what the ring wraps around falls outside the L outputs that are kept. A circular
 problem done on a longer ring (`fold`) keeps the tail and adds it onto the head. Only a chunk's temporaries exist at any
 time, so that they stay in cache; arithmetic is float32, or float64 for float64 tensors.
+
+Conjugates are physical, never torch's lazy ones: inside an operator that a compiled graph calls, the lazy conjugate's
+dispatch key is masked, and the conjugation would silently not happen.
 """
 
 from __future__ import annotations
@@ -87,12 +90,12 @@ class SpectralKernel:
                     c.addcmul_(z, _column(x.skip, part, z.dtype))
                 out.post_gate[:, part] = c.mul_(dy[:, part])
             if out.input:
-                dz = self.dft.inverse(dc_f * kf.conj())[..., : self.n]
+                dz = self.dft.inverse(dc_f * kf.conj_physical())[..., : self.n]
                 if x.skip is not None:
                     dz = torch.addcmul(dz, dc, _column(x.skip, part, z.dtype))
                 _write_input_gradients(dz, x, part, out)
             if dc_f is not None and z_f is not None and out.filter:
-                self._write_filter_gradients(self.dft.inverse((dc_f * z_f.conj()).sum(0)), part, out)
+                self._write_filter_gradients(self.dft.inverse((dc_f * z_f.conj_physical()).sum(0)), part, out)
             if out.skip is not None:
                 out.skip[part] = (z * dc).sum((0, 2))
 

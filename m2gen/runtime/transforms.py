@@ -55,9 +55,9 @@ class MonarchDft:
         return z.reshape(*x.shape[:-1], self.size)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
-        # Conjugate on the way in and take the real part on the way out: IDFT(s) = conj(DFT(conj s)) / n, and the stages
+        # Conjugate (physically: see spectral.py) on the way in and take the real part on the way out: IDFT(s) = conj(DFT(conj s)) / n, and the stages
         # run backwards because each one is a symmetric matrix.
-        dtype, device, z = spectrum.dtype, spectrum.device, spectrum.conj()
+        dtype, device, z = spectrum.dtype, spectrum.device, spectrum.conj_physical()
         for radix, rest in reversed(self.stages):
             z = z.reshape(-1, radix, rest)
             if rest > 1:

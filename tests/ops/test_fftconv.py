@@ -96,7 +96,7 @@ def test_solvers_agree(mode: str, n: int) -> None:
     for name, kernel in tried.items():
         try:
             check(kernel.forward(x), expected, scale, problem.linear_size)
-        except AssertionError as error:
+        except AssertionError as error:  # noqa: PERF203
             raise AssertionError(f"{name}: {error}") from None
 
 

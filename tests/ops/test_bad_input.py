@@ -1,0 +1,141 @@
+"""What cannot be done says asked / found / do; what is empty gives the empty result; NaN stays in its row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import m2gen
+from m2gen import ProblemError
+from m2gen.config import config
+from m2gen.ops import _check as check
+
+U, K, GATE = torch.randn(2, 3, 8), torch.randn(3, 5), torch.randn(2, 3, 8)
+
+
+def conv(u: Any = U, k: Any = K, **rest: Any) -> Tensor:
+    return m2gen.fftconv(u, k, **rest)
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "u rank": (lambda: conv(U[0]), r"u: its shape is \(3, 8\)\. Give it the shape \(B, H, L\)"),
+    "u rank BLH": (lambda: conv(U[0], layout="BLH"), r"Give it the shape \(B, L, H\)"),
+    "k rank": (lambda: conv(k=K[None]), r"k: its shape is \(1, 3, 5\)\. Give it the shape \(3, K\)"),
+    "k channels": (lambda: conv(k=K[:2]), r"k: its shape is \(2, 5\)"),
+    "layout mix-up": (lambda: conv(layout="BLH"), r"k: its shape is \(3, 5\)\. Give it the shape \(8, K\)"),
+    "not a tensor": (lambda: conv(k=[1.0]), r"k: found a list"),
+    "integer u": (lambda: conv(U.int()), r"u: its dtype is torch.int32"),
+    "complex u": (lambda: conv(U.cfloat()), r"complex sequences go as two real ones"),
+    "device": (lambda: conv(k=K.to("meta")), r"k: it is on meta and the input on cpu\. Move it to cpu"),
+    "unknown mode": (lambda: conv(mode="cyclic"), r"mode='cyclic'.*causal, bidirectional, same, circular"),
+    "unknown layout": (lambda: conv(layout="HBL"), r"Use one of BHL, BLH"),
+    "unknown precision": (lambda: conv(precision="fp8"), r"Use one of auto"),
+    "K > L circular": (lambda: conv(k=torch.randn(3, 9), mode="circular"), r"K = 9 and L = 8.*at most L taps"),
+    "even K in same": (lambda: conv(k=torch.randn(3, 4), mode="same"), r"no middle tap"),
+    "no taps": (lambda: conv(k=torch.randn(3, 0)), r"no taps"),
+    "missing k_rev": (lambda: conv(mode="bidirectional"), r"k_rev is missing"),
+    "useless k_rev": (lambda: conv(k_rev=K), r"mode causal has no use for it"),
+    "k_rev shape": (lambda: conv(mode="bidirectional", k_rev=K[:, 1:]), r"k_rev: its shape is \(3, 4\)"),
+    "pre_gate shape": (lambda: conv(pre_gate=GATE[:1]), r"pre_gate: its shape is \(1, 3, 8\)"),
+    "post_gate dtype": (lambda: conv(post_gate=GATE.double()), r"post_gate: its dtype is torch.float64"),
+    "post_gate device": (lambda: conv(post_gate=GATE.to("meta")), r"post_gate: it is on meta"),
+    "skip shape": (lambda: conv(skip=torch.randn(8)), r"skip: its shape is \(8,\)\. Give it the shape \(3\)"),
+    "blockdiag x": (
+        lambda: m2gen.blockdiag_linear(torch.randn(2, 5), torch.randn(2, 4, 3)),
+        r"x: its last axis has 5 entries\. Give it nblocks \* in_per_block = 2 \* 3 = 6",
+    ),
+    "blockdiag weight": (lambda: m2gen.blockdiag_linear(U, K), r"weight: its shape is \(3, 5\)"),
+    "blockdiag bias": (
+        lambda: m2gen.blockdiag_linear(torch.randn(2, 6), torch.randn(2, 4, 3), torch.randn(4)),
+        r"bias: its shape is \(4,\)\. Give it the shape \(8\)",
+    ),
+    "blockdiag dtype": (
+        lambda: m2gen.blockdiag_linear(torch.randn(2, 6).double(), torch.randn(2, 4, 3)),
+        r"weight: its dtype is torch.float32",
+    ),
+    "blockdiag activation": (
+        lambda: m2gen.blockdiag_linear(torch.randn(2, 6), torch.randn(2, 4, 3), activation="tanh"),
+        r"activation='tanh'.*gelu, relu, silu",
+    ),
+    "monarch empty": (lambda: m2gen.monarch_matmul(U, []), r"there are no factors"),
+    "monarch chain": (
+        lambda: m2gen.monarch_matmul(torch.randn(2, 6), [torch.randn(2, 4, 3), torch.randn(3, 2, 3)]),
+        r"the first gives 8 values and the second takes 9",
+    ),
+    "monarch inner": (
+        lambda: m2gen.monarch_matmul(
+            torch.randn(2, 8), [torch.randn(4, 2, 2), torch.randn(2, 4, 4), torch.randn(2, 4, 4)]
+        ),
+        r"2 blocks do not split into groups of 4",
+    ),
+    "monarch x": (
+        lambda: m2gen.monarch_matmul(torch.randn(2, 7), [torch.randn(2, 4, 3)]),
+        r"last axis has 7 entries.*= 6",
+    ),
+    "depthwise padding": (lambda: m2gen.depthwise_conv1d(U, K, padding="full"), r"padding='full'"),
+    "depthwise negative": (lambda: m2gen.depthwise_conv1d(U, K, padding=-1), r"padding=-1"),
+    "depthwise too short": (lambda: m2gen.depthwise_conv1d(U[..., :2], K, padding=1), r"longer than the padded"),
+    "depthwise weight": (lambda: m2gen.depthwise_conv1d(U, K[:2]), r"weight: its shape is \(2, 5\)"),
+    "depthwise bias": (lambda: m2gen.depthwise_conv1d(U, K, torch.randn(2)), r"bias: its shape is \(2,\)"),
+    "depthwise layout": (lambda: m2gen.depthwise_conv1d(U, K, layout="LBH"), r"Use one of BHL, BLH"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_error_says_asked_found_do(name: str) -> None:
+    call, message = BAD[name]
+    with pytest.raises(ProblemError, match=message) as caught:
+        call()
+    assert caught.value.asked and caught.value.found and caught.value.do
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (2, 3, 0)])
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "same"])
+def test_empty_is_empty(shape: tuple[int, ...], mode: str) -> None:
+    u = torch.randn(shape, requires_grad=True)
+    k = torch.randn(shape[1], 5, requires_grad=True)
+    k_rev = torch.randn(shape[1], 5, requires_grad=True) if mode == "bidirectional" else None
+    skip = torch.randn(shape[1], requires_grad=True)
+    y = m2gen.fftconv(u, k, mode=mode, k_rev=k_rev, skip=skip)
+    assert y.shape == shape
+    y.sum().backward()
+    assert u.grad.shape == shape
+    assert all(x.grad.abs().sum() == 0 for x in (k, k_rev, skip) if x is not None)
+
+
+def test_empty_batch_of_the_other_ops() -> None:
+    x = torch.randn(0, 6, requires_grad=True)
+    w = torch.randn(2, 3, 3, requires_grad=True)
+    for y in (m2gen.blockdiag_linear(x, w), m2gen.monarch_matmul(x, [w, w])):
+        assert y.shape == (0, 6)
+        assert torch.autograd.grad(y.sum(), w)[0].abs().sum() == 0
+    for shape in ((0, 3, 8), (2, 3, 0)):
+        y = m2gen.depthwise_conv1d(torch.randn(shape), K)
+        assert y.shape == shape
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_stays_in_its_row(bad: float) -> None:
+    u = U.clone()
+    u[1, 2, 4] = bad
+    y, clean = conv(u), conv()
+    assert not torch.isfinite(y[1, 2, 4:]).any()
+    spoiled = torch.zeros(2, 3, dtype=torch.bool)
+    spoiled[1, 2] = True
+    assert torch.equal(y[~spoiled], clean[~spoiled])
+
+
+def test_nan_raises_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "config", lambda: type(config())(check_finite=True))
+    u = U.clone()
+    u[1, 2, 4] = float("nan")
+    with pytest.raises(ProblemError, match=r"fftconv: u is finite.*found 1 NaN or infinite values of 48"):
+        conv(u)
+    with pytest.raises(ProblemError, match=r"monarch_matmul: factors\[0\]"):
+        m2gen.monarch_matmul(torch.randn(2, 6), [torch.full((2, 3, 3), float("inf"))])
+    assert conv().shape == U.shape
