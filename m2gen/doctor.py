@@ -53,11 +53,10 @@ def _device(limits: DeviceLimits) -> Rows:
 
 
 def _figure(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
+    """A number with four digits; a curve as its points."""
     if isinstance(value, tuple):
-        return ", ".join(f"{at}: {rate:.3g}" for at, rate in value)
-    return str(value)
+        return ", ".join(": ".join(map(_figure, at)) if isinstance(at, tuple) else _figure(at) for at in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def compiler(name: str) -> str:
