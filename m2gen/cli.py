@@ -82,14 +82,14 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
     """Every solver's best plan, and every rejection."""
     from rich.table import Table
 
-    from m2gen.planner.explain import seconds
+    from m2gen.planner.plan import duration
 
     table = Table(title=f"every solver on {limits.arch}, cheapest first", title_justify="left")
     for column in ("solver", "estimate", "best plan, or why not"):
         table.add_column(column, overflow="fold")
     bests = {plan.solver: plan for plan in reversed(ranking.plans)}
     for best in sorted(bests.values(), key=lambda plan: plan.estimate.seconds):
-        table.add_row(best.solver, seconds(best.estimate.seconds), str(best.conv))
+        table.add_row(best.solver, duration(best.estimate.seconds), str(best.conv))
     for solver, reason in ranking.rejections:
         table.add_row(solver, "rejected", reason)
     console.print(table)

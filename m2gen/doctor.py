@@ -88,17 +88,13 @@ def _choices(limits: DeviceLimits) -> Rows:
 
 
 def choice(text: str, limits: DeviceLimits) -> str:
-    """The chosen solver with its reason: what the next best solver would cost, or why it cannot."""
-    from m2gen.planner.explain import seconds
+    """The chosen solver with its reason: what the other solvers would cost, or why they cannot."""
     from m2gen.planner.problem import Problem
-    from m2gen.planner.search import rank
+    from m2gen.planner.search import plan, rank, reason
 
-    ranking = rank(Problem.parse(text), limits)
-    others = {plan.solver: seconds(plan.estimate.seconds) for plan in reversed(ranking.plans)}
-    if not ranking.plans:
-        return "nothing: " + "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections)
-    best = ranking.plans[0]
-    cost = others.pop(best.solver)
-    against = [f"{solver} {time}" for solver, time in others.items()]
-    against += [f"{solver} cannot: {reason}" for solver, reason in ranking.rejections]
-    return f"{best.solver}, {best.conv.transform}: estimated {cost} against {'; '.join(against) or 'nothing else'}"
+    problem = Problem.parse(text)
+    try:
+        chosen = plan(problem, limits)
+    except M2GenError as error:
+        return f"nothing: {error}"
+    return f"{chosen.solver}, {chosen.conv.transform}: {reason(rank(problem, limits))}"

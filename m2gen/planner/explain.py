@@ -6,12 +6,13 @@ import sympy as sp
 
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner import cost
-from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform
+from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform, duration
 
 _UNITS = {"flop": "FLOP", "bytes": "B", "launches": "calls", "working_set": "B", "seconds": "s"}
 _NOTES = (
     "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
-    "shape of FlashFFTConv's cost model, remembered and not checked against the paper; its constants are not used."
+    "shape of FlashFFTConv's cost model, remembered and not checked against the paper; its constants are not used. "
+    "With equal radices, 8 N sum(r) is four times the 2 p N^(1 + 1/p) of an order-p Monarch matrix of real blocks."
 )
 LEGEND = (
     "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a computed "
@@ -26,6 +27,7 @@ def explain(plan: Plan, limits: DeviceLimits | None = None) -> str:
     lines = [
         f"problem   {plan.problem}",
         f"device    {row.arch}: {row.description}",
+        f"figures   {_figures(row)}",
         f"solver    {plan.solver}",
         *_transform_lines(plan),
         f"estimate  {_amounts(plan.estimate)}",
@@ -33,6 +35,13 @@ def explain(plan: Plan, limits: DeviceLimits | None = None) -> str:
     for step in plan.steps:
         lines += ["", *_step_lines(plan, step, row)]
     return "\n".join([*lines, "", f"Symbols: {LEGEND}.", _NOTES])
+
+
+def _figures(row: DeviceLimits) -> str:
+    return (
+        f"{row.cores} cores, float32 products {row.matrix32 / 1e9:.4g} GFLOP/s, memory {row.dram_bandwidth / 1e9:.4g} "
+        f"GB/s, a call {row.call_seconds * 1e6:.3g} us, chunks of {row.chunk_bytes / 2**20:.0f} MiB"
+    )
 
 
 def _transform_lines(plan: Plan) -> list[str]:
@@ -86,16 +95,6 @@ def _formula(formulas: cost.Formulas, quantity: str) -> str:
 
 def _amounts(estimate: Estimate) -> str:
     return (
-        f"{seconds(estimate.seconds)}, {estimate.flop:.4g} FLOP, {estimate.bytes:.4g} B moved, "
+        f"{duration(estimate.seconds)}, {estimate.flop:.4g} FLOP, {estimate.bytes:.4g} B moved, "
         f"{estimate.launches:.0f} calls, {estimate.working_set / 2**20:.2f} MiB in use"
     )
-
-
-def seconds(value: float) -> str:
-    """A time with three digits and its unit."""
-    if value >= 100:
-        return f"{value:.0f} s"
-    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value / 1e-6:.3g} us"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import isqrt, prod
+from math import prod
 
 
 @lru_cache(maxsize=4096)
@@ -14,7 +14,7 @@ def prime_factors(n: int) -> tuple[int, ...]:
         raise ValueError(f"prime_factors: n is at least 1, not {n}")
     found: list[int] = []
     divisor = 2
-    while divisor <= isqrt(n):
+    while divisor * divisor <= n:
         while n % divisor == 0:
             found.append(divisor)
             n //= divisor

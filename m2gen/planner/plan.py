@@ -147,3 +147,13 @@ def _step(data: Mapping[str, Any]) -> Step:
     transform = Transform(**{**data["transform"], "radices": tuple(data["transform"]["radices"])})
     fields = {**data, "estimate": Estimate(**data["estimate"]), "transform": transform}
     return _STEPS[fields.pop("step")](**fields)
+
+
+def duration(seconds: float) -> str:
+    """A time with three digits and its unit."""
+    if seconds >= 100:
+        return f"{seconds:.0f} s"
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"

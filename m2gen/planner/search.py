@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from m2gen import log
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import PlanError
-from m2gen.planner.plan import Plan
+from m2gen.planner.plan import Plan, duration
 from m2gen.planner.problem import Problem
 from m2gen.planner.registry import solvers
 
@@ -53,4 +54,14 @@ def plan(problem: Problem, limits: DeviceLimits) -> Plan:
             f"no solver can do it: {reasons}",
             "use a smaller n or b, or a device with more memory",
         )
+    log.once(f"{ranking.plans[0]}: {reason(ranking)}")
     return ranking.plans[0]
+
+
+def reason(ranking: Ranking) -> str:
+    """Why the first plan was chosen: its estimate against every other solver's best, and who was rejected."""
+    chosen = ranking.plans[0]
+    bests = {plan.solver: plan.estimate.seconds for plan in reversed(ranking.plans) if plan.solver != chosen.solver}
+    against = [f"{solver} {duration(seconds)}" for solver, seconds in bests.items()]
+    against += [f"{solver} (rejected: {why})" for solver, why in ranking.rejections]
+    return f"estimated {duration(chosen.estimate.seconds)} against {'; '.join(against) or 'no other solver'}"

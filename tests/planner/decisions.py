@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m2gen.device.limits import target
-from m2gen.planner.explain import seconds
-from m2gen.planner.plan import Plan
+from m2gen.planner.plan import Plan, duration
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import rank
 from m2gen.testing.corpus import corpus
@@ -45,7 +44,7 @@ def _describe(plan: Plan) -> str:
     fold = " fold" if conv.fold else ""
     return (
         f"{plan.solver} order {transform.order} size {transform.size}{radices}{fold} channels {conv.channels} "
-        f"{seconds(plan.estimate.seconds)}"
+        f"{duration(plan.estimate.seconds)}"
     )
 
 

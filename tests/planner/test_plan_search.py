@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError
 from m2gen.planner import cost, search
-from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform
+from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform, duration
 from m2gen.planner.problem import Problem
 from m2gen.testing.corpus import corpus
 
@@ -195,3 +195,23 @@ def test_every_corpus_problem_is_planned_and_explained(name):
             if solver == "composed":
                 assert f"order     {plan.conv.transform.order}" in text
                 assert "nblocks x out x in" in text
+
+
+def test_the_choice_and_its_reason_are_logged_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(search.log, "once", said.append)
+    problem = Problem.parse("fftconv n=4321 h=5")
+    for _ in range(2):
+        search.plan(problem, target("sm86"))
+    assert len(said) == 1
+    assert str(problem) in said[0]
+    assert "estimated" in said[0]
+    assert "against composed" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2026.4, "2026 s"), (1.234, "1.23 s"), (0.0123, "12.3 ms"), (5e-6, "5 us"), (1e-9, "0.001 us")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
