@@ -32,6 +32,7 @@ def max_order(n: int) -> int:
     return max(1, len(prime_factors(n)))
 
 
+@lru_cache(maxsize=65536)
 def divisors(n: int) -> tuple[int, ...]:
     """All divisors of `n`, ascending."""
     found = {1}
