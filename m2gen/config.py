@@ -22,7 +22,7 @@ class Config:
     check_finite: bool = False
 
 
-_CHOICES = {
+_CHOICES: dict[str, dict[str, object]] = {
     "M2GEN_LOG": {"debug": "debug", "info": "info", "warning": "warning"},
     "M2GEN_CHECK_FINITE": {"0": False, "1": True},
 }

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
 Args = list[Any]
 
 NAMESPACE = "m2gen"
-_library = torch.library.Library(NAMESPACE, "DEF")
+_library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 _AUTOCAST_KEYS = {"AutocastCPU": "cpu", "AutocastCUDA": "cuda"}
 
 
@@ -84,7 +84,7 @@ def fold_vmap(tensor: Tensor | None, dim: int | None, size: int, into: int) -> T
 
 def unfold_vmap(tensor: Tensor, size: int, dim: int) -> Tensor:
     """Undo `fold_vmap`: the vmapped dimension comes back in front."""
-    return tensor.unflatten(dim, (size, -1)).movedim(dim, 0)
+    return tensor.reshape(*tensor.shape[:dim], size, -1, *tensor.shape[dim + 1 :]).movedim(dim, 0)
 
 
 def _replace(arg: Any, tangent: Any) -> Any:
@@ -154,7 +154,7 @@ def _function_class(op: Any, definition: Definition) -> Any:
     def jvp(ctx: Any, _: Any, *tangents: Any) -> Tensor:
         return jvp_rule(saved_args(ctx), _unflatten(tangents, ctx.spec))  # type: ignore[misc]
 
-    members = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    members: dict[str, Any] = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
     return type(f"{op._opname}_function", (_SingleLevelFunction,), {k: staticmethod(v) for k, v in members.items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from m2gen.ops import _check as check
 from m2gen.ops._register import Args, Definition, register
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
@@ -96,7 +97,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: 
     return y + bias.reshape(info.batch_size, *[1] * (y.dim() - 2), -1), 0
 
 
-blockdiag_linear_op = register(
+blockdiag_linear_op: Any = register(
     Definition(
         schema="blockdiag_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
         impl=_impl,

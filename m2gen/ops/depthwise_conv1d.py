@@ -102,14 +102,14 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: 
     if in_dims[1] is None and in_dims[2] is None:
         y = depthwise_conv1d_op(fold_vmap(x, in_dims[0], info.batch_size, 0), weight, bias, *pads)
         return unfold_vmap(y, info.batch_size, 0), 0
-    x, weight, bias = (
+    folded = [
         fold_vmap(t, dim, info.batch_size, into)
         for t, dim, into in zip((x, weight, bias), in_dims, (1, 0, 0), strict=False)
-    )
-    return unfold_vmap(depthwise_conv1d_op(x, weight, bias, *pads), info.batch_size, 1), 0
+    ]
+    return unfold_vmap(depthwise_conv1d_op(*folded, *pads), info.batch_size, 1), 0
 
 
-depthwise_conv1d_op = register(
+depthwise_conv1d_op: Any = register(
     Definition(
         schema="depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, SymInt left, SymInt right) -> Tensor",
         impl=_impl,

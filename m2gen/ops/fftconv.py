@@ -64,7 +64,8 @@ def fftconv(
     """
     check.fftconv(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision)
     if layout == "BLH":
-        u, pre_gate, post_gate = (None if x is None else x.transpose(1, 2) for x in (u, pre_gate, post_gate))
+        u = u.transpose(1, 2)
+        pre_gate, post_gate = (None if x is None else x.transpose(1, 2) for x in (pre_gate, post_gate))
     y: Tensor = fftconv_op(u, k, k_rev, pre_gate, post_gate, skip, mode)
     return y.transpose(1, 2) if layout == "BLH" else y
 
@@ -222,13 +223,13 @@ def _dk_vjp(args: Args, grad: Tensor, needs: Args) -> Args:
 
 
 def _dk_vmap(info: Any, in_dims: tuple[Any, ...], z: Tensor, dc: Tensor, length: int, mode: str) -> tuple[Tensor, int]:
-    z, dc = (fold_vmap(x, dim, info.batch_size, into=1) for x, dim in zip((z, dc), in_dims, strict=False))
-    return unfold_vmap(fftconv_dk_op(z, dc, length, mode), info.batch_size, 1), 0
+    folded = [fold_vmap(x, dim, info.batch_size, into=1) for x, dim in zip((z, dc), in_dims, strict=False)]
+    return unfold_vmap(fftconv_dk_op(*folded, length, mode), info.batch_size, 1), 0
 
 
 _TENSORS = "Tensor u, Tensor k, Tensor? k_rev, Tensor? pre_gate, Tensor? post_gate, Tensor? skip, str mode"
 
-fftconv_op = register(
+fftconv_op: Any = register(
     Definition(
         schema=f"fftconv({_TENSORS}) -> Tensor",
         impl=_impl,
@@ -241,7 +242,7 @@ fftconv_op = register(
         autocast=(_U, _PRE, _POST),
     )
 )
-fftconv_bwd_op = register(
+fftconv_bwd_op: Any = register(
     Definition(
         schema=f"fftconv_bwd(Tensor dy, {_TENSORS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         impl=_bwd_impl,
@@ -251,7 +252,7 @@ fftconv_bwd_op = register(
         vmap=_bwd_vmap,
     )
 )
-fftconv_dk_op = register(
+fftconv_dk_op: Any = register(
     Definition(
         schema="fftconv_dk(Tensor z, Tensor dc, SymInt length, str mode) -> Tensor",
         impl=_dk_impl,

@@ -135,7 +135,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, factors: list[Tensor])
     return torch.stack(samples), 0
 
 
-monarch_matmul_op = register(
+monarch_matmul_op: Any = register(
     Definition(
         schema="monarch_matmul(Tensor x, Tensor[] factors) -> Tensor",
         impl=_impl,

@@ -26,7 +26,7 @@ def _tap(k: Tensor, index: Tensor) -> Tensor:
 def toeplitz_apply(weights: Tensor, z: Tensor, rows: int = 256) -> Tensor:
     """y[b, h, i] = sum_j w[h, i-j] z[b, h, j], some rows of the Toeplitz matrix at a time."""
     windows = weights.flip(-1).unfold(-1, z.shape[-1], 1).flip(1)  # windows[h, i, j] = w[h, i - j]
-    return torch.cat([z.movedim(0, 1) @ part.mT for part in windows.split(rows, dim=1)], dim=-1).movedim(0, 1)
+    return torch.cat([z.movedim(0, 1) @ part.mT for part in torch.split(windows, rows, dim=1)], dim=-1).movedim(0, 1)
 
 
 def fftconv(
@@ -42,8 +42,8 @@ def fftconv(
 ) -> Tensor:
     """y = post_gate * (conv(z, k) + skip * z), z = u * pre_gate, in float64 and in the layout of u."""
     if layout == "BLH":
-        gates = {name: None if g is None else g.mT for name, g in (("pre_gate", pre_gate), ("post_gate", post_gate))}
-        return fftconv(u.mT, k, mode=mode, k_rev=k_rev, skip=skip, **gates).mT
+        pre, post = (None if gate is None else gate.mT for gate in (pre_gate, post_gate))
+        return fftconv(u.mT, k, mode=mode, k_rev=k_rev, pre_gate=pre, post_gate=post, skip=skip).mT
     z = u.double() if pre_gate is None else u.double() * pre_gate.double()
     y = toeplitz_apply(lag_weights(k, u.shape[2], mode, k_rev), z)
     y = y if skip is None else y + skip.double().unsqueeze(-1) * z

@@ -9,11 +9,14 @@ from torch import Tensor
 
 def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x times the dense block-diagonal matrix, in float64."""
-    y = x.double() @ torch.block_diag(*weight.double()).T
+    dense: Tensor = torch.block_diag(*weight.double())  # type: ignore[no-untyped-call]
+    y = x.double() @ dense.T
     return y if bias is None else y + bias.double()
 
 
 def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
     """One torch convolution with a group per channel, in float64; x (B, H, L)."""
     groups, padded = weight.shape[0], F.pad(x.double(), (left, right))
-    return F.conv1d(padded, weight.double().unsqueeze(1), None if bias is None else bias.double(), groups=groups)
+    offset = None if bias is None else bias.double()
+    y: Tensor = F.conv1d(padded, weight.double().unsqueeze(1), offset, groups=groups)
+    return y

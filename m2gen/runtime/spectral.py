@@ -67,9 +67,7 @@ class SpectralKernel:
         y = torch.empty_like(x.u)
         for part in self._chunks(x.u):
             z = _gated(x.u, x.pre_gate, part)
-            c = self._conv(z, self.dft.forward(z) * self._filter_spectrum(x, part, z.dtype))
-            if x.skip is not None:
-                c.addcmul_(z, _column(x.skip, part, z.dtype))
+            c = self._conv(self.dft.forward(z) * self._filter_spectrum(x, part, z.dtype), z, x.skip, part)
             if x.post_gate is not None:
                 c *= x.post_gate[:, part]
             y[:, part] = c
@@ -78,23 +76,17 @@ class SpectralKernel:
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients of <dy, forward(x)>; the forward's intermediates are computed again."""
         for part in self._chunks(x.u):
-            z = _gated(x.u, x.pre_gate, part)
-            dc = _gated(dy, x.post_gate, part)
-            dc_f = self.dft.forward(self._unfold(dc)) if out.input or out.filter else None
-            z_f = self.dft.forward(z) if out.filter or out.post_gate is not None else None
-            if out.input or out.post_gate is not None:
-                kf = self._filter_spectrum(x, part, z.dtype)
+            z, dc = _gated(x.u, x.pre_gate, part), _gated(dy, x.post_gate, part)
+            absent = z.new_empty(0)
+            z_f = self.dft.forward(z) if out.filter or out.post_gate is not None else absent
+            dc_f = self.dft.forward(self._unfold(dc)) if out.filter or out.input else absent
+            kf = self._filter_spectrum(x, part, z.dtype) if out.input or out.post_gate is not None else absent
             if out.post_gate is not None:
-                c = self._conv(z, z_f * kf)
-                if x.skip is not None:
-                    c.addcmul_(z, _column(x.skip, part, z.dtype))
-                out.post_gate[:, part] = c.mul_(dy[:, part])
+                out.post_gate[:, part] = self._conv(z_f * kf, z, x.skip, part).mul_(dy[:, part])
             if out.input:
                 dz = self.dft.inverse(dc_f * kf.conj_physical())[..., : self.n]
-                if x.skip is not None:
-                    dz = torch.addcmul(dz, dc, _column(x.skip, part, z.dtype))
-                _write_input_gradients(dz, x, part, out)
-            if dc_f is not None and z_f is not None and out.filter:
+                _write_input_gradients(_with_skip(dz, dc, x.skip, part), x, part, out)
+            if out.filter:
                 self._write_filter_gradients(self.dft.inverse((dc_f * z_f.conj_physical()).sum(0)), part, out)
             if out.skip is not None:
                 out.skip[part] = (z * dc).sum((0, 2))
@@ -120,12 +112,13 @@ class SpectralKernel:
             return ahead
         return torch.cat([F.pad(ahead, (0, self.step.transform.size - lo - hi - 1)), behind], dim=-1)
 
-    def _conv(self, z: Tensor, spectrum: Tensor) -> Tensor:
+    def _conv(self, spectrum: Tensor, z: Tensor, skip: Tensor | None, part: slice) -> Tensor:
+        """conv(z, k) + skip * z from the product of the spectra; a tensor of its own."""
         full = self.dft.inverse(spectrum)
         if self.step.fold:
             tail = self.taps[1]
             full[..., :tail] += full[..., self.n : self.n + tail]
-        return full[..., : self.n]
+        return _with_skip(full[..., : self.n], z, skip, part)
 
     def _unfold(self, dc: Tensor) -> Tensor:
         """The adjoint of folding: the head repeats behind the tail."""
@@ -151,8 +144,9 @@ def _gated(x: Tensor, gate: Tensor | None, part: slice) -> Tensor:
     return z if gate is None else z * gate[:, part]
 
 
-def _column(skip: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
-    return skip[part].to(dtype).unsqueeze(-1)
+def _with_skip(c: Tensor, z: Tensor, skip: Tensor | None, part: slice) -> Tensor:
+    """c + skip * z, in place."""
+    return c if skip is None else c.addcmul_(z, skip[part].to(z.dtype).unsqueeze(-1))
 
 
 def _write_input_gradients(dz: Tensor, x: Operands, part: slice, out: Gradients) -> None:

@@ -29,10 +29,12 @@ class FftDft:
         self.size = transform.size
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.rfft(x, n=self.size)
+        spectrum: Tensor = torch.fft.rfft(x, n=self.size)
+        return spectrum
 
     def inverse(self, spectrum: Tensor) -> Tensor:
-        return torch.fft.irfft(spectrum, n=self.size)
+        rows: Tensor = torch.fft.irfft(spectrum, n=self.size)
+        return rows
 
 
 class MonarchDft:
