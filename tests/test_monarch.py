@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -275,3 +277,11 @@ def test_gradients_reach_factors_and_input() -> None:
     x = draw(2, 6).requires_grad_()
     assert torch.autograd.gradcheck(lambda r, left, x: Monarch([r, left])(x), (*factors, x))
     assert torch.autograd.gradcheck(lambda r, left: (Monarch([r, left]).T @ Monarch([r, left])).to_dense(), factors)
+
+
+@pytest.mark.parametrize("make", [lambda: monarch_of([(2, 6, 3), (4, 5, 3)]), lambda: Monarch.convolution(draw(7), 13)])
+def test_applying_compiles_into_one_graph(make: Callable[[], Monarch]) -> None:
+    m = make()
+    x = draw(2, m.shape[1])
+    compiled = torch.compile(lambda x: m(x), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), m(x))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,27 +21,24 @@ class Permutation:
 
     index: Tensor
     size_in: int
+    is_full: bool = field(init=False)  # a proper permutation: square, nothing padded, nothing cropped
+    is_identity: bool = field(init=False)
+    zero_rows: Tensor | None = field(init=False)  # None where there are none: the common case pays for no mask
+
+    def __post_init__(self) -> None:
+        # once and here, not on first use, so that applying it reads no values and torch.compile can trace it
+        zero = self.index < 0
+        padded, ordered = bool(zero.any()), torch.arange(self.size_out, device=self.index.device)
+        full = self.size_out == self.size_in and not padded
+        object.__setattr__(self, "zero_rows", zero if padded else None)
+        object.__setattr__(self, "is_full", full)
+        object.__setattr__(self, "is_identity", full and torch.equal(self.index, ordered))
 
     @property
     def size_out(self) -> int:
         return self.index.numel()
 
-    @cached_property
-    def is_full(self) -> bool:
-        """True for a proper permutation: square, nothing padded, nothing cropped."""
-        return self.size_out == self.size_in and bool((self.index >= 0).all())
-
-    @cached_property
-    def is_identity(self) -> bool:
-        return self.is_full and bool((self.index == torch.arange(self.size_in, device=self.index.device)).all())
-
-    @cached_property
-    def _kept(self) -> Tensor | None:
-        # None when no row is zero: the common case pays for no mask
-        kept = self.index >= 0
-        return None if bool(kept.all()) else kept
-
-    @cached_property
+    @property
     def T(self) -> Permutation:
         """The transpose, which for a full permutation is the inverse."""
         rows = torch.arange(self.size_out, device=self.index.device)
@@ -55,10 +51,10 @@ class Permutation:
         """Apply to the last axis of x (..., size_in); the result is (..., size_out)."""
         if self.is_identity:
             return x
-        if self._kept is None:
+        if self.zero_rows is None:
             return x.index_select(-1, self.index)
         gathered = x.index_select(-1, self.index.clamp(min=0))
-        return gathered.masked_fill(~self._kept, 0)
+        return gathered.masked_fill(self.zero_rows, 0)
 
     def __matmul__(self, first: Permutation) -> Permutation:
         """The product of the two matrices: `first` is applied first."""

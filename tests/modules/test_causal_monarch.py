@@ -157,6 +157,14 @@ def test_it_owns_its_filter_when_given_channels() -> None:
         m(u, draw(3, 16))
 
 
+def test_it_compiles_into_one_graph() -> None:
+    m = module((4, 4), channels=3)
+    u = draw(2, 3, 16)
+    compiled = torch.compile(m, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(u), m(u))
+    compiled(u).sum().backward()
+
+
 def test_half_precision_input_is_solved_in_single() -> None:
     torch.manual_seed(0)
     m = CausalMonarch(64)
