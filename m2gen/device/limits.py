@@ -2,7 +2,8 @@
 
 Rates are FLOP/s (a multiply-add counts two), bandwidths bytes/s, times seconds, sizes bytes. GPU rows describe the
 whole device, CPU rows ONE core: plans are for one core. GPU rates are data-sheet peaks without sparsity; CPU rates
-are what PyTorch was seen to reach. "[unverified]" marks a figure whose source could not be consulted.
+are what PyTorch was seen to reach. Data sheets and white papers were read as public specification pages quote them;
+"[unverified]" marks a figure that was found in none.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _between(curve: tuple[tuple[int, float], ...], at: float) -> float:
     return float(y0 * (y1 / y0) ** share)
 
 
-_CAPABILITIES = "CUDA programming guide, technical specifications per compute capability"
+_CUDA = "CUDA programming guide, technical specifications per compute capability [unverified]"
 _GPU_RULES = (
     (
         "fft_rates, fft_pass_points",
@@ -89,6 +90,7 @@ def _gpu(
     shared_bytes: int,
     sources: tuple[tuple[str, str], ...],
     registers: int = 65536,
+    on_chip: str = _CUDA,
     matrix32: float | None = None,
 ) -> DeviceLimits:
     """A GPU's row: the figures of its data sheet, and the rules that hold for every GPU filled in."""
@@ -114,7 +116,7 @@ def _gpu(
         memory_bytes=memory_bytes,
         shared_bytes=shared_bytes,
         registers=registers,
-        sources=(*sources, ("shared_bytes, registers", _CAPABILITIES), *_GPU_RULES),
+        sources=(*sources, ("shared_bytes, registers", on_chip), *_GPU_RULES),
     )
 
 
@@ -198,13 +200,13 @@ _GPUS = (
         vector32=80e12,
         fp64_ratio=0.5,
         dram_bandwidth=7.7e12,
-        l2=(126 * MIB, 15e12),
+        l2=(96 * MIB, 15e12),
         memory_bytes=180 * 10**9,
         shared_bytes=227 * KIB,
         sources=(
             ("matrix16, vector32, fp64_ratio", "NVIDIA Blackwell architecture brief, HGX B200"),
             ("cores, dram_bandwidth", "third-party specification pages; the data sheet says 8e12 at most"),
-            ("memory_bytes, L2 size", "[unverified]: pages disagree (180 to 192 GB; 65 to 126 MB)"),
+            ("memory_bytes, L2 size", "[unverified]: pages disagree (180 to 192 GB; 65 to 96 MB)"),
             ("L2 bandwidth", "estimated"),
         ),
     ),
@@ -240,6 +242,7 @@ _GPUS = (
         memory_bytes=192 * 10**9,
         shared_bytes=64 * KIB,
         registers=131072,
+        on_chip="AMD CDNA 3 documents [unverified]",
         sources=(
             ("cores, dram_bandwidth, memory_bytes", "AMD MI300X data sheet and ROCm architecture pages"),
             (
