@@ -22,9 +22,24 @@ _PUBLIC = {
     "PlanError": "m2gen.errors",
     "ConfigError": "m2gen.errors",
 }
-_SUBMODULES = ("monarch", "modules", "models", "testing")
+_SUBMODULES = ("models", "modules", "monarch", "testing")
 
-__all__ = ["__version__", *_PUBLIC, *_SUBMODULES]  # noqa: PLE0604
+__all__ = [
+    "ConfigError",
+    "M2GenError",
+    "PlanError",
+    "ProblemError",
+    "__version__",
+    "blockdiag_linear",
+    "depthwise_conv1d",
+    "fftconv",
+    "models",
+    "modules",
+    "monarch",
+    "monarch_matmul",
+    "plan",
+    "testing",
+]
 
 if TYPE_CHECKING:
     from m2gen import models, modules, monarch, testing

@@ -57,8 +57,8 @@ class MonarchDft:
         return z.reshape(*x.shape[:-1], self.size)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
-        # Conjugate (physically: see spectral.py) on the way in and take the real part on the way out: IDFT(s) = conj(DFT(conj s)) / n, and the stages
-        # run backwards because each one is a symmetric matrix.
+        # Conjugate on the way in (physically: see spectral.py) and take the real part on the way out, as
+        # IDFT(s) = conj(DFT(conj s)) / n; the stages run backwards because each one is a symmetric matrix.
         dtype, device, z = spectrum.dtype, spectrum.device, spectrum.conj_physical()
         for radix, rest in reversed(self.stages):
             z = z.reshape(-1, radix, rest)
