@@ -90,6 +90,21 @@ def test_projection_is_idempotent(nblocks: object, permute_input: bool) -> None:
     assert_close(again.to_dense(), m.to_dense(), 16)
 
 
+@pytest.mark.parametrize("nblocks", [(4, 4), (8, 2), (3, 12), (12, 12)])
+@pytest.mark.parametrize("permute_input", [True, False])
+def test_slices_of_unequal_rank(nblocks: tuple[int, int], permute_input: bool) -> None:
+    """block_in of the second factor is no multiple of the first one's nblocks: ranks differ by one, or are zero."""
+    a = draw(24, 24)
+    m, residual = Monarch.from_dense(a, nblocks, permute_input=permute_input)
+    assert all(block_out == block_in for _, block_out, block_in in m.blocks)
+    assert residual == pytest.approx(distance(a, m.to_dense()), rel=1e-13)
+    assert Monarch.from_dense(m.to_dense(), nblocks, permute_input=permute_input)[1] < 1e-25
+    other = Monarch([draw(*f.shape, seed=7) for f in m.factors], m.permutations)
+    found, residual = Monarch.from_dense(other.to_dense(), nblocks, permute_input=permute_input)
+    assert residual < 1e-24
+    assert_close(found.to_dense(), other.to_dense(), 24)
+
+
 @pytest.mark.parametrize("blocks", [[(8, 8, 8)] * 2, [(3, 5, 5), (5, 3, 3)], [(4, 16, 16)] * 2, [(8, 4, 4), (4, 8, 8)]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 def test_a_random_monarch_is_recovered_in_float32(blocks: list, dtype: torch.dtype) -> None:

@@ -335,7 +335,7 @@ def _merge(first: Monarch, middle: Permutation, second: Monarch) -> Monarch | No
         factor, after = x * y.reshape(-1)[middle.T.index.clamp(min=0)].reshape(*x.shape[:2], 1), after @ middle
     else:
         moved = _moved_blocks(middle, x.shape[0], x.shape[1])
-        if moved is None or (y.shape[0], y.shape[2]) != (x.shape[0], x.shape[1]):
+        if moved is None or y.shape[0] != x.shape[0]:
             return None
         rows = x.reshape(-1, x.shape[2]).index_select(0, middle.index)
         factor, before = y @ rows.reshape(x.shape), moved.repeat_interleave(x.shape[2]) @ before
