@@ -67,7 +67,7 @@ class SpectralKernel:
         y = torch.empty_like(x.u)
         for part in self._chunks(x.u):
             z = _gated(x.u, x.pre_gate, part)
-            c = self._conv(self.dft.forward(z) * self._filter_spectrum(x, part, z.dtype), z, x.skip, part)
+            c = self._conv(self.dft.forward(z).mul_(self._filter_spectrum(x, part, z.dtype)), z, x.skip, part)
             if x.post_gate is not None:
                 c *= x.post_gate[:, part]
             y[:, part] = c
