@@ -71,7 +71,7 @@ def test_agrees_with_the_op(blocks: list) -> None:
 
 
 def test_between_stages_the_later_block_in_must_divide_nblocks() -> None:
-    with pytest.raises(ProblemError, match=r"factor 1 has 4 blocks, not a multiple of 3"):
+    with pytest.raises(ProblemError, match=r"its 4 blocks do not split into groups of 3"):
         monarch_of([(6, 2, 1), (4, 3, 3), (4, 1, 3)])
 
 

@@ -80,7 +80,8 @@ class M2GPT(nn.Module):
         logits = F.linear(self.norm(x), self.embedding.weight)
         if labels is None:
             return logits
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits, F.cross_entropy(wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
     @torch.no_grad()
     def generate(

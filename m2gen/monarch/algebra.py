@@ -11,7 +11,6 @@ from torch import Tensor
 
 from m2gen.errors import ProblemError
 from m2gen.monarch.blocks import (
-    apply_blocks,
     check_chain,
     check_factors,
     check_permutations,
@@ -19,6 +18,7 @@ from m2gen.monarch.blocks import (
     real_blocks,
 )
 from m2gen.monarch.permutation import Permutation, from_index, standard_permutations
+from m2gen.ops.blockdiag_linear import matmul_blocks
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -114,7 +114,7 @@ class Monarch:
         dtype = torch.promote_types(x.dtype, self.dtype)
         y = self.permutations[0](x.to(dtype).reshape(-1, self.shape[1]))
         for factor, permutation in zip(self.factors, self.permutations[1:], strict=True):
-            y = permutation(apply_blocks(factor.to(dtype), y))
+            y = permutation(matmul_blocks(y, factor.to(dtype)))
         return y.reshape(*x.shape[:-1], self.shape[0])
 
     @overload

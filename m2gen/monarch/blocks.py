@@ -51,13 +51,6 @@ def check_permutations(blocks: list[tuple[int, int, int]], permutations: Sequenc
             )
 
 
-def apply_blocks(factor: Tensor, x: Tensor) -> Tensor:
-    """(batch, nblocks * block_in) -> (batch, nblocks * block_out)."""
-    nblocks, block_out, block_in = factor.shape
-    y = torch.bmm(x.reshape(-1, nblocks, block_in).transpose(0, 1), factor.mT)
-    return y.transpose(0, 1).reshape(-1, nblocks * block_out)
-
-
 def inverse_blocks(factor: Tensor, stage: int) -> Tensor:
     inverse: Tensor
     inverse, info = torch.linalg.inv_ex(factor)

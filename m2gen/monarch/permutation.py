@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
+from m2gen.ops.monarch_matmul import inner_widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,7 @@ def standard_permutations(shapes: list[tuple[int, int, int]]) -> tuple[Permutati
     if len(shapes) == 1:
         nblocks, block_out, block_in = shapes[0]
         return identity(nblocks * block_in), identity(nblocks * block_out)
-    strides = _stage_strides(shapes)
+    strides = inner_widths(shapes)
     gathers = [
         stride_permutation(block_in, stride, nblocks // stride)
         for (nblocks, _, block_in), stride in zip(shapes, strides, strict=True)
@@ -126,19 +127,3 @@ def standard_permutations(shapes: list[tuple[int, int, int]]) -> tuple[Permutati
     scatters = [stride_permutation(nblocks, block_out) for nblocks, block_out, _ in shapes]
     between = [gather @ scatter for gather, scatter in zip(gathers[1:], scatters[:-1], strict=True)]
     return gathers[0], *between, scatters[-1]
-
-
-def _stage_strides(shapes: list[tuple[int, int, int]]) -> list[int]:
-    strides = [1]
-    for _, _, block_in in reversed(shapes[2:]):
-        strides.append(strides[-1] * block_in)
-    strides.append(shapes[0][0])
-    strides.reverse()
-    for stage, ((nblocks, _, _), stride) in enumerate(zip(shapes, strides, strict=True)):
-        if nblocks % stride:
-            raise ProblemError(
-                f"a standard Monarch of order {len(shapes)} with factors {shapes}",
-                f"factor {stage} has {nblocks} blocks, not a multiple of {stride}, the product of the later block_in",
-                "change the block sizes, or give the permutations yourself",
-            )
-    return strides

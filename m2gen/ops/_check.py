@@ -13,6 +13,7 @@ from m2gen.errors import ProblemError
 from m2gen.planner.problem import LAYOUTS, MODES
 
 _FLOATS = {getattr(torch, dtype.torch_name) for dtype in DTYPES.values()}
+_CHECK_FINITE = config().check_finite  # read once: tracing must not meet a cached function
 PADDINGS = ("causal", "same")
 
 
@@ -54,7 +55,7 @@ def same_dtype(op: str, name: str, value: Tensor, of: str, other: Tensor) -> Non
 
 def finite(op: str, **tensors: Tensor | None) -> None:
     """With M2GEN_CHECK_FINITE=1: no NaN, no infinity."""
-    if not config().check_finite:
+    if not _CHECK_FINITE:
         return
     for name, value in tensors.items():
         if value is not None and not bool(torch.isfinite(value).all()):

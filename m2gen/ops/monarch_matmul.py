@@ -39,24 +39,28 @@ def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """
     factors = list(factors)
     check.monarch_matmul(x, factors)
-    inner_widths(factors)
+    inner_widths(_shapes(factors))
     y: Tensor = monarch_matmul_op(x, factors)
     return y
 
 
-def inner_widths(factors: Sequence[Tensor]) -> list[int]:
-    """C_i of every stage: how many positions of the vector lie between neighbours within a block."""
-    order = len(factors)
-    widths = [math.prod(f.shape[2] for f in factors[i + 1 :]) for i in range(order)]
-    widths[0] = factors[0].shape[0] if order > 1 else 1
-    for i, (factor, width) in enumerate(zip(factors, widths, strict=True)):
-        if factor.shape[0] % width:
+def inner_widths(shapes: Sequence[tuple[int, int, int]]) -> list[int]:
+    """C_i of every stage, from the factors' shapes: how far apart a block's neighbours lie in the vector."""
+    order = len(shapes)
+    widths = [math.prod(block_in for _, _, block_in in shapes[i + 1 :]) for i in range(order)]
+    widths[0] = shapes[0][0] if order > 1 else 1
+    for i, (shape, width) in enumerate(zip(shapes, widths, strict=True)):
+        if shape[0] % width:
             raise ProblemError(
-                f"monarch_matmul of order {order}: factors[{i}] of shape {tuple(factor.shape)}",
-                f"its {factor.shape[0]} blocks do not split into groups of {width}, the product of the later block_in",
-                "make nblocks of each inner factor a multiple of the product of the later block_in, or use order 2",
+                f"a standard Monarch of order {order}: factors[{i}] of shape {shape}",
+                f"its {shape[0]} blocks do not split into groups of {width}, the product of the later block_in",
+                "make nblocks of each inner factor a multiple of that product, or use order 2",
             )
     return widths
+
+
+def _shapes(factors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    return [(f.shape[0], f.shape[1], f.shape[2]) for f in factors]
 
 
 def swap(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -78,7 +82,7 @@ def scatter_blocks(x: Tensor, factor: Tensor) -> Tensor:
 def _stages(x: Tensor, factors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Every stage's input, gathered into blocks, and the result; plain differentiable torch."""
     inputs = []
-    for factor, width in zip(factors, inner_widths(factors), strict=True):
+    for factor, width in zip(factors, inner_widths(_shapes(factors)), strict=True):
         x = gather_blocks(x, factor, width) if len(factors) > 1 else x
         inputs.append(x)
         x = matmul_blocks(x, factor)
@@ -101,7 +105,7 @@ def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
     inputs, _ = _stages(x, factors)
     grads: list[Tensor | None] = [None] * len(factors)
     for i in reversed(range(len(factors))):
-        factor, width = factors[i], inner_widths(factors)[i]
+        factor, width = factors[i], inner_widths(_shapes(factors))[i]
         nblocks, block_out, block_in = factor.shape
         dy = swap(dy, block_out, nblocks) if many else dy
         grads[i] = outer_blocks(dy, inputs[i], nblocks) if needs[1][i] else None

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import m2gen
 from m2gen import ProblemError
-from m2gen.config import config
 from m2gen.ops import _check as check
 
 U, K, GATE = torch.randn(2, 3, 8), torch.randn(3, 5), torch.randn(2, 3, 8)
@@ -131,7 +130,7 @@ def test_nan_stays_in_its_row(bad: float) -> None:
 
 
 def test_nan_raises_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "config", lambda: type(config())(check_finite=True))
+    monkeypatch.setattr(check, "_CHECK_FINITE", True)
     u = U.clone()
     u[1, 2, 4] = float("nan")
     with pytest.raises(ProblemError, match=r"fftconv: u is finite.*found 1 NaN or infinite values of 48"):
