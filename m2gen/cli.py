@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,20 +80,31 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
+def _runs(items: Iterable[str], times: str) -> list[str]:
+    """Equal neighbours written once: 3, 2, 2, 2 as 3, 2^3."""
+    counted = [(item, len(list(run))) for item, run in groupby(items)]
+    return [item if count == 1 else f"{item}{times}{count}" for item, count in counted]
+
+
 def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> None:
-    """Every solver's best plan, and every rejection."""
+    """Every solver's best plan of each order, and every rejection."""
     from rich.table import Table
 
     from m2gen.planner.plan import duration
 
-    table = Table(title=f"every solver on {limits.arch}, cheapest first", title_justify="left")
-    for column in ("solver", "estimate", "best plan, or why not"):
+    table = Table(title=f"every solver on {limits.arch}: its best plan of each order, cheapest first")
+    for column in ("solver", "order", "size", "radices", "blocks", "channels", "estimate"):
         table.add_column(column, overflow="fold")
-    bests = {plan.solver: plan for plan in reversed(ranking.plans)}
+    bests = {(plan.solver, plan.conv.transform.order): plan for plan in reversed(ranking.plans)}
     for best in sorted(bests.values(), key=lambda plan: plan.estimate.seconds):
-        table.add_row(best.solver, duration(best.estimate.seconds), str(best.conv))
+        transform = best.conv.transform
+        radices = " x ".join(_runs(map(str, transform.radices), "^")) or "its own"
+        blocks = ", ".join(_runs((f"{count} of {out}x{into}" for count, out, into in transform.blocks), " times "))
+        size = f"{transform.size}{' folded' if best.conv.fold else ''}"
+        cells = (best.solver, str(transform.order or "-"), size, radices, blocks, str(best.conv.channels))
+        table.add_row(*cells, duration(best.estimate.seconds))
     for solver, reason in ranking.rejections:
-        table.add_row(solver, "rejected", reason)
+        table.add_row(solver, "", "", "", reason, "", "rejected")
     console.print(table)
 
 
@@ -121,11 +134,11 @@ def doctor(cxx: str | None) -> None:
 @click.option("--minutes", default=2.5, show_default=True, help="How long it may take, about.")
 @click.option("--seed", default=0, show_default=True, help="Seed of every random number.")
 def demo(minutes: float, seed: int) -> None:
-    """Train and compare small models on this machine.
+    """Train a small M2-GPT on the Python standard library's source, byte by byte, and report what it learnt.
 
     \b
     m2gen demo --minutes 1
     """
-    import importlib
+    from m2gen import demo as run
 
-    importlib.import_module("m2gen.demo").main(minutes=minutes, seed=seed)
+    run.main(minutes=minutes, seed=seed)

@@ -43,20 +43,11 @@ def _version(package: str) -> str:
 
 
 def _device(limits: DeviceLimits) -> Rows:
-    """The row's figures and their sources."""
-    figures = [
-        (field.name, _figure(getattr(limits, field.name)))
-        for field in dataclasses.fields(limits)
-        if field.name != "sources"
-    ]
-    return figures + [(f"source of {fields}", source) for fields, source in limits.sources]
+    import torch
 
-
-def _figure(value: object) -> str:
-    """A number with four digits; a curve as its points."""
-    if isinstance(value, tuple):
-        return ", ".join(": ".join(map(_figure, at)) if isinstance(at, tuple) else _figure(at) for at in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    rows = [("arch", f"{limits.arch}: {limits.description}"), ("memory", f"{limits.memory_bytes / 2**30:.0f} GiB")]
+    threads = [("threads", f"{torch.get_num_threads()} of torch; plans are for one")] if limits.kind == "cpu" else []
+    return [*rows, *threads, ("figures", "m2gen/device/limits.py, each with its source")]
 
 
 def compiler(name: str) -> str:
