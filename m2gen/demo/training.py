@@ -19,11 +19,11 @@ from m2gen.modules.hyena_filter import param_groups
 class Settings:
     """Sizes and rates of the demo, chosen for a few minutes on two CPU cores: small batches, many steps.
 
-    The filter network's sines start slower than published (w): with contexts this short and steps this few, a smooth
-    filter to begin with is worth more than an expressive one.
+    The filter network has no inner layers and its windows decay faster than published: with contexts this short and
+    steps this few, smooth and local filters to begin with are worth more than expressive ones.
     """
 
-    d_model: int = 128
+    d_model: int = 160
     n_layers: int = 4
     context: int = 256
     batch: int = 4
@@ -33,11 +33,18 @@ class Settings:
     warm_up: float = 0.03  # of the time budget
     filter_width: int = 32
     filter_layers: int = 0  # inner ones
+    fast_decay: float = 0.05
+    slow_decay: float = 1.0
     evaluated: int = 131_072  # held-out bytes
     sampled: int = 300  # bytes generated
 
     def model(self) -> M2GPT:
-        filters = {"width": self.filter_width, "inner_layers": self.filter_layers}
+        filters = {
+            "width": self.filter_width,
+            "inner_layers": self.filter_layers,
+            "fast_decay": self.fast_decay,
+            "slow_decay": self.slow_decay,
+        }
         config = M2GPTConfig(VOCAB, self.d_model, self.n_layers, self.context, filter_options=filters)
         return M2GPT(config)
 
