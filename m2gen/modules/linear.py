@@ -97,7 +97,7 @@ class MonarchLinear(nn.Module):
         self.in_features, self.out_features, self.order = in_features, out_features, order
         shapes = _factor_shapes(in_features, out_features, nblocks, order)
         self.factors = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
-        inner_widths(list(self.factors))  # raises now, not at the first call, if the blocks do not interleave
+        inner_widths(shapes)  # raises now, not at the first call, if the blocks do not interleave
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.reset_parameters()
 
