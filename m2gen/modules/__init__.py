@@ -1,5 +1,6 @@
 """Layers: ordinary `nn.Module`s on top of `m2gen.ops`."""
 
+from m2gen.modules.causal_monarch import CausalMonarch
 from m2gen.modules.dimension_mixer import DimensionMixer
 from m2gen.modules.hyena_filter import HyenaFilter, param_groups
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
@@ -9,6 +10,7 @@ from m2gen.modules.sequence_mixer import SequenceMixer
 
 __all__ = [
     "BlockDiagLinear",
+    "CausalMonarch",
     "DimensionMixer",
     "HyenaFilter",
     "LongConv",
