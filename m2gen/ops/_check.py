@@ -1,4 +1,7 @@
-"""What an op accepts, said in one place: every refusal names what was asked, what was found and what to do."""
+"""What an op accepts, said in one place: every refusal names what was asked, what was found and what to do.
+
+Messages are built only where they are raised: torch.compile traces these checks with symbolic sizes.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,8 @@ def choice(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 def tensor(op: str, name: str, value: object, shape: tuple[int | str, ...], like: Tensor | None = None) -> None:
     """`value` is a floating tensor of that shape (letters match any size), on the device of `like`."""
-    wanted = f"({', '.join(map(str, shape))})"
     if not isinstance(value, Tensor):
-        raise ProblemError(f"{op}: {name}", f"found a {type(value).__name__}", f"give a tensor of shape {wanted}")
+        raise ProblemError(f"{op}: {name}", f"found a {type(value).__name__}", f"give a tensor of shape {_text(shape)}")
     if value.dtype not in _FLOATS:
         raise ProblemError(
             f"{op}: {name}",
@@ -37,11 +39,15 @@ def tensor(op: str, name: str, value: object, shape: tuple[int | str, ...], like
         isinstance(s, str) or s == n for s, n in zip(shape, value.shape, strict=True)
     )
     if not fits:
-        raise ProblemError(f"{op}: {name}", f"its shape is {tuple(value.shape)}", f"give it the shape {wanted}")
+        raise ProblemError(f"{op}: {name}", f"its shape is {tuple(value.shape)}", f"give it the shape {_text(shape)}")
     if like is not None and value.device != like.device:
         raise ProblemError(
             f"{op}: {name}", f"it is on {value.device} and the input on {like.device}", f"move it to {like.device}"
         )
+
+
+def _text(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"
 
 
 def same_dtype(op: str, name: str, value: Tensor, of: str, other: Tensor) -> None:
@@ -101,13 +107,15 @@ def fftconv(
 
 
 def _filter_length(op: str, mode: str, taps: int, length: int) -> None:
-    asked = f"{op}(mode={mode!r}) with K = {taps} and L = {length}"
     if taps == 0:
-        raise ProblemError(asked, "the filter has no taps", "give a filter of at least one tap")
-    if mode == "same" and taps % 2 == 0:
-        raise ProblemError(asked, "the filter has no middle tap", "give it an odd number of taps")
-    if mode == "circular" and taps > length:
-        raise ProblemError(asked, "a circular filter has at most L taps", "fold the filter modulo L, or cut it")
+        found, do = "the filter has no taps", "give a filter of at least one tap"
+    elif mode == "same" and taps % 2 == 0:
+        found, do = "the filter has no middle tap", "give it an odd number of taps"
+    elif mode == "circular" and taps > length:
+        found, do = "a circular filter has at most L taps", "fold the filter modulo L, or cut it"
+    else:
+        return
+    raise ProblemError(f"{op}(mode={mode!r}) with K = {taps} and L = {length}", found, do)
 
 
 def blockdiag_linear(
@@ -116,9 +124,9 @@ def blockdiag_linear(
     op = "blockdiag_linear"
     if activation is not None:
         choice(op, "activation", activation, known)
-    tensor(op, "weight", weight, ("nblocks", "out_per_block", "in_per_block"))
+    tensor(op, "weight", weight, ("nblocks", "block_out", "block_in"))
     nblocks, block_out, block_in = weight.shape
-    _last_axis(op, x, nblocks * block_in, f"nblocks * in_per_block = {nblocks} * {block_in}")
+    _last_axis(op, x, nblocks, block_in)
     tensor(op, "weight", weight, tuple(weight.shape), x)
     same_dtype(op, "weight", weight, "x", x)
     if bias is not None:
@@ -127,10 +135,14 @@ def blockdiag_linear(
     finite(op, x=x, weight=weight, bias=bias)
 
 
-def _last_axis(op: str, x: Tensor, size: int, formula: str) -> None:
-    tensor(op, "x", x, tuple(["..."] * max(1, x.dim())) if isinstance(x, Tensor) else ("...", size))
-    if x.shape[-1] != size:
-        raise ProblemError(f"{op}: x", f"its last axis has {x.shape[-1]} entries", f"give it {formula} = {size}")
+def _last_axis(op: str, x: Tensor, nblocks: int, block_in: int) -> None:
+    tensor(op, "x", x, tuple(["..."] * max(1, x.dim())) if isinstance(x, Tensor) else ("...",))
+    if x.shape[-1] != nblocks * block_in:
+        raise ProblemError(
+            f"{op}: x",
+            f"its last axis has {x.shape[-1]} entries",
+            f"give it nblocks * block_in = {nblocks} * {block_in} = {nblocks * block_in}",
+        )
 
 
 def monarch_matmul(x: Tensor, factors: list[Tensor]) -> None:
@@ -140,7 +152,7 @@ def monarch_matmul(x: Tensor, factors: list[Tensor]) -> None:
     for i, factor in enumerate(factors):
         tensor(op, f"factors[{i}]", factor, ("nblocks", "block_out", "block_in"))
     first = factors[0]
-    _last_axis(op, x, first.shape[0] * first.shape[2], f"nblocks * block_in = {first.shape[0]} * {first.shape[2]}")
+    _last_axis(op, x, first.shape[0], first.shape[2])
     for i, factor in enumerate(factors):
         tensor(op, f"factors[{i}]", factor, tuple(factor.shape), x)
         same_dtype(op, f"factors[{i}]", factor, "x", x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +46,9 @@ def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 def inner_widths(shapes: Sequence[tuple[int, int, int]]) -> list[int]:
     """C_i of every stage, from the factors' shapes: how far apart a block's neighbours lie in the vector."""
     order = len(shapes)
-    widths = [math.prod(block_in for _, _, block_in in shapes[i + 1 :]) for i in range(order)]
+    widths = [1] * order
+    for i in range(order - 2, 0, -1):
+        widths[i] = widths[i + 1] * shapes[i + 1][2]
     widths[0] = shapes[0][0] if order > 1 else 1
     for i, (shape, width) in enumerate(zip(shapes, widths, strict=True)):
         if shape[0] % width:

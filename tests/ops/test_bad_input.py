@@ -45,7 +45,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "skip shape": (lambda: conv(skip=torch.randn(8)), r"skip: its shape is \(8,\)\. Give it the shape \(3\)"),
     "blockdiag x": (
         lambda: m2gen.blockdiag_linear(torch.randn(2, 5), torch.randn(2, 4, 3)),
-        r"x: its last axis has 5 entries\. Give it nblocks \* in_per_block = 2 \* 3 = 6",
+        r"x: its last axis has 5 entries\. Give it nblocks \* block_in = 2 \* 3 = 6",
     ),
     "blockdiag weight": (lambda: m2gen.blockdiag_linear(U, K), r"weight: its shape is \(3, 5\)"),
     "blockdiag bias": (
