@@ -20,10 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from m2gen.demo.data import VOCAB
+
 Counts = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]
 
-VOCAB = 256
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 SMOOTHING = (
     "interpolated with the order below by a Dirichlet prior, its strength fitted on a tenth of the training text"
