@@ -1,9 +1,12 @@
-"""The cost model: what a step costs, as sympy expressions that print, and as compiled functions that plan.
+"""The cost model: what a step costs, as formulas that print and plan alike.
+
+A formula is a function of `Values` and an `Arithmetic`. On numbers it plans, in microseconds; on sympy's symbols
+(explain.py) the same function is the expression that `explain` prints.
 
 Symbols: B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and of a
-computed real number, G gates, K 1 with a skip, p order, r a radix, T FLOP of the library's real transform.
-Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set), D
-bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT.
+computed real number, G gates, K 1 with a skip, p order, r a radix, R2 the sum of r^2, T FLOP of the library's real
+transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set),
+D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -16,12 +19,11 @@ Every figure is an estimate; none has been fitted on a device but those whose ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, log
-
-import sympy as sp
+from typing import Any, NamedTuple
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
@@ -32,152 +34,159 @@ from m2gen.planner.problem import Problem
 BLUESTEIN_ABOVE = 13  # libraries have kernels for the primes up to this; beyond, three longer transforms
 QUANTITIES = ("flop", "bytes", "launches", "working_set", "seconds")
 
-B, H, n, N, C, e, c, G, K, p, r, T = sp.symbols("B H n N C e c G K p r T", positive=True)
-F, M, U, W, D, t, P, R2 = sp.symbols("F M U W D t P R2", positive=True)
-SYMBOLS = (B, H, n, N, C, e, c, G, K, p, T, F, M, U, W, D, t, P, R2)
+
+class Values(NamedTuple):
+    """The symbols above, in one order: numbers to plan with, or sympy symbols to print."""
+
+    B: Any
+    H: Any
+    n: Any
+    N: Any
+    C: Any
+    e: Any
+    c: Any
+    G: Any
+    K: Any
+    p: Any
+    R2: Any
+    T: Any
+    F: Any = 1.0
+    M: Any = 1.0
+    U: Any = 1.0
+    W: Any = 1.0
+    D: Any = 1.0
+    t: Any = 1.0
+    P: Any = 1.0
 
 
 @dataclass(frozen=True)
-class Formulas:
-    """A step's cost: `whole` per quantity, plus for every radix `stage` per quantity."""
+class Arithmetic:
+    """The functions of a formula beyond + - * /."""
 
-    whole: Mapping[str, sp.Expr]
-    stage: Mapping[str, sp.Expr]
-
-
-def _formulas(whole: dict[str, sp.Expr], stage: dict[str, sp.Expr] | None = None) -> Formulas:
-    return Formulas(whole, stage or {name: sp.Integer(0) for name in QUANTITIES})
+    ceiling: Callable[[Any], Any]
+    maximum: Callable[[Any, Any], Any]
+    minimum: Callable[[Any, Any], Any]
+    log2: Callable[[Any], Any]
 
 
-_chunks = sp.ceiling(H / C)
-_rows = B * H
-_user = _rows * n * e * (2 + G)  # u, gates and y, once each
+NUMBERS = Arithmetic(math.ceil, max, min, math.log2)
 
 
-def _library_filter() -> Formulas:
-    return _formulas(
-        {
-            "flop": H * T,
-            "bytes": H * c * N * (2 + 2 * P),
-            "launches": 3 * _chunks,
-            "working_set": C * 3 * c * N,
-            "seconds": sp.Max(H * T / F, 2 * H * c * N * P / W) + 2 * H * c * N / W + 3 * _chunks * t,
-        }
+class Cost(NamedTuple):
+    """A value, or an expression, for each of QUANTITIES."""
+
+    flop: Any = 0
+    bytes: Any = 0
+    launches: Any = 0
+    working_set: Any = 0
+    seconds: Any = 0
+
+    def plus(self, other: Cost, count: Any = 1) -> Cost:
+        return Cost(*(a + count * b for a, b in zip(self, other, strict=True)))
+
+
+def _user_bytes(v: Values) -> Any:
+    """u, gates and y, once each."""
+    return v.B * v.H * v.n * v.e * (2 + v.G)
+
+
+def _table_bytes(v: Values) -> Any:
+    """DFT matrices and twiddles."""
+    return 2 * v.c * (v.R2 + v.N * (v.p - 1))
+
+
+def library_filter(v: Values, a: Arithmetic) -> Cost:
+    launches = 3 * a.ceiling(v.H / v.C)
+    return Cost(
+        flop=v.H * v.T,
+        bytes=v.H * v.c * v.N * (2 + 2 * v.P),
+        launches=launches,
+        working_set=3 * v.C * v.c * v.N,
+        seconds=a.maximum(v.H * v.T / v.F, 2 * v.H * v.c * v.N * v.P / v.W)
+        + 2 * v.H * v.c * v.N / v.W
+        + launches * v.t,
     )
 
 
-def _library_conv() -> Formulas:
-    elementwise = _rows * c * (3 * N + n * (4 + 2 * G + 2 * K)) + H * N * c
-    launches = _chunks * (7 + G + 2 * K)
-    return _formulas(
-        {
-            "flop": _rows * (2 * T + 3 * N + n * (G + 2 * K)),
-            "bytes": _user + elementwise + 4 * _rows * c * N * P,
-            "launches": launches,
-            "working_set": C * c * N * (3 * B + 1),
-            "seconds": sp.Max(2 * _rows * T / F, 4 * _rows * c * N * P / W)
-            + elementwise / W
-            + _user / D
-            + launches * t,
-        }
+def library_conv(v: Values, a: Arithmetic) -> Cost:
+    rows = v.B * v.H
+    elementwise = rows * v.c * (3 * v.N + v.n * (4 + 2 * v.G + 2 * v.K)) + v.H * v.N * v.c
+    passes = 4 * rows * v.c * v.N * v.P
+    launches = a.ceiling(v.H / v.C) * (7 + v.G + 2 * v.K)
+    return Cost(
+        flop=rows * (2 * v.T + 3 * v.N + v.n * (v.G + 2 * v.K)),
+        bytes=_user_bytes(v) + elementwise + passes,
+        launches=launches,
+        working_set=v.C * v.c * v.N * (3 * v.B + 1),
+        seconds=a.maximum(2 * rows * v.T / v.F, passes / v.W)
+        + elementwise / v.W
+        + _user_bytes(v) / v.D
+        + launches * v.t,
     )
 
 
-def _monarch(transforms: sp.Expr, calls: sp.Expr) -> Formulas:
-    """`transforms` complex Monarch transforms of N points, done in `calls` batched calls of each kind."""
-    between = 4 * c * N * (p - 1) * transforms  # bytes: every twiddle product reads and writes; nothing is permuted
-    launches = calls * (p - 1)
-    return _formulas(
-        {
-            "flop": 6 * N * (p - 1) * transforms,
-            "bytes": between,
-            "launches": launches,
-            "working_set": sp.Integer(0),
-            "seconds": between / W + launches * t,
-        },
-        {
-            "flop": 8 * N * r * transforms,
-            "bytes": 4 * c * N * transforms,
-            "launches": calls,
-            "working_set": sp.Integer(0),
-            "seconds": transforms * sp.Max(8 * N * r / (M * sp.Min(1, r / U)), 4 * c * N / W) + calls * t,
-        },
+def monarch_filter(v: Values, a: Arithmetic) -> Cost:
+    calls = a.ceiling(v.H / v.C)
+    copies = 3 * v.H * v.c * v.N
+    return Cost(
+        bytes=copies,
+        launches=3 * calls,
+        working_set=6 * v.C * v.c * v.N + _table_bytes(v),
+        seconds=copies / v.W + 3 * calls * v.t,
+    ).plus(_twiddles(v, v.H, calls))
+
+
+def monarch_conv(v: Values, a: Arithmetic) -> Cost:
+    rows, calls = v.B * v.H, a.ceiling(v.H / v.C)
+    elementwise = rows * v.c * (7 * v.N + v.n * (4 + 2 * v.G + 2 * v.K)) + 2 * v.H * v.N * v.c
+    launches = calls * (8 + v.G + 2 * v.K)
+    return Cost(
+        flop=rows * (6 * v.N + v.n * (v.G + 2 * v.K)),
+        bytes=_user_bytes(v) + elementwise,
+        launches=launches,
+        working_set=v.C * v.c * v.N * (6 * v.B + 2) + _table_bytes(v),
+        seconds=elementwise / v.W + _user_bytes(v) / v.D + launches * v.t,
+    ).plus(_twiddles(v, 2 * rows, 2 * calls))
+
+
+def _twiddles(v: Values, transforms: Any, calls: Any) -> Cost:
+    """The products between the stages of `transforms` transforms, in `calls` batched calls; nothing is permuted."""
+    moved = 4 * v.c * v.N * (v.p - 1) * transforms
+    launches = calls * (v.p - 1)
+    return Cost(
+        flop=6 * v.N * (v.p - 1) * transforms, bytes=moved, launches=launches, seconds=moved / v.W + launches * v.t
     )
 
 
-_TABLES = 2 * c * (R2 + N * (p - 1))  # DFT matrices (R2 = sum of r^2) and twiddles
-
-
-def _plus(formulas: Formulas, more: dict[str, sp.Expr]) -> Formulas:
-    return Formulas({name: formulas.whole[name] + more[name] for name in QUANTITIES}, formulas.stage)
-
-
-def _composed_filter() -> Formulas:
-    copies = H * c * N * 3
-    return _plus(
-        _monarch(H, _chunks),
-        {
-            "flop": sp.Integer(0),
-            "bytes": copies,
-            "launches": 3 * _chunks,
-            "working_set": 6 * C * c * N + _TABLES,
-            "seconds": copies / W + 3 * _chunks * t,
-        },
+def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
+    """One stage of radix r of all transforms of the step: N/r blocks of r x r each."""
+    once = step == "filter"
+    transforms = v.H if once else 2 * v.B * v.H
+    calls = a.ceiling(v.H / v.C) * (1 if once else 2)
+    product = a.maximum(8 * v.N * r / (v.M * a.minimum(1, r / v.U)), 4 * v.c * v.N / v.W)
+    return Cost(
+        flop=8 * v.N * r * transforms,
+        bytes=4 * v.c * v.N * transforms,
+        launches=calls,
+        seconds=transforms * product + calls * v.t,
     )
 
 
-def _composed_conv() -> Formulas:
-    elementwise = _rows * c * (7 * N + n * (4 + 2 * G + 2 * K)) + 2 * H * N * c
-    launches = _chunks * (8 + G + 2 * K)
-    return _plus(
-        _monarch(2 * _rows, 2 * _chunks),
-        {
-            "flop": _rows * (6 * N + n * (G + 2 * K)),
-            "bytes": _user + elementwise,
-            "launches": launches,
-            "working_set": C * c * N * (6 * B + 2) + _TABLES,
-            "seconds": elementwise / W + _user / D + launches * t,
-        },
-    )
+FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
+    ("fft", "filter"): library_filter,
+    ("fft", "conv"): library_conv,
+    ("monarch", "filter"): monarch_filter,
+    ("monarch", "conv"): monarch_conv,
+}
 
 
-@lru_cache(maxsize=1)
-def models() -> dict[tuple[str, str], Formulas]:
-    """The formulas of every (transform kind, step)."""
-    return {
-        ("fft", "filter"): _library_filter(),
-        ("fft", "conv"): _library_conv(),
-        ("monarch", "filter"): _composed_filter(),
-        ("monarch", "conv"): _composed_conv(),
-    }
-
-
-@lru_cache(maxsize=1)
-def transform_work() -> dict[str, sp.Expr]:
-    """T, the FLOP of the library's real transform; for Bluestein N is the longer transform's size m."""
-    return {
-        "even": sp.Rational(5, 2) * N * sp.log(N, 2),
-        "odd": 5 * N * sp.log(N, 2),
-        "bluestein": 15 * N * sp.log(N, 2),
-    }
-
-
-@lru_cache(maxsize=8)
-def _compiled(kind: str, step: str) -> tuple[Callable[..., list[float]], Callable[..., list[float]]]:
-    formulas = models()[kind, step]
-    whole = sp.lambdify(SYMBOLS, [formulas.whole[name] for name in QUANTITIES], modules="math", cse=True)
-    stage = sp.lambdify((*SYMBOLS, r), [formulas.stage[name] for name in QUANTITIES], modules="math", cse=True)
-    return whole, stage
-
-
-@lru_cache(maxsize=4)
-def _compiled_work(case: str) -> Callable[[float], float]:
-    compiled: Callable[[float], float] = sp.lambdify((N,), transform_work()[case], modules="math")
-    return compiled
+def transform_work(case: str, points: Any, a: Arithmetic) -> Any:
+    """T, the FLOP of the library's real transform; for Bluestein `points` is the longer transform's size m."""
+    return {"even": 5, "odd": 10, "bluestein": 30}[case] * points * a.log2(points) / 2
 
 
 def work_case(size: int) -> tuple[str, int]:
-    """Which formula T follows for `size`, and the size to put in it."""
+    """Which case of T `size` is, and the size to put in it."""
     if largest_prime(size) <= BLUESTEIN_ABOVE:
         return ("odd" if size % 2 else "even"), size
     points = size if size % 2 else size // 2  # of the complex transform
@@ -186,79 +195,55 @@ def work_case(size: int) -> tuple[str, int]:
 
 @lru_cache(maxsize=4096)
 def _library_work(size: int) -> float:
-    case, points = work_case(size)
-    return float(_compiled_work(case)(float(points)))
+    return float(transform_work(*work_case(size), NUMBERS))
 
 
 def working_set(problem: Problem, transform: Transform, channels: int) -> float:
     """Bytes in use while `channels` channels of the whole batch are convolved."""
-    per_channel, fixed = _working_set_terms(problem, transform)
-    return channels * per_channel + fixed
+    values = _sizes(problem, transform, max(channels, 1))
+    whole = float(FORMULAS[transform.kind, "conv"](values, NUMBERS).working_set)
+    fixed = float(_table_bytes(values)) if transform.kind == "monarch" else 0.0
+    return whole if channels else fixed
 
 
-@lru_cache(maxsize=4096)
-def _working_set_terms(problem: Problem, transform: Transform) -> tuple[float, float]:
-    """The working set is linear in the channels: (bytes a channel, bytes besides)."""
-    whole, _ = _compiled(transform.kind, "conv")
-    zero, one = (
-        whole(*_sizes(problem, transform, channels), *[1.0] * 7, _squares(transform))[3] for channels in (0.5, 1)
-    )
-    return 2 * (one - zero), one - 2 * (one - zero)
-
-
-def _squares(transform: Transform) -> float:
-    return float(sum(radix * radix for radix in transform.radices))
-
-
-def _sizes(problem: Problem, transform: Transform, channels: float) -> tuple[float, ...]:
-    """The values of B to T, in the order of SYMBOLS."""
+def _sizes(problem: Problem, transform: Transform, channels: int) -> Values:
     dtype = DTYPES[problem.dtype]
-    work = _library_work(transform.size) if transform.kind == "fft" else 0.0
-    return (
-        problem.b,
-        problem.h,
-        problem.n,
-        transform.size,
-        channels,
-        dtype.bytes,
-        DTYPES[dtype.compute].bytes,
-        problem.gates,
-        int(problem.skip),
-        transform.order,
-        work,
+    return Values(
+        B=problem.b,
+        H=problem.h,
+        n=problem.n,
+        N=transform.size,
+        C=channels,
+        e=dtype.bytes,
+        c=DTYPES[dtype.compute].bytes,
+        G=problem.gates,
+        K=int(problem.skip),
+        p=transform.order,
+        R2=float(sum(radix * radix for radix in transform.radices)),
+        T=_library_work(transform.size) if transform.kind == "fft" else 0.0,
     )
 
 
-def substitutions(
-    problem: Problem, transform: Transform, channels: int, limits: DeviceLimits, step: str
-) -> tuple[float, ...]:
-    """The numbers for SYMBOLS, in their order; only F differs between the steps "filter" and "conv"."""
+def values(problem: Problem, transform: Transform, channels: int, limits: DeviceLimits, step: str) -> Values:
+    """The numbers of a step, "filter" (its spectrum) or "conv"; only F differs between the two."""
     slower = limits.fp64_ratio if DTYPES[problem.dtype].compute == "fp64" else 1.0
     points = work_case(transform.size)[1] if transform.kind == "fft" else transform.size
     rows = channels if step == "filter" else channels * problem.b
-    return (
-        *_sizes(problem, transform, channels),
-        limits.fft_rate(points, rows) * slower,
-        limits.matrix32 * slower,
-        limits.matrix_unit,
-        limits.bandwidth(working_set(problem, transform, channels)),
-        limits.dram_bandwidth,
-        limits.call_seconds,
-        ceil(log(max(points, 2)) / log(limits.fft_pass_points)),
-        _squares(transform),
+    return _sizes(problem, transform, channels)._replace(
+        F=limits.fft_rate(points, rows) * slower,
+        M=limits.matrix32 * slower,
+        U=limits.matrix_unit,
+        W=limits.bandwidth(working_set(problem, transform, channels)),
+        D=limits.dram_bandwidth,
+        t=limits.call_seconds,
+        P=math.ceil(math.log(max(points, 2)) / math.log(limits.fft_pass_points)),
     )
 
 
 def estimate(problem: Problem, transform: Transform, channels: int, limits: DeviceLimits, step: str) -> Estimate:
     """What the filter's spectrum (step "filter") or the convolution (step "conv") costs."""
-    return _evaluate(step, transform, substitutions(problem, transform, channels, limits, step))
-
-
-def _evaluate(step: str, transform: Transform, values: tuple[float, ...]) -> Estimate:
-    whole, stage = _compiled(transform.kind, step)
-    total = list(whole(*values))
-    if transform.kind == "monarch":
-        for radix in set(transform.radices):
-            count = transform.radices.count(radix)
-            total = [sum_ + count * term for sum_, term in zip(total, stage(*values, radix), strict=True)]
+    numbers = values(problem, transform, channels, limits, step)
+    total = FORMULAS[transform.kind, step](numbers, NUMBERS)
+    for radix in sorted(set(transform.radices)):
+        total = total.plus(monarch_stage(numbers, NUMBERS, radix, step), transform.radices.count(radix))
     return Estimate(*map(float, total))

@@ -1,4 +1,4 @@
-"""A plan as text: sizes, blocks, and every cost formula with the numbers put in."""
+"""A plan as text: sizes, blocks, and every cost formula with the numbers put in. The only importer of sympy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner import cost
 from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform, duration
 
+SYMBOLS = cost.Values(*sp.symbols(" ".join(cost.Values._fields), positive=True))
+RADIX = sp.Symbol("r", positive=True)
+SYMBOLIC = cost.Arithmetic(sp.ceiling, sp.Max, sp.Min, lambda x: sp.Function("log2")(x))
 _UNITS = {"flop": "FLOP", "bytes": "B", "launches": "calls", "working_set": "B", "seconds": "s"}
 _NOTES = (
     "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
@@ -63,19 +66,16 @@ def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
     if not isinstance(step, FilterSpectrum | SpectralConv):
         return [f"{step}: {_amounts(step.estimate)}"]
     name = "filter" if isinstance(step, FilterSpectrum) else "conv"
-    values = cost.substitutions(plan.problem, step.transform, plan.conv.channels, limits, name)
-    numbers = zip(cost.SYMBOLS, values, strict=True)
-    formulas = cost.models()[step.transform.kind, name]
-    used = set().union(
-        *(formulas.whole[key].free_symbols | formulas.stage[key].free_symbols for key in cost.QUANTITIES)
-    )
-    shown = (f"{symbol} = {value:.6g}" for symbol, value in numbers if symbol in used)
-    lines = [str(step), f"  with {', '.join(shown)}"]
-    lines += _work_lines(step.transform)
+    numbers = cost.values(plan.problem, step.transform, plan.conv.channels, limits, name)
+    whole = cost.FORMULAS[step.transform.kind, name](SYMBOLS, SYMBOLIC)
+    stage = cost.monarch_stage(SYMBOLS, SYMBOLIC, RADIX, name) if step.transform.radices else cost.Cost()
+    used = set().union(*(sp.sympify(e).free_symbols for e in (*whole, *stage)))
+    shown = [f"{symbol} = {value:.6g}" for symbol, value in zip(SYMBOLS, numbers, strict=True) if symbol in used]
+    lines = [str(step), f"  with {', '.join(shown)}", *_work_lines(step.transform)]
     for quantity in cost.QUANTITIES:
+        formula = _formula(getattr(whole, quantity), getattr(stage, quantity))
         value = getattr(step.estimate, quantity)
-        lines.append(f"  {quantity} = {_formula(formulas, quantity)}")
-        lines.append(f"  {' ' * len(quantity)} = {value:.6g} {_UNITS[quantity]}")
+        lines += [f"  {quantity} = {formula}", f"  {' ' * len(quantity)} = {value:.6g} {_UNITS[quantity]}"]
     return lines
 
 
@@ -84,13 +84,12 @@ def _work_lines(transform: Transform) -> list[str]:
         return []
     case, points = cost.work_case(transform.size)
     where = f"N = {points}" if case != "bluestein" else f"N = {points} inside (Bluestein, for a prime factor above 13)"
-    return [f"  T = {sp.sstr(cost.transform_work()[case])} with {where}"]
+    return [f"  T = {sp.sstr(cost.transform_work(case, SYMBOLS.N, SYMBOLIC))} with {where}"]
 
 
-def _formula(formulas: cost.Formulas, quantity: str) -> str:
+def _formula(whole: sp.Expr, stage: sp.Expr) -> str:
     """The whole, and the stage summed over the radices."""
-    whole, stage = sp.sstr(formulas.whole[quantity]), sp.sstr(formulas.stage[quantity])
-    return whole if stage == "0" else f"{whole} + sum over radices of [{stage}]"
+    return sp.sstr(whole) if stage == 0 else f"{sp.sstr(whole)} + sum over radices of [{sp.sstr(stage)}]"
 
 
 def _amounts(estimate: Estimate) -> str:

@@ -8,6 +8,8 @@ from typing import Protocol
 from m2gen.device.limits import DeviceLimits
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.planner.solvers.composed import Composed
+from m2gen.planner.solvers.library import Library
 
 
 class Solver(Protocol):
@@ -24,9 +26,4 @@ class Solver(Protocol):
         """Legal plans; called only where nothing was rejected."""
 
 
-def solvers() -> tuple[Solver, ...]:
-    """Every solver there is."""
-    from m2gen.planner.solvers.composed import Composed  # late: the cost model behind them loads sympy
-    from m2gen.planner.solvers.library import Library
-
-    return (Library(), Composed())
+SOLVERS: tuple[Solver, ...] = (Library(), Composed())

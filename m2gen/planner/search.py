@@ -10,7 +10,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.errors import PlanError
 from m2gen.planner.plan import Plan, duration
 from m2gen.planner.problem import Problem
-from m2gen.planner.registry import solvers
+from m2gen.planner.registry import SOLVERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
     """All candidates by estimated seconds; equals by their text, so that no order depends on chance."""
     plans: list[Plan] = []
     rejections: list[tuple[str, str]] = []
-    for solver in solvers():
+    for solver in SOLVERS:
         reason = solver.reject(problem, limits)
         if reason is None:
             plans += solver.candidates(problem, limits)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError
-from m2gen.planner import cost, search
+from m2gen.planner import cost, explain, search
 from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform, duration
 from m2gen.planner.problem import Problem
 from m2gen.testing.corpus import corpus
@@ -162,18 +162,20 @@ def test_library_flop_is_the_formula():
         assert of_filter.flop == pytest.approx(3 * work)
 
 
-def test_compiled_formulas_agree_with_sympy():
-    """The lambdified functions against the printed expressions, by substitution."""
+def test_printed_formulas_are_the_ones_that_plan():
+    """The expressions that explain prints, by exact substitution, against the estimates."""
     problem, limits = Problem.parse("fftconv n=1000 h=7 b=3 bf16 gated skip"), target("avx2")
     for transform in (Transform("fft", 2000, ()), Transform("monarch", 2000, (20, 10, 10))):
         for step, got in zip(("filter", "conv"), both(problem, transform, 2, limits), strict=True):
-            numbers = cost.substitutions(problem, transform, 2, limits, step)
-            formulas = cost.models()[transform.kind, step]
+            numbers = cost.values(problem, transform, 2, limits, step)
+            at = {symbol: sp.Float(x, 30) for symbol, x in zip(explain.SYMBOLS, numbers, strict=True)}
+            whole = cost.FORMULAS[transform.kind, step](explain.SYMBOLS, explain.SYMBOLIC)
+            stage = cost.monarch_stage(explain.SYMBOLS, explain.SYMBOLIC, explain.RADIX, step)
             for quantity in cost.QUANTITIES:
-                values = {name: sp.Float(x, 30) for name, x in zip(cost.SYMBOLS, numbers, strict=True)}
-                whole = formulas.whole[quantity].subs(values)
-                stages = sum(formulas.stage[quantity].subs({**values, cost.r: r}) for r in transform.radices)
-                assert float(whole + stages) == pytest.approx(getattr(got, quantity), rel=1e-9)
+                printed = sp.sympify(getattr(whole, quantity)).subs(at)
+                for radix in transform.radices:
+                    printed += sp.sympify(getattr(stage, quantity)).subs({**at, explain.RADIX: radix})
+                assert float(printed) == pytest.approx(getattr(got, quantity), rel=1e-9)
 
 
 def test_working_set_is_linear_in_channels():
