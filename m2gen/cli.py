@@ -139,6 +139,6 @@ def demo(minutes: float, seed: int) -> None:
     \b
     m2gen demo --minutes 1
     """
-    from m2gen import demo as run
+    from m2gen.demo import main as run
 
-    run.main(minutes=minutes, seed=seed)
+    run(minutes=minutes, seed=seed)
