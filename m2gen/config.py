@@ -4,6 +4,7 @@
 |----------------------|---------------------------------|-------------------------------------------------------------|
 | M2GEN_LOG            | debug, info, warning (default)  | what the `m2gen` logger shows on stderr                     |
 | M2GEN_CHECK_FINITE   | 0 (default), 1                  | 1: every op raises on NaN or infinity in its inputs         |
+| M2GEN_CACHE_DIR      | a folder                        | where generated sources are kept; default ~/.cache/m2gen    |
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from m2gen.errors import ConfigError
 class Config:
     log: str = "warning"
     check_finite: bool = False
+    cache_dir: str = ""
 
 
 _CHOICES: dict[str, dict[str, object]] = {
     "M2GEN_LOG": {"debug": "debug", "info": "info", "warning": "warning"},
     "M2GEN_CHECK_FINITE": {"0": False, "1": True},
 }
+_FREE = ("M2GEN_CACHE_DIR",)
 
 
 def _read(env: Mapping[str, str]) -> Config:
@@ -34,8 +37,11 @@ def _read(env: Mapping[str, str]) -> Config:
 
 
 def _choice(name: str, value: str) -> object:
+    if name in _FREE:
+        return value
     if name not in _CHOICES:
-        raise ConfigError(f"environment variable {name}", "it is not one m2gen reads", f"use one of {sorted(_CHOICES)}")
+        known = sorted([*_CHOICES, *_FREE])
+        raise ConfigError(f"environment variable {name}", "it is not one m2gen reads", f"use one of {known}")
     if value not in _CHOICES[name]:
         raise ConfigError(f"{name}={value!r}", "not a value of that variable", f"use one of {sorted(_CHOICES[name])}")
     return _CHOICES[name][value]

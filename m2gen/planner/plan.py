@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from m2gen.errors import PlanError
+from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.problem import Problem
 
 if TYPE_CHECKING:
@@ -91,7 +92,29 @@ class SpectralConv(Step):
         return f"(spectral-conv {self.transform} (channels {self.channels}){' (fold)' if self.fold else ''})"
 
 
-_STEPS: dict[str, type[Step]] = {kind.__name__: kind for kind in (FilterSpectrum, SpectralConv)}
+@dataclass(frozen=True, slots=True)
+class FusedConv(Step):
+    """One generated kernel that does the whole convolution on chip; `splits` programs share a channel's batch."""
+
+    transform: Transform
+    spec: FftConvSpec
+    splits: int
+
+    @property
+    def channels(self) -> int:
+        """Channels a program: one."""
+        return 1
+
+    @property
+    def fold(self) -> bool:
+        """Whether a tail is folded onto the head: a wrapped kernel reads the circle periodically instead."""
+        return False
+
+    def __str__(self) -> str:
+        return f"(fused-conv {self.transform} {self.spec.ring} (splits {self.splits}) {self.spec.name})"
+
+
+_STEPS: dict[str, type[Step]] = {kind.__name__: kind for kind in (FilterSpectrum, SpectralConv, FusedConv)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +132,11 @@ class Plan:
         return sum((step.estimate for step in self.steps), Estimate())
 
     @property
-    def conv(self) -> SpectralConv:
+    def conv(self) -> SpectralConv | FusedConv:
         """The last step."""
         last = self.steps[-1]
-        if not isinstance(last, SpectralConv):
-            raise PlanError(str(self.problem), f"the plan ends in {last}", "end a plan with a SpectralConv")
+        if not isinstance(last, SpectralConv | FusedConv):
+            raise PlanError(str(self.problem), f"the plan ends in {last}", "end a plan with a convolution")
         return last
 
     def __str__(self) -> str:
@@ -146,6 +169,8 @@ class Plan:
 def _step(data: Mapping[str, Any]) -> Step:
     transform = Transform(**{**data["transform"], "radices": tuple(data["transform"]["radices"])})
     fields = {**data, "estimate": Estimate(**data["estimate"]), "transform": transform}
+    if "spec" in data:
+        fields["spec"] = FftConvSpec(**data["spec"])
     return _STEPS[fields.pop("step")](**fields)
 
 

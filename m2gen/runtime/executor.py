@@ -9,9 +9,10 @@ from torch import Tensor
 
 from m2gen.dtypes import DTYPES
 from m2gen.log import once
-from m2gen.planner.plan import Plan
+from m2gen.planner.plan import FusedConv, Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import plan
+from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
 from m2gen.runtime.spectral import Gradients, Operands, SpectralKernel
 
@@ -36,13 +37,15 @@ def problem_of(x: Operands, mode: str) -> Problem:
 
 
 @lru_cache(maxsize=1024)
-def kernel_of(chosen: Plan) -> SpectralKernel:
+def kernel_of(chosen: Plan) -> SpectralKernel | FusedKernel:
     """The computation of a plan, bound once."""
     once(f"{chosen.problem} on {chosen.arch}: {chosen}")
+    if isinstance(chosen.conv, FusedConv):
+        return FusedKernel(chosen.problem, chosen.conv)
     return SpectralKernel(chosen.problem, chosen.conv)
 
 
-def _kernel(x: Operands, mode: str) -> SpectralKernel:
+def _kernel(x: Operands, mode: str) -> SpectralKernel | FusedKernel:
     return kernel_of(plan(problem_of(x, mode), live(x.u.device)))
 
 

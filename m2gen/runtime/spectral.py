@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.planner.plan import SpectralConv
 from m2gen.planner.problem import Problem
+from m2gen.runtime.ring import Ring
 from m2gen.runtime.transforms import Dft, bind
 
 
@@ -59,7 +59,8 @@ class SpectralKernel:
     """One planned convolution, forward and backward."""
 
     def __init__(self, problem: Problem, step: SpectralConv) -> None:
-        self.step, self.n, self.taps, self.mode = step, problem.n, problem.taps, problem.mode
+        self.step, self.n, self.taps = step, problem.n, problem.taps
+        self.ring = Ring(problem, step.transform.size)
         self.dft: Dft = bind(step.transform)
 
     def forward(self, x: Operands) -> Tensor:
@@ -87,7 +88,8 @@ class SpectralKernel:
                 dz = self.dft.inverse(dc_f * kf.conj_physical())[..., : self.n]
                 _write_input_gradients(_with_skip(dz, dc, x.skip, part), x, part, out)
             if out.filter:
-                self._write_filter_gradients(self.dft.inverse((dc_f * z_f.conj_physical()).sum(0)), part, out)
+                taps = self.dft.inverse((dc_f * z_f.conj_physical()).sum(0))
+                self.ring.write_gradients(taps, part, out.k, out.k_rev)
             if out.skip is not None:
                 out.skip[part] = (z * dc).sum((0, 2))
 
@@ -98,19 +100,7 @@ class SpectralKernel:
     def _filter_spectrum(self, x: Operands, part: slice, dtype: torch.dtype) -> Tensor:
         k = x.k[part].to(dtype)
         k_rev = None if x.k_rev is None else x.k_rev[part].to(dtype)
-        return self.dft.forward(self._on_ring(k, k_rev))
-
-    def _on_ring(self, k: Tensor, k_rev: Tensor | None) -> Tensor:
-        """The filter with lag d at position d mod size; short where no lag is negative."""
-        lo, hi = self.taps
-        if k_rev is not None:
-            ahead, behind = k[:, : hi + 1], k_rev[:, :lo].flip(-1)
-        else:
-            first = (k.shape[1] - 1) // 2 if self.mode == "same" else 0  # the tap of lag 0
-            ahead, behind = k[:, first : first + hi + 1], k[:, first - lo : first]
-        if lo == 0:
-            return ahead
-        return torch.cat([F.pad(ahead, (0, self.step.transform.size - lo - hi - 1)), behind], dim=-1)
+        return self.dft.forward(self.ring.place(k, k_rev))
 
     def _conv(self, spectrum: Tensor, z: Tensor, skip: Tensor | None, part: slice) -> Tensor:
         """conv(z, k) + skip * z from the product of the spectra; a tensor of its own."""
@@ -123,18 +113,6 @@ class SpectralKernel:
     def _unfold(self, dc: Tensor) -> Tensor:
         """The adjoint of folding: the head repeats behind the tail."""
         return torch.cat([dc, dc[..., : self.taps[1]]], dim=-1) if self.step.fold else dc
-
-    def _write_filter_gradients(self, ring: Tensor, part: slice, out: Gradients) -> None:
-        """Read the gradient of every tap off the ring; taps that never reach an output keep the zero they have."""
-        lo, hi = self.taps
-        ahead, behind = ring[:, : hi + 1], ring[:, ring.shape[1] - lo :]
-        if self.mode == "same" and out.k is not None:
-            first = (out.k.shape[1] - 1) // 2
-            out.k[part, first - lo : first + hi + 1] = torch.cat([behind, ahead], dim=-1)
-        elif out.k is not None:
-            out.k[part, : hi + 1] = ahead
-        if out.k_rev is not None:
-            out.k_rev[part, :lo] = behind.flip(-1)
 
 
 def _gated(x: Tensor, gate: Tensor | None, part: slice) -> Tensor:

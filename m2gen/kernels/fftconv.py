@@ -1,0 +1,84 @@
+"""The fused FFT convolution of order 2: one block holds a whole transform of N = n1 * n2 complex points.
+
+Rings. "cyclic": two batch rows of one channel make one complex row, t^N = 1; every mode. "causal": one real row,
+t^N = i (weights theta^n, theta = exp(i pi / 2N)), whose real part is the causal convolution without padding to 2N.
+
+The transform's matrices are real blocks: A1 acts on rows from the left, B2 on columns from the right, and their
+transposes undo them. With the cyclic ring and n1 = n2, B2 is A1 transposed and one matrix does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from m2gen.kernels.spec import Resources
+
+RADICES = (16, 32, 64, 128)
+COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FftConvSpec:
+    """`part` "fwd" is the convolution (and, with `reverse`, its transpose); "dk" the filter's gradient in spectra.
+
+    dtype    of the tensors: fp16, bf16, fp32
+    compute  of the matrix products' operands: fp16, bf16, or fp32 as three TF32 products (sums are float32 always)
+    wrap     a circular problem on a longer ring: the input is read periodically, its first k - 1 outputs are dropped
+    """
+
+    part: Literal["fwd", "dk"]
+    ring: Literal["cyclic", "causal"]
+    n1: int
+    n2: int
+    dtype: str
+    compute: str
+    pre_gate: bool = False
+    post_gate: bool = False
+    reverse: bool = False
+    wrap: bool = False
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def size(self) -> int:
+        return self.n1 * self.n2
+
+    @property
+    def name(self) -> str:
+        """For example fftconv_fwd_n4096_r64x64_cyclic_bf16_fp16_pre_post_w8_s2."""
+        flags = [word for word in ("pre_gate", "post_gate", "reverse", "wrap") if getattr(self, word)]
+        words = ["fftconv", self.part, f"n{self.size}", f"r{self.n1}x{self.n2}", self.ring, self.dtype, self.compute]
+        return "_".join([*words, *(flag.removesuffix("_gate") for flag in flags), f"w{self.num_warps}"]) + (
+            f"_s{self.num_stages}"
+        )
+
+    @property
+    def template(self) -> str:
+        return f"triton/fftconv/{self.part}.py.jinja"
+
+    @property
+    def rows(self) -> int:
+        """Batch rows in one transform."""
+        return 2 if self.ring == "cyclic" else 1
+
+    @property
+    def one_matrix(self) -> bool:
+        """Whether B2 is A1 transposed."""
+        return self.ring == "cyclic" and self.n1 == self.n2
+
+    @property
+    def a1_shape(self) -> tuple[int, int]:
+        """[Yr; Yi] = A1 @ rows: the input is two stacked real rows, or one."""
+        return 2 * self.n1, self.rows * self.n1
+
+    @property
+    def b2_shape(self) -> tuple[int, int]:
+        """[Zr | Zi] = [Yr | Yi] @ B2."""
+        return 2 * self.n2, 2 * self.n2
+
+    def resources(self) -> Resources:
+        """Shared memory as the compiler lays it out is not a formula yet: the matrices and one tile in transit."""
+        each = COMPUTE_BYTES[self.compute]
+        matrices = self.a1_shape[0] * self.a1_shape[1] + (0 if self.one_matrix else self.b2_shape[0] * self.b2_shape[1])
+        return Resources(shared_bytes=each * (matrices + 2 * self.size), threads=32 * self.num_warps)
