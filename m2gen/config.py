@@ -22,6 +22,7 @@ class Config:
     log: str = "warning"
     check_finite: bool = False
     cache_dir: str = ""
+    triton_interpret: bool = False  # Triton's own TRITON_INTERPRET: its kernels run on CPU tensors
 
 
 _CHOICES: dict[str, dict[str, object]] = {
@@ -33,7 +34,9 @@ _FREE = ("M2GEN_CACHE_DIR",)
 
 def _read(env: Mapping[str, str]) -> Config:
     known = {name: _choice(name, value) for name, value in env.items() if name.startswith("M2GEN_")}
-    return Config(**{name.removeprefix("M2GEN_").lower(): value for name, value in known.items()})  # type: ignore[arg-type]
+    fields: dict[str, object] = {name.removeprefix("M2GEN_").lower(): value for name, value in known.items()}
+    interpret = env.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
+    return Config(**fields, triton_interpret=interpret)  # type: ignore[arg-type]
 
 
 def _choice(name: str, value: str) -> object:

@@ -43,6 +43,7 @@ class DeviceLimits:
     shared_bytes: int = 0  # per block (GPU)
     registers: int = 0  # 32-bit registers per multiprocessor (GPU)
     vector_bytes: int = 0  # vector register (CPU)
+    languages: tuple[str, ...] = ()  # that generated kernels can be written in for it
     sources: tuple[tuple[str, str], ...] = ()  # (fields, where the figure is from)
 
     def bandwidth(self, working_set: float) -> float:
@@ -98,6 +99,7 @@ def _gpu(
     return DeviceLimits(
         arch=arch,
         kind="gpu",
+        languages=("triton",),
         description=description,
         cores=cores,
         matrix16=matrix16,

@@ -6,7 +6,8 @@ A formula is a function of `Values` and an `Arithmetic`. On numbers it plans, in
 Symbols: B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and of a
 computed real number, G gates, K 1 with a skip, p order, r a radix, R2 the sum of r^2, T FLOP of the library's real
 transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set),
-D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT.
+D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT. Of a fused kernel: n1 and n2
+its radices, R batch rows in a transform, Q bytes of a product's operand, X rate of its matrix products, V vector rate.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
+from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.planner.factor import largest_prime
 from m2gen.planner.plan import Estimate, Transform
 from m2gen.planner.problem import Problem
@@ -57,6 +59,12 @@ class Values(NamedTuple):
     D: Any = 1.0
     t: Any = 1.0
     P: Any = 1.0
+    n1: Any = 0
+    n2: Any = 0
+    R: Any = 1
+    Q: Any = 0
+    X: Any = 1.0
+    V: Any = 1.0
 
 
 @dataclass(frozen=True)
@@ -172,11 +180,39 @@ def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
     )
 
 
+# Issue slots a fused kernel takes for each complex point, in vector operations: about 0.27 clocks of a multiprocessor
+# that does 256 a clock, read off compiled loops; and what a launch loses to its ends. Estimated, to be fitted.
+_ISSUE, _ENDS = 70, 1.15
+
+
+def fused_filter(v: Values, a: Arithmetic) -> Cost:
+    """One library FFT of every filter, and the copies that put it into the kernel's order and dtype."""
+    moved = v.H * v.N * (6 * 8 + 2 * v.Q)
+    return Cost(
+        flop=10 * v.H * v.N * a.log2(v.N) / 2,
+        bytes=moved,
+        launches=8,
+        working_set=v.H * v.N * (3 * 8 + 2 * v.Q),
+        seconds=moved / v.W + 8 * v.t,
+    )
+
+
+def fused_conv(v: Values, a: Arithmetic) -> Cost:
+    """One launch. A tile of N points is 2 products with A1 and 2 with B2: 8 R N n1 + 16 N n2 FLOP."""
+    tiles = v.H * a.ceiling(v.B / v.R)
+    flop = tiles * v.N * (8 * v.R * v.n1 + 16 * v.n2)
+    moved = _user_bytes(v) + 2 * v.H * v.N * v.Q
+    units = a.maximum(flop / v.X, _ISSUE * tiles * v.N / v.V)
+    return Cost(flop=flop, bytes=moved, launches=1, working_set=0, seconds=_ENDS * a.maximum(moved / v.D, units) + v.t)
+
+
 FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
     ("fft", "filter"): library_filter,
     ("fft", "conv"): library_conv,
     ("monarch", "filter"): monarch_filter,
     ("monarch", "conv"): monarch_conv,
+    ("fused", "filter"): fused_filter,
+    ("fused", "conv"): fused_conv,
 }
 
 
@@ -204,6 +240,30 @@ def working_set(problem: Problem, transform: Transform, channels: int) -> float:
     whole = float(FORMULAS[transform.kind, "conv"](values, NUMBERS).working_set)
     fixed = float(_table_bytes(values)) if transform.kind == "monarch" else 0.0
     return whole if channels else fixed
+
+
+def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> Values:
+    """The numbers of a fused kernel's steps. Float32 products are three in TF32, at half the 16-bit rate each."""
+    size = Transform("monarch", spec.size, (spec.n1, spec.n2))
+    return _sizes(problem, size, problem.h)._replace(
+        W=limits.bandwidth(problem.h * spec.size * 24),
+        D=limits.dram_bandwidth,
+        t=limits.call_seconds,
+        n1=spec.n1,
+        n2=spec.n2,
+        R=spec.rows,
+        Q=COMPUTE_BYTES[spec.compute],
+        X=limits.matrix16 / (6 if spec.compute == "fp32" else 1),
+        V=limits.vector32,
+    )
+
+
+def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+    """What the filter's spectrum and the fused convolution cost."""
+    numbers = fused_values(problem, spec, limits)
+    costs = (FORMULAS["fused", step](numbers, NUMBERS) for step in ("filter", "conv"))
+    of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
+    return of_filter, of_conv
 
 
 def _sizes(problem: Problem, transform: Transform, channels: int) -> Values:

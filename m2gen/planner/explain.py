@@ -6,7 +6,7 @@ import sympy as sp
 
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner import cost
-from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform, duration
+from m2gen.planner.plan import Estimate, FilterSpectrum, FusedConv, Plan, SpectralConv, Step, Transform, duration
 
 SYMBOLS = cost.Values(*sp.symbols(" ".join(cost.Values._fields), positive=True))
 RADIX = sp.Symbol("r", positive=True)
@@ -20,7 +20,9 @@ _NOTES = (
 LEGEND = (
     "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a computed "
     "number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix rate, "
-    "U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the FFT"
+    "U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the FFT, "
+    "n1 and n2 a fused kernel's radices, R rows in a transform, Q bytes of an operand, X rate of its products, "
+    "V vector rate"
 )
 
 
@@ -55,6 +57,8 @@ def _transform_lines(plan: Plan) -> list[str]:
         f"size      {transform.size} points ({why}{', tail folded onto the head' if conv.fold else ''})",
         f"chunks    {conv.channels} of {plan.problem.h} channels at a time",
     ]
+    if isinstance(conv, FusedConv):
+        lines[1] = f"kernel    {conv.spec.name}, {conv.splits} programs a channel, {conv.spec.ring} ring"
     if transform.kind == "monarch":
         radices = " x ".join(map(str, transform.radices))
         blocks = ", ".join(f"{count} x {out} x {into}" for count, out, into in transform.blocks)
@@ -63,15 +67,20 @@ def _transform_lines(plan: Plan) -> list[str]:
 
 
 def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
-    if not isinstance(step, FilterSpectrum | SpectralConv):
+    if not isinstance(step, FilterSpectrum | SpectralConv | FusedConv):
         return [f"{step}: {_amounts(step.estimate)}"]
     name = "filter" if isinstance(step, FilterSpectrum) else "conv"
-    numbers = cost.values(plan.problem, step.transform, plan.conv.channels, limits, name)
-    whole = cost.FORMULAS[step.transform.kind, name](SYMBOLS, SYMBOLIC)
-    stage = cost.monarch_stage(SYMBOLS, SYMBOLIC, RADIX, name) if step.transform.radices else cost.Cost()
+    stage = cost.Cost()
+    if isinstance(plan.conv, FusedConv):
+        numbers = cost.fused_values(plan.problem, plan.conv.spec, limits)
+        whole = cost.FORMULAS["fused", name](SYMBOLS, SYMBOLIC)
+    else:
+        numbers = cost.values(plan.problem, step.transform, plan.conv.channels, limits, name)
+        whole = cost.FORMULAS[step.transform.kind, name](SYMBOLS, SYMBOLIC)
+        stage = cost.monarch_stage(SYMBOLS, SYMBOLIC, RADIX, name) if step.transform.radices else stage
     used = set().union(*(sp.sympify(e).free_symbols for e in (*whole, *stage)))
     shown = [f"{symbol} = {value:.6g}" for symbol, value in zip(SYMBOLS, numbers, strict=True) if symbol in used]
-    lines = [str(step), f"  with {', '.join(shown)}", *_work_lines(step.transform)]
+    lines = [str(step), f"  with {', '.join(shown)}", *_work_lines(step.transform, whole)]
     for quantity in cost.QUANTITIES:
         formula = _formula(getattr(whole, quantity), getattr(stage, quantity))
         value = getattr(step.estimate, quantity)
@@ -79,8 +88,8 @@ def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
     return lines
 
 
-def _work_lines(transform: Transform) -> list[str]:
-    if transform.kind != "fft":
+def _work_lines(transform: Transform, whole: cost.Cost) -> list[str]:
+    if SYMBOLS.T not in sp.sympify(whole.flop).free_symbols:
         return []
     case, points = cost.work_case(transform.size)
     where = f"N = {points}" if case != "bluestein" else f"N = {points} inside (Bluestein, for a prime factor above 13)"

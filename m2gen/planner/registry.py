@@ -9,6 +9,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.solvers.composed import Composed
+from m2gen.planner.solvers.fused import Fused
 from m2gen.planner.solvers.library import Library
 
 
@@ -26,4 +27,4 @@ class Solver(Protocol):
         """Legal plans; called only where nothing was rejected."""
 
 
-SOLVERS: tuple[Solver, ...] = (Library(), Composed())
+SOLVERS: tuple[Solver, ...] = (Library(), Composed(), Fused())

@@ -27,7 +27,7 @@ class Ranking:
 
 @lru_cache(maxsize=1024)
 def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
-    """All candidates by estimated seconds; equals by their text, so that no order depends on chance."""
+    """All candidates by estimated seconds; equals by FLOP, memory, and text, so that no order depends on chance."""
     plans: list[Plan] = []
     rejections: list[tuple[str, str]] = []
     for solver in SOLVERS:
@@ -39,8 +39,9 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
     return Ranking(tuple(sorted(plans, key=_key)), tuple(rejections))
 
 
-def _key(plan: Plan) -> tuple[float, str]:
-    return plan.estimate.seconds, str(plan)
+def _key(plan: Plan) -> tuple[float, float, float, str]:
+    cost = plan.estimate
+    return cost.seconds, cost.flop, sum(step.estimate.working_set for step in plan.steps), str(plan)
 
 
 @lru_cache(maxsize=16384)

@@ -6,10 +6,12 @@ import os
 import platform
 from dataclasses import replace
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 
 from m2gen import log
+from m2gen.config import config
 from m2gen.device.limits import LIMITS, DeviceLimits, target
 from m2gen.errors import PlanError
 
@@ -32,6 +34,8 @@ def default_device() -> torch.device:
 
 
 def _cpu() -> DeviceLimits:
+    if config().triton_interpret:
+        return replace(target("sm90"), description="Triton's interpreter on this CPU (TRITON_INTERPRET=1)")
     row = target(cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine()))
     log.once(f"this CPU is planned for as {row.arch} ({row.description})")
     return replace(row, description=f"one core of this CPU, planned for as {row.description}", memory_bytes=_memory())
@@ -62,6 +66,7 @@ def _gpu(device: torch.device) -> DeviceLimits:
         row,
         description=f"{found.name}, planned for as {row.description}",
         cores=found.multi_processor_count,
+        languages=row.languages if find_spec("triton") else (),
         memory_bytes=found.total_memory,
         shared_bytes=shared,
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError
 from m2gen.planner import cost, explain, search
-from m2gen.planner.plan import Estimate, FilterSpectrum, Plan, SpectralConv, Step, Transform, duration
+from m2gen.planner.plan import Estimate, FilterSpectrum, FusedConv, Plan, SpectralConv, Step, Transform, duration
 from m2gen.planner.problem import Problem
 from m2gen.testing.corpus import corpus
 
@@ -38,13 +38,18 @@ def small_problems(draw: st.DrawFn) -> Problem:
 @given(small_problems(), st.sampled_from(sorted(LIMITS)))
 def test_every_candidate_is_sound(problem, arch):
     ranking = search.rank(problem, target(arch))
-    assert not ranking.rejections
+    assert {solver for solver, _ in ranking.rejections} <= {"fused"}
     assert 2 <= len(ranking.plans) <= 300
     for plan in ranking.plans:
         filter_step, conv = plan.steps
         assert isinstance(filter_step, FilterSpectrum)
-        assert isinstance(conv, SpectralConv)
         assert conv is plan.conv
+        for figure in dataclasses.astuple(plan.estimate):
+            assert figure > 0
+        if isinstance(conv, FusedConv):
+            check_fused(problem, conv, target(arch))
+            continue
+        assert isinstance(conv, SpectralConv)
         assert filter_step.transform == conv.transform
         assert 1 <= conv.channels <= problem.h
         if conv.channels > 4:
@@ -56,8 +61,21 @@ def test_every_candidate_is_sound(problem, arch):
         if conv.transform.kind == "monarch":
             assert prod(conv.transform.radices) == conv.transform.size
             assert conv.transform.blocks == tuple((conv.transform.size // r, r, r) for r in conv.transform.radices)
-        for figure in dataclasses.astuple(plan.estimate):
-            assert figure > 0
+
+
+def check_fused(problem, conv, limits):
+    spec = conv.spec
+    assert limits.kind == "gpu" and problem.dtype != "fp64"
+    assert spec.resources().shared_bytes <= limits.shared_bytes
+    assert spec.size == conv.transform.size == spec.n1 * spec.n2
+    assert (spec.pre_gate, spec.post_gate, spec.dtype) == (problem.pre_gate, problem.post_gate, problem.dtype)
+    if spec.ring == "causal":
+        assert problem.mode == "causal" and spec.size >= problem.n
+    elif problem.mode == "circular" and not spec.wrap:
+        assert spec.size == problem.n
+    else:
+        assert spec.size >= problem.linear_size
+    assert 1 <= conv.splits <= problem.b
 
 
 @settings(max_examples=50, deadline=None)
@@ -102,7 +120,7 @@ def test_no_plan_gives_every_reason():
     ):
         assert part in str(caught.value)
     ranking = search.rank(problem, target("avx2"))
-    assert [solver for solver, _ in ranking.rejections] == ["library", "composed"]
+    assert [solver for solver, _ in ranking.rejections] == ["library", "composed", "fused"]
     assert ranking.plans == ()
     assert ranking.best("library") is None
 
@@ -135,7 +153,7 @@ def test_estimates_add():
 
 
 def test_a_plan_must_end_in_a_convolution():
-    with pytest.raises(PlanError, match="SpectralConv"):
+    with pytest.raises(PlanError, match="with a convolution"):
         _ = Plan(Problem(n=8), "avx2", "none", (Step(Estimate()),)).conv
 
 

@@ -1,0 +1,94 @@
+"""One generated kernel: the order-2 Monarch transform, the product and its inverse on chip, gates and skip inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.kernels.fftconv import RADICES, FftConvSpec
+from m2gen.planner.cost import fused_estimates
+from m2gen.planner.plan import FilterSpectrum, FusedConv, Plan, Transform
+from m2gen.planner.problem import Problem
+
+COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # bfloat16 tensors: half precision inside rounds less
+LARGEST, SMALLEST = RADICES[-1] ** 2, RADICES[0] ** 2
+_WAVES = 4  # programs wanted for each multiprocessor
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    name: str = "fused"
+
+    def reject(self, problem: Problem, limits: DeviceLimits) -> str | None:
+        if "triton" not in limits.languages:
+            why = "Triton is not installed here" if limits.kind == "gpu" else f"{limits.arch} is a CPU"
+            return f"its kernels are written in Triton, and {why}"
+        if problem.dtype not in COMPUTE:
+            return f"matrix units have no {problem.dtype} path here; fp16, bf16 and fp32 have"
+        rings = list(_rings(problem))
+        if not rings:
+            return f"a block holds at most {LARGEST} points, and the least ring for it has {_least(problem)}"
+        specs = list(_specs(problem))
+        if not any(_fits(spec, limits) for spec in specs):
+            least = min(specs, key=lambda spec: spec.resources().shared_bytes)
+            return (
+                f"the smallest kernel for it, {least.n1}x{least.n2} in {least.compute}, needs "
+                f"{least.resources().shared_bytes / 1024:.0f} KiB of {limits.shared_bytes / 1024:.0f} KiB shared memory"
+            )
+        return None
+
+    def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
+        for spec in _specs(problem):
+            if _fits(spec, limits):
+                yield _plan(problem, limits, spec)
+
+
+def _fits(spec: FftConvSpec, limits: DeviceLimits) -> bool:
+    return spec.resources().shared_bytes <= limits.shared_bytes
+
+
+def _power_of_two(least: int) -> int:
+    return max(SMALLEST, 1 << (least - 1).bit_length())
+
+
+def _rings(problem: Problem) -> Iterator[tuple[str, int, bool]]:
+    """(ring, size, wrap) that hold the problem on chip."""
+    if problem.mode == "causal" and _power_of_two(problem.n) <= LARGEST:
+        yield "causal", _power_of_two(problem.n), False
+    if problem.mode == "circular" and problem.n == _power_of_two(problem.n) <= LARGEST:
+        yield "cyclic", problem.n, False
+    elif _power_of_two(problem.linear_size) <= LARGEST:
+        yield "cyclic", _power_of_two(problem.linear_size), problem.mode == "circular"
+
+
+def _least(problem: Problem) -> int:
+    return _power_of_two(problem.n if problem.mode == "causal" else problem.linear_size)
+
+
+def _specs(problem: Problem) -> Iterator[FftConvSpec]:
+    """Every pair of radices for every ring."""
+    for ring, size, wrap in _rings(problem):
+        for n1 in RADICES:
+            if size // n1 in RADICES:
+                yield FftConvSpec(
+                    part="fwd",
+                    ring="causal" if ring == "causal" else "cyclic",
+                    n1=n1,
+                    n2=size // n1,
+                    dtype=problem.dtype,
+                    compute=COMPUTE[problem.dtype],
+                    pre_gate=problem.pre_gate,
+                    post_gate=problem.post_gate,
+                    wrap=wrap,
+                    num_warps=4 if n1 <= 32 else 8,
+                )
+
+
+def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvSpec) -> Plan:
+    tiles = -(-problem.b // spec.rows)
+    splits = max(1, min(tiles, _WAVES * limits.cores // problem.h))
+    of_filter, of_conv = fused_estimates(problem, spec, limits)
+    transform = Transform("monarch", spec.size, (spec.n1, spec.n2))
+    steps = (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), FusedConv(of_conv, transform, spec, splits))
+    return Plan(problem, limits.arch, "fused", steps)
