@@ -1,0 +1,166 @@
+"""The fused convolution against the direct sum in float64: every mode, odd lengths, gates, layouts, every gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import m2gen
+from m2gen.device.limits import target
+from m2gen.planner.plan import FusedConv
+from m2gen.planner.problem import MODES, Problem
+from m2gen.planner.search import rank
+from m2gen.reference import fftconv as oracle
+from m2gen.runtime.executor import kernel_of
+from m2gen.runtime.fused import FusedKernel
+from m2gen.runtime.limits import live
+from m2gen.runtime.spectral import Operands
+from m2gen.testing.operands import operands
+
+BOUND = {"fp16": 1e-3, "fp32": 1e-5}  # relative l2, forward and gradients
+SEQUENCES = ("u", "pre_gate", "post_gate")
+pytestmark = pytest.mark.usefixtures("poison")
+
+
+def fused_plans(problem: Problem) -> list[Any]:
+    return [plan for plan in rank(problem, target("sm90")).plans if plan.solver == "fused"]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def check(problem: Problem, args: dict[str, Any], run: Any, bound: float) -> None:
+    """y and every gradient of `run(**args)` against the float64 reference of the same values."""
+    names = [name for name, x in args.items() if isinstance(x, Tensor)]
+    low = args | {name: args[name].detach().requires_grad_() for name in names}
+    exact = args | {name: args[name].detach().double().requires_grad_() for name in names}
+    y, expected = run(**low), oracle.fftconv(**exact)
+    assert relative(y, expected) < bound
+    dy = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    found = torch.autograd.grad(y, [low[n] for n in names], dy)
+    wanted = torch.autograd.grad(expected, [exact[n] for n in names], dy.double())
+    scale = {name: w.norm().clamp_min(1e-30) for name, w in zip(names, wanted, strict=True)}
+    scale["skip"] = scale["k"]  # the skip's gradient is that of one tap, and errs like the others
+    for name, grad, want in zip(names, found, wanted, strict=True):
+        error = (grad.double() - want).norm() / (scale[name] / (problem.taps_given**0.5 if name == "skip" else 1))
+        assert error < (4 if name == "skip" else 1) * bound, (name, error)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    mode = draw(st.sampled_from(MODES))
+    n = draw(st.sampled_from([1, 2, 17, 101, 127, 128, 199, 255, 256]) | st.integers(1, 256))
+    k = draw(st.sampled_from([1, n]) | st.integers(1, 300))
+    k = k - 1 + k % 2 if mode == "same" else min(k, n) if mode == "circular" else k
+    return Problem(
+        n=n, k=k, mode=mode, h=draw(st.integers(1, 2)), b=draw(st.integers(1, 5)),
+        dtype=draw(st.sampled_from(["fp16", "fp32"])), pre_gate=draw(st.booleans()), post_gate=draw(st.booleans()),
+        skip=draw(st.booleans()), layout=draw(st.sampled_from(["BHL", "BLH"])),
+    )  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(problems(), st.sampled_from(["as is", "step", "offset", "expanded"]))
+def test_fftconv_end_to_end(problem: Problem, how: str) -> None:
+    """Through the public function: operator, executor, planner, kernel; any strides."""
+    args = operands(problem)
+    for name in SEQUENCES:
+        if name in args:
+            args[name] = restride(args[name], how)
+    check(problem, args, m2gen.fftconv, BOUND[problem.dtype])
+
+
+def restride(x: Tensor, how: str) -> Tensor:
+    if how == "step":
+        return torch.stack([x, -x], dim=-1).flatten(-2)[..., ::2]
+    if how == "offset":
+        return torch.cat([x[..., :1], x], dim=-1)[..., 1:]
+    return x[:1].expand(x.shape) if how == "expanded" else x
+
+
+def test_the_public_call_runs_the_fused_kernel() -> None:
+    plan = m2gen.plan("fftconv n=100 h=2 b=2 fp16 causal", "auto")
+    assert plan.solver == "fused" and isinstance(kernel_of(plan), FusedKernel)
+    assert live(torch.device("cpu")).arch == "sm90"
+
+
+RADICES = [
+    "fftconv n=256 h=1 b=3 fp16 circular gated",
+    "fftconv n=500 h=1 b=2 fp16 causal gated skip",
+    "fftconv n=1024 h=1 b=2 fp16 circular skip",
+    "fftconv n=1000 h=1 b=1 fp16 causal",
+    "fftconv n=1000 h=1 b=2 fp16 bidirectional gated skip",
+    "fftconv n=700 h=1 b=2 fp16 circular k=600",
+    "fftconv n=1000 h=1 b=2 fp32 causal pre_gated skip",
+    "fftconv n=4096 h=1 b=2 fp16 circular gated",
+    "fftconv n=4000 h=1 b=1 fp16 causal gated skip",
+    "fftconv n=8191 h=1 b=1 fp16 causal post_gated",
+    "fftconv n=16384 h=1 b=2 fp16 circular",
+]
+
+
+@pytest.mark.parametrize("text", RADICES)
+def test_every_pair_of_radices(text: str) -> None:
+    """All plans of a problem, not only the chosen one, and more programs a channel than one."""
+    problem = Problem.parse(text)
+    args = operands(problem)
+    expected = oracle.fftconv(**args)
+    x = Operands(*(args.get(n) for n in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
+    plans = fused_plans(problem)
+    assert plans
+    for plan in plans:
+        step = plan.conv
+        assert isinstance(step, FusedConv)
+        for splits in {1, min(2, problem.b)}:
+            y = FusedKernel(problem, replace(step, splits=splits)).forward(x)
+            assert relative(y, expected) < BOUND[problem.dtype], plan.conv
+
+
+def test_bfloat16_tensors_round_once() -> None:
+    """The interpreter truncates on conversion to bfloat16, so the kernel writes float32 here and torch rounds."""
+    problem = Problem.parse("fftconv n=400 h=2 b=3 bf16 causal gated skip")
+    args = operands(problem)
+    kernel = FusedKernel(problem, fused_plans(problem)[0].conv)
+    x = Operands(*(args.get(n) for n in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
+    y = torch.full(x.u.shape, float("nan"))
+    kernel._convolve(kernel.spec, x.u, x.pre_gate, x.post_gate, y, kernel._spectrum(x))
+    expected = oracle.fftconv(**args)
+    assert relative(y, expected) < 1e-3
+    assert relative(y.bfloat16(), expected) < 2e-3
+
+
+def test_filters_beyond_half_precision() -> None:
+    """Filters whose spectrum half precision cannot hold are scaled, channel by channel; zero filters stay zero."""
+    problem = Problem.parse("fftconv n=200 h=4 b=2 fp16 causal")
+    args = operands(problem)
+    args["k"] = args["k"] * torch.tensor([1e5, 1e-9, 0.0, 1.0]).unsqueeze(1)
+    args["u"] = args["u"] * 0.02
+    y, expected = m2gen.fftconv(**args), oracle.fftconv(**args)
+    assert relative(y[:, 0], expected[:, 0]) < 1e-3
+    assert relative(y[:, 3], expected[:, 3]) < 1e-3
+    assert (y[:, 2] == 0).all()
+
+
+def test_rows_do_not_mix() -> None:
+    """Two batch rows share a transform: an impulse in one leaves the other at rounding level."""
+    problem = Problem.parse("fftconv n=256 h=1 b=2 fp16 circular")
+    args = operands(problem)
+    args["u"][0] = 0
+    args["u"][0, 0, 3] = 1
+    both, alone = m2gen.fftconv(**args), m2gen.fftconv(**args | {"u": args["u"][:1]})
+    assert (both[0] - alone[0]).abs().max() < 2e-3 * both[1].abs().max()
+
+
+def test_gradients_are_the_same_bits_every_time() -> None:
+    problem = Problem.parse("fftconv n=200 h=2 b=5 fp16 causal gated skip")
+    args = operands(problem)
+    k = args["k"].requires_grad_()
+    first, second = (torch.autograd.grad(m2gen.fftconv(**args).float().sum(), k)[0] for _ in range(2))
+    assert torch.equal(first, second)
