@@ -12,15 +12,6 @@ from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv import FftConvSpec
 
 
-def interpreting() -> bool:
-    """Whether triton was told to interpret (TRITON_INTERPRET=1): then kernels run on CPU tensors."""
-    try:
-        import triton
-    except ImportError:
-        return False
-    return bool(triton.knobs.runtime.interpret)
-
-
 @lru_cache(maxsize=1024)
 def load(spec: FftConvSpec) -> Any:
     """The kernel of a spec, from its source file: triton reads the text behind a function."""
