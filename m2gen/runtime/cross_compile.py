@@ -1,0 +1,234 @@
+"""Compile kernels for GPUs that are not here, and read off what their compilers made of them.
+
+Each compilation runs in a worker process with a time limit: a kernel that spills badly keeps the assembler busy for
+minutes, and a compiler that dies must not take the caller with it. What fails is a result too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal
+
+from m2gen.codegen.render import render
+from m2gen.kernels.fftconv import FftConvSpec
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+TARGETS = {**{f"sm{cc}": ("cuda", cc, 32) for cc in (80, 86, 89, 90, 100, 120)}, "gfx942": ("hip", "gfx942", 64)}
+MMA = {
+    "wgmma": r"wgmma\.mma_async",
+    "tcgen05": r"tcgen05\.mma",
+    "mma": r"(?<!wg)mma\.sync",
+    "mfma": r"v_mfma",
+}
+_POINTERS = {"u_ptr": "dtype", "pre_ptr": "dtype", "post_ptr": "dtype", "y_ptr": "dtype", "dy_ptr": "dtype"}
+_POINTERS |= {"kf_ptr": "compute", "a1_ptr": "compute", "b2_ptr": "compute"}  # the others are float32
+
+Layout = Literal["BHL", "BLH"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a compiler made of one kernel. With `error`, only `seconds` means anything besides."""
+
+    arch: str
+    name: str
+    error: str = ""
+    seconds: float = 0.0  # next to nothing where Triton's cache has it
+    shared_bytes: int = 0  # per block
+    registers: int = 0  # per thread
+    stack_bytes: int = 0  # per thread: what was spilled, and arrays indexed at run time (there are none)
+    mma: tuple[tuple[str, int], ...] = ()  # matrix instructions in the assembly: (wgmma | tcgen05 | mma | mfma, count)
+    traps: int = 0  # a kernel that stops at once: a compiler's way of not saying that it cannot
+    texts: dict[str, str] = field(default_factory=dict, repr=False)  # source, ptx or amdgcn; sass if asked for
+
+    @property
+    def matrix_unit(self) -> str:
+        """The kinds of matrix instructions, joined by "+"."""
+        return "+".join(kind for kind, count in self.mma if count) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A kernel and the launch it is specialised to, as the just-in-time compiler would: lengths a multiple of 16."""
+
+    spec: FftConvSpec
+    arch: str
+    layout: Layout = "BHL"
+    sass: bool = False
+
+
+def compile_all(jobs: Iterable[Job], *, timeout: float = 120.0, processes: int = 2) -> Iterator[Compiled]:
+    """The jobs' results in their order; a job that takes longer than `timeout` seconds is stopped and says so."""
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for _ in range(processes):
+        idle.put(_Worker())
+
+    def run(job: Job) -> Compiled:
+        worker = idle.get()
+        try:
+            return worker.compile(job, timeout)
+        finally:
+            idle.put(worker)
+
+    try:
+        with ThreadPoolExecutor(processes) as threads:
+            yield from threads.map(run, jobs)
+    finally:
+        for _ in range(processes):
+            idle.get().stop()
+
+
+def compile_one(job: Job, *, timeout: float = 120.0) -> Compiled:
+    """One job's result."""
+    return next(iter(list(compile_all([job], timeout=timeout, processes=1))))
+
+
+class _Worker:
+    """A process that compiles; started when first needed, and again after it was stopped or died."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def compile(self, job: Job, timeout: float) -> Compiled:
+        start = time.perf_counter()
+        pipe = self._pipe or self._start()
+        try:
+            pipe.send(job)
+            if pipe.poll(timeout):
+                result: Compiled = pipe.recv()
+                return result
+            why = f"not done after {timeout:.0f} s"
+        except (EOFError, OSError):
+            why = "the compiler died"
+        self.stop()
+        return Compiled(job.arch, job.spec.name, error=why, seconds=time.perf_counter() - start)
+
+    def _start(self) -> Connection:
+        context = get_context("spawn")  # a fork of a process with threads may hang
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        return self._pipe
+
+    def stop(self) -> None:
+        """End the worker and the assembler it may be waiting for."""
+        if self._process is None or self._pipe is None:
+            return
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # gone already, or not yet a group of its own
+            self._process.kill()
+        self._process.join()
+        self._pipe.close()
+        self._process = self._pipe = None
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker's life: a job in, a result out."""
+    os.setpgrp()
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        start = time.perf_counter()
+        try:
+            result = _compile(job)
+        except Exception as error:
+            why = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+            result = Compiled(job.arch, job.spec.name, error=why, seconds=time.perf_counter() - start)
+        pipe.send(result)
+
+
+def _compile(job: Job) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    triton.knobs.runtime.interpret = False  # before the kernel's module is loaded
+    from m2gen.runtime.triton_kernel import load
+
+    spec, kernel, start = job.spec, load(job.spec), time.perf_counter()
+    signature, constants, attributes = specialise(spec, kernel.arg_names, job.layout)
+    binary = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget(*TARGETS[job.arch]),
+        options={"num_warps": spec.num_warps, "num_stages": spec.num_stages},
+    )
+    seconds = time.perf_counter() - start
+    assembly = str(binary.asm.get("ptx") or binary.asm["amdgcn"])
+    texts = {"source": render(spec).text, "ptx" if "ptx" in binary.asm else "amdgcn": assembly}
+    registers, stack = _amd_usage(assembly) if "hsaco" in binary.asm else _cuda_usage(binary.asm["cubin"])
+    if job.sass and "cubin" in binary.asm:
+        texts["sass"] = _cuobjdump(binary.asm["cubin"], "-sass")
+    return Compiled(
+        job.arch,
+        spec.name,
+        seconds=seconds,
+        shared_bytes=binary.metadata.shared,
+        registers=registers,
+        stack_bytes=stack,
+        mma=tuple((kind, len(re.findall(pattern, assembly))) for kind, pattern in MMA.items()),
+        traps=len(re.findall(r"\btrap\b|s_trap", assembly)),
+        texts=texts,
+    )
+
+
+def specialise(
+    spec: FftConvSpec, arguments: Iterable[str], layout: Layout = "BHL"
+) -> tuple[dict[str, str], dict[str, int], dict[tuple[int], list[list[object]]]]:
+    """Signature, constants, attributes of a launch on dense tensors: the stride that is 1 is a constant, pointers,
+    sizes and the other strides are multiples of 16; batch and splits are not."""
+    one = "l" if layout == "BHL" else "h"
+    signature: dict[str, str] = {}
+    constants: dict[str, int] = {}
+    attributes: dict[tuple[int], list[list[object]]] = {}
+    for place, name in enumerate(arguments):
+        if name.startswith("stride_") and name.endswith(one):
+            signature[name], constants[name] = "constexpr", 1
+        elif name.endswith("_ptr"):
+            signature[name] = "*" + str(getattr(spec, _POINTERS[name]) if name in _POINTERS else "fp32")
+        else:
+            signature[name] = "i64" if name.startswith("stride_") else "i32"
+        if signature[name] != "constexpr" and name not in ("batch", "splits"):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _cuda_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack and local memory, per thread."""
+    text = _cuobjdump(cubin, "--dump-resource-usage")
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def _amd_usage(assembly: str) -> tuple[int, int]:
+    """Vector registers (with the accumulators'), and bytes of scratch, per thread."""
+    found = {
+        key: int(value) for key, value in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", assembly)
+    }
+    return found["vgpr_count"], found["private_segment_fixed_size"]
