@@ -24,6 +24,7 @@ class FftConvSpec:
 
     dtype    of the tensors: fp16, bf16, fp32
     compute  of the matrix products' operands: fp16, bf16, or fp32 as three TF32 products (sums are float32 always)
+    n0       rows of an outer stage through memory; 1 where the whole ring is on chip
     wrap     a circular problem on a longer ring: the input is read periodically, its first k - 1 outputs are dropped
     """
 
@@ -31,6 +32,7 @@ class FftConvSpec:
     ring: Literal["cyclic", "causal"]
     n1: int
     n2: int
+    n0: int = 1
     dtype: str
     compute: str
     pre_gate: bool = False
@@ -42,20 +44,47 @@ class FftConvSpec:
 
     @property
     def size(self) -> int:
-        return self.n1 * self.n2
+        return self.n0 * self.n1 * self.n2
+
+    @property
+    def radices(self) -> tuple[int, ...]:
+        return (self.n0, self.n1, self.n2) if self.staged else (self.n1, self.n2)
+
+    @property
+    def staged(self) -> bool:
+        """Whether an outer stage of n0 rows goes through memory; what is inside is then a cyclic complex transform."""
+        return self.n0 > 1
 
     @property
     def name(self) -> str:
         """For example fftconv_fwd_n4096_r64x64_cyclic_bf16_fp16_pre_post_w8_s2."""
         flags = [word for word in ("pre_gate", "post_gate", "reverse", "wrap") if getattr(self, word)]
-        words = ["fftconv", self.part, f"n{self.size}", f"r{self.n1}x{self.n2}", self.ring, self.dtype, self.compute]
+        words = [
+            "fftconv",
+            self.part,
+            f"n{self.size}",
+            "r" + "x".join(map(str, self.radices)),
+            self.ring,
+            self.dtype,
+            self.compute,
+        ]
         return "_".join([*words, *(flag.removesuffix("_gate") for flag in flags), f"w{self.num_warps}"]) + (
             f"_s{self.num_stages}"
         )
 
     @property
     def template(self) -> str:
-        return f"triton/fftconv/{self.part}.py.jinja"
+        return f"triton/fftconv/{'staged_' if self.staged else ''}{self.part}.py.jinja"
+
+    @property
+    def columns(self) -> int:
+        """Columns of the ring in one outer product."""
+        return 64 if self.n0 > 32 else 128
+
+    @property
+    def outer_rows(self) -> int:
+        """Batch rows in one transform, under the name that the staged templates know."""
+        return self.rows
 
     @property
     def rows(self) -> int:
@@ -65,12 +94,12 @@ class FftConvSpec:
     @property
     def one_matrix(self) -> bool:
         """Whether B2 is A1 transposed."""
-        return self.ring == "cyclic" and self.n1 == self.n2
+        return (self.staged or self.ring == "cyclic") and self.n1 == self.n2
 
     @property
     def a1_shape(self) -> tuple[int, int]:
         """[Yr; Yi] = A1 @ rows: the input is two stacked real rows, or one."""
-        return 2 * self.n1, self.rows * self.n1
+        return 2 * self.n1, (2 if self.staged else self.rows) * self.n1
 
     @property
     def b2_shape(self) -> tuple[int, int]:
@@ -81,4 +110,6 @@ class FftConvSpec:
         """Shared memory as the compiler lays it out is not a formula yet: the matrices and one tile in transit."""
         each = COMPUTE_BYTES[self.compute]
         matrices = self.a1_shape[0] * self.a1_shape[1] + (0 if self.one_matrix else self.b2_shape[0] * self.b2_shape[1])
-        return Resources(shared_bytes=each * (matrices + 2 * self.size), threads=32 * self.num_warps)
+        if self.staged:
+            matrices += 2 * self.n0 * self.rows * self.n0
+        return Resources(shared_bytes=each * (matrices + 2 * self.n1 * self.n2), threads=32 * self.num_warps)

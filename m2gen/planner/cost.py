@@ -7,7 +7,8 @@ Symbols: B batch, H channels, n sequence, N transform size, C channels a chunk, 
 computed real number, G gates, K 1 with a skip, p order, r a radix, R2 the sum of r^2, T FLOP of the library's real
 transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set),
 D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT. Of a fused kernel: n1 and n2
-its radices, R batch rows in a transform, Q bytes of a product's operand, X rate of its matrix products, V vector rate.
+its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a transform, Q bytes of a
+product's operand, X rate of its matrix products, V vector rate.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -61,6 +62,8 @@ class Values(NamedTuple):
     P: Any = 1.0
     n1: Any = 0
     n2: Any = 0
+    n0: Any = 0
+    S: Any = 0
     R: Any = 1
     Q: Any = 0
     X: Any = 1.0
@@ -198,12 +201,23 @@ def fused_filter(v: Values, a: Arithmetic) -> Cost:
 
 
 def fused_conv(v: Values, a: Arithmetic) -> Cost:
-    """One launch. A tile of N points is 2 products with A1 and 2 with B2: 8 R N n1 + 16 N n2 FLOP."""
+    """One launch. A tile of N points is 2 products with A1 and 2 with B2: 8 R N n1 + 16 N n2 FLOP.
+
+    With an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and scratch is written twice and read twice.
+    """
     tiles = v.H * a.ceiling(v.B / v.R)
-    flop = tiles * v.N * (8 * v.R * v.n1 + 16 * v.n2)
+    outer = v.S * (8 * v.R * v.n0 + 16 * v.n1)
+    flop = tiles * v.N * (8 * v.R * v.n1 * (1 - v.S) + outer + 16 * v.n2)
+    scratch = v.S * tiles * v.N * (8 * v.Q + 16)
     moved = _user_bytes(v) + 2 * v.H * v.N * v.Q
-    units = a.maximum(flop / v.X, _ISSUE * tiles * v.N / v.V)
-    return Cost(flop=flop, bytes=moved, launches=1, working_set=0, seconds=_ENDS * a.maximum(moved / v.D, units) + v.t)
+    units = a.maximum(flop / v.X, _ISSUE * (1 + v.S) * tiles * v.N / v.V)
+    return Cost(
+        flop=flop,
+        bytes=moved + scratch,
+        launches=1,
+        working_set=v.Q * (2 * v.R * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
+        seconds=_ENDS * a.maximum(moved / v.D, units) + scratch / v.W + v.t,
+    )
 
 
 FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
@@ -244,13 +258,15 @@ def working_set(problem: Problem, transform: Transform, channels: int) -> float:
 
 def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> Values:
     """The numbers of a fused kernel's steps. Float32 products are three in TF32, at half the 16-bit rate each."""
-    size = Transform("monarch", spec.size, (spec.n1, spec.n2))
+    size = Transform("monarch", spec.size, spec.radices)
     return _sizes(problem, size, problem.h)._replace(
-        W=limits.bandwidth(problem.h * spec.size * 24),
+        W=limits.bandwidth(spec.size * 8 * limits.cores),
         D=limits.dram_bandwidth,
         t=limits.call_seconds,
         n1=spec.n1,
         n2=spec.n2,
+        n0=spec.n0 if spec.staged else 0,
+        S=int(spec.staged),
         R=spec.rows,
         Q=COMPUTE_BYTES[spec.compute],
         X=limits.matrix16 / (6 if spec.compute == "fp32" else 1),

@@ -21,8 +21,8 @@ LEGEND = (
     "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a computed "
     "number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix rate, "
     "U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the FFT, "
-    "n1 and n2 a fused kernel's radices, R rows in a transform, Q bytes of an operand, X rate of its products, "
-    "V vector rate"
+    "n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R rows in a transform, Q bytes of an operand, "
+    "X rate of its products, V vector rate"
 )
 
 
@@ -58,7 +58,7 @@ def _transform_lines(plan: Plan) -> list[str]:
         f"chunks    {conv.channels} of {plan.problem.h} channels at a time",
     ]
     if isinstance(conv, FusedConv):
-        lines[1] = f"kernel    {conv.spec.name}, {conv.splits} programs a channel, {conv.spec.ring} ring"
+        lines[1] = f"kernel    {conv.spec.name}, {conv.programs} programs, {conv.spec.ring} ring"
     if transform.kind == "monarch":
         radices = " x ".join(map(str, transform.radices))
         blocks = ", ".join(f"{count} x {out} x {into}" for count, out, into in transform.blocks)

@@ -94,11 +94,11 @@ class SpectralConv(Step):
 
 @dataclass(frozen=True, slots=True)
 class FusedConv(Step):
-    """One generated kernel that does the whole convolution on chip; `splits` programs share a channel's batch."""
+    """One generated kernel that does the whole convolution, run by `programs` programs."""
 
     transform: Transform
     spec: FftConvSpec
-    splits: int
+    programs: int
 
     @property
     def channels(self) -> int:
@@ -111,7 +111,7 @@ class FusedConv(Step):
         return False
 
     def __str__(self) -> str:
-        return f"(fused-conv {self.transform} {self.spec.ring} (splits {self.splits}) {self.spec.name})"
+        return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"
 
 
 _STEPS: dict[str, type[Step]] = {kind.__name__: kind for kind in (FilterSpectrum, SpectralConv, FusedConv)}

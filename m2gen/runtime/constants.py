@@ -48,28 +48,32 @@ def ring_weights(ring: str, size: int, device: torch.device) -> Tensor | None:
 
 
 @lru_cache(maxsize=64)
-def order2_matrices(
-    ring: str, n1: int, n2: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A1, B2 in `dtype` and the twiddles (2, n1, n2) in float32 of the fused kernel; all transforms unitary.
+def left_matrix(ring: str, radix: int, rest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A (2 radix, rows * radix): stacked real rows to [Yr; Yi], a unitary DFT down columns that are `rest` apart.
 
-    A1 (2 n1, rows n1) maps stacked real rows to [Yr; Yi], B2 (2 n2, 2 n2) maps [Yr | Yi] to [Zr | Zi]. On the causal
-    ring the weights theta^(n1 index * n2) are inside A1 and theta^(n2 index) inside the twiddles.
+    On the causal ring, of one row, the weights theta^(n1 * rest) are inside; elsewhere two rows make a complex one.
     """
-    i1, i2 = torch.arange(n1), torch.arange(n2)
-    f1 = roots_of_unity(torch.outer(i1, i1), n1) / math.sqrt(n1)
-    f2 = roots_of_unity(torch.outer(i2, i2), n2) / math.sqrt(n2)
-    twiddle = roots_of_unity(torch.outer(i1, i2), n1 * n2)
+    index = torch.arange(radix)
+    f = roots_of_unity(torch.outer(index, index), radix) / math.sqrt(radix)
     if ring == "causal":
-        f1 = f1 * roots_of_unity(-i1 * n2, 4 * n1 * n2)
-        twiddle = twiddle * roots_of_unity(-i2, 4 * n1 * n2)
-    a1 = torch.cat([f1.real, f1.imag]) if ring == "causal" else _real_blocks(f1)
-    twiddle = torch.view_as_real(twiddle).movedim(-1, 0)
-    return (
-        a1.to(device, dtype).contiguous(),
-        _real_blocks(f2).T.to(device, dtype).contiguous(),
-        twiddle.to(device, torch.float32).contiguous(),
-    )
+        f = f * roots_of_unity(-index * rest, 4 * radix * rest)
+        return torch.cat([f.real, f.imag]).to(device, dtype).contiguous()
+    return _real_blocks(f).to(device, dtype).contiguous()
+
+
+@lru_cache(maxsize=64)
+def right_matrix(radix: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """B (2 radix, 2 radix): [Yr | Yi] to [Zr | Zi], a unitary DFT along rows."""
+    return left_matrix("cyclic", radix, 1, dtype, device).T.contiguous()
+
+
+@lru_cache(maxsize=64)
+def ring_twiddles(ring: str, radix: int, rest: int, device: torch.device) -> Tensor:
+    """(2, radix, rest) in float32: real and imaginary twiddles; on the causal ring with the weights theta^n2."""
+    twiddle = roots_of_unity(torch.outer(torch.arange(radix), torch.arange(rest)), radix * rest)
+    if ring == "causal":
+        twiddle = twiddle * roots_of_unity(-torch.arange(rest), 4 * radix * rest)
+    return torch.view_as_real(twiddle).movedim(-1, 0).to(device, torch.float32).contiguous()
 
 
 def _real_blocks(f: Tensor) -> Tensor:

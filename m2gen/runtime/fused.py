@@ -11,7 +11,6 @@ The skip is part of the filter's spectrum (an impulse at lag 0), so its gradient
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.plan import FusedConv
 from m2gen.planner.problem import Problem
-from m2gen.runtime.constants import order2_matrices, ring_weights
+from m2gen.runtime.constants import left_matrix, right_matrix, ring_twiddles, ring_weights
 from m2gen.runtime.ring import Ring
 from m2gen.runtime.spectral import Gradients, Operands
 from m2gen.runtime.triton_kernel import load
@@ -32,7 +31,7 @@ class FusedKernel:
     """One planned fused convolution, forward and backward."""
 
     def __init__(self, problem: Problem, step: FusedConv) -> None:
-        self.spec, self.splits, self.n = step.spec, step.splits, problem.n
+        self.spec, self.programs = step.spec, step.programs
         self.ring = Ring(problem, step.spec.size)
         self.shift = problem.taps[1] if step.spec.wrap else 0
 
@@ -59,7 +58,7 @@ class FusedKernel:
                 out.skip.copy_(taps[:, 0])
 
     def _spectrum(self, x: Operands) -> tuple[Tensor, Tensor]:
-        """kf (H, 2, n1, n2) in the kernel's order and dtype, and the powers of two (H,) it was divided by.
+        """kf (H, 2, n0, n1, n2) in the kernel's order and dtype, and the powers of two (H,) it was divided by.
 
         After that no bin exceeds 1, and with unitary transforms half precision overflows only where the sequence's own
         spectrum does.
@@ -72,9 +71,10 @@ class FusedKernel:
         kf = torch.fft.fft(taps, n=spec.size)
         if x.skip is not None:
             kf = kf + x.skip.float().unsqueeze(-1)
-        kf = torch.view_as_real(kf.reshape(-1, spec.n2, spec.n1).mT).movedim(-1, 1)
-        scale = torch.exp2(torch.frexp(kf.abs().amax((1, 2, 3)))[1] + 1.0)
-        kf = (kf / scale.view(-1, 1, 1, 1)).to(_TORCH[spec.compute]).contiguous()
+        # bin k0 + n0 * (k1 + n1 * k2) stands at [k0, k1, k2]
+        kf = torch.view_as_real(kf.reshape(-1, spec.n2, spec.n1, spec.n0).permute(0, 3, 2, 1)).movedim(-1, 1)
+        scale = torch.exp2(torch.frexp(kf.abs().amax((1, 2, 3, 4)))[1] + 1.0)
+        kf = (kf / scale.view(-1, 1, 1, 1, 1)).to(_TORCH[spec.compute]).contiguous()
         return kf, scale.float()
 
     def _convolve(
@@ -86,39 +86,52 @@ class FusedKernel:
         y: Tensor,
         spectrum: tuple[Tensor, Tensor],
     ) -> None:
-        pre, post, (kf, scale) = u if pre is None else pre, u if post is None else post, spectrum
-        a1, b2, twiddle = order2_matrices(spec.ring, spec.n1, spec.n2, _TORCH[spec.compute], u.device)
-        batch, channels, length = u.shape
-        load(spec)[(channels * self.splits,)](
-            u, pre, post, y, kf, scale, a1, b2, twiddle,
-            batch, length, self.shift, self.splits,
-            *u.stride(), *pre.stride(), *post.stride(), *y.stride(),
-            num_warps=spec.num_warps, num_stages=spec.num_stages,
-        )  # fmt: skip
+        gates = (u if pre is None else pre, u if post is None else post)
+        self._launch(spec, self.programs, (u, *gates, y), spectrum)
 
     def _filter_gradient(self, dy: Tensor, x: Operands) -> Tensor:
         """The gradient of every tap of the ring (H, size), in float32."""
-        spec = replace(
-            self.spec, part="dk", pre_gate=x.pre_gate is not None, post_gate=x.post_gate is not None, reverse=False
-        )
-        batch, channels, length = x.u.shape
-        pre, post = x.u if x.pre_gate is None else x.pre_gate, dy if x.post_gate is None else x.post_gate
-        a1, b2, twiddle = order2_matrices(spec.ring, spec.n1, spec.n2, _TORCH[spec.compute], x.u.device)
-        dkf = x.u.new_empty((channels, self.splits, 2, spec.n1, spec.n2), dtype=torch.float32)
-        load(spec)[(channels * self.splits,)](
-            x.u, pre, post, dy, dkf, a1, b2, twiddle,
-            batch, length, self.shift, self.splits,
-            *x.u.stride(), *pre.stride(), *post.stride(), *dy.stride(),
-            num_warps=spec.num_warps, num_stages=spec.num_stages,
-        )  # fmt: skip
-        re, im = dkf.sum(1).mT.reshape(channels, 2, spec.size).unbind(1)
+        pre, post = x.pre_gate is not None, x.post_gate is not None
+        spec = replace(self.spec, part="dk", pre_gate=pre, post_gate=post, reverse=False)
+        channels = x.u.shape[1]
+        programs = min(self.programs, channels) if spec.staged else self.programs
+        sums = 1 if spec.staged else programs // channels
+        dkf = x.u.new_zeros((channels, sums, 2, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
+        gates = (x.u if x.pre_gate is None else x.pre_gate, dy if x.post_gate is None else x.post_gate)
+        self._launch(spec, programs, (x.u, *gates, dy), (dkf,))
+        re, im = dkf.sum(1).permute(0, 1, 4, 3, 2).reshape(channels, 2, spec.size).unbind(1)
         taps = torch.fft.ifft(torch.complex(re.contiguous(), im.contiguous())) * spec.size
         weights = ring_weights(spec.ring, spec.size, taps.device)
         real: Tensor = (taps if weights is None else taps * weights.conj_physical()).real
         return real
 
+    def _launch(
+        self, spec: FftConvSpec, programs: int, sequences: tuple[Tensor, ...], spectra: tuple[Tensor, ...]
+    ) -> None:
+        """Launch with (u, pre, post, result or dy) and their strides; `spectra` are what the part reads or writes."""
+        u, pre, post, last = sequences
+        batch, channels, length = u.shape
+        # the kernels take u, pre, post, then y (fwd) or dy (dk), then the spectra
+        pointers = [u, pre, post, last, *spectra, *_constants(spec, u.device)]
+        if spec.staged:
+            planes = 2 if spec.part == "fwd" else 4
+            pointers.append(u.new_empty((programs, planes * spec.size), dtype=_TORCH[spec.compute]))
+        work = (channels, programs) if spec.staged else (programs // channels,)
+        strides = [stride for tensor in sequences for stride in tensor.stride()]
+        load(spec)[(programs,)](
+            *pointers, batch, length, self.shift, *work, *strides, num_warps=spec.num_warps, num_stages=spec.num_stages
+        )
 
-def splits(batch: int, channels: int, rows: int, programs: int) -> int:
-    """How many programs share a channel's tiles, so that about `programs` run."""
-    tiles = math.ceil(batch / rows)
-    return max(1, min(tiles, math.ceil(programs / channels)))
+
+def _constants(spec: FftConvSpec, device: torch.device) -> list[Tensor]:
+    """A1, B2 and twiddles of what is on chip, and A0 and twiddles of an outer stage."""
+    dtype, inner = _TORCH[spec.compute], "cyclic" if spec.staged else spec.ring
+    found = [
+        left_matrix(inner, spec.n1, spec.n2, dtype, device),
+        right_matrix(spec.n2, dtype, device),
+        ring_twiddles(inner, spec.n1, spec.n2, device),
+    ]
+    if spec.staged:
+        rest = spec.n1 * spec.n2
+        found += [left_matrix(spec.ring, spec.n0, rest, dtype, device), ring_twiddles(spec.ring, spec.n0, rest, device)]
+    return found

@@ -20,10 +20,11 @@ from m2gen.reference import fftconv as oracle
 from m2gen.runtime.executor import kernel_of
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
-from m2gen.runtime.spectral import Operands
+from m2gen.runtime.spectral import Gradients, Operands
 from m2gen.testing.operands import operands
 
 BOUND = {"fp16": 1e-3, "fp32": 1e-5}  # relative l2, forward and gradients
+NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
 SEQUENCES = ("u", "pre_gate", "post_gate")
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -118,9 +119,42 @@ def test_every_pair_of_radices(text: str) -> None:
     for plan in plans:
         step = plan.conv
         assert isinstance(step, FusedConv)
-        for splits in {1, min(2, problem.b)}:
-            y = FusedKernel(problem, replace(step, splits=splits)).forward(x)
+        for programs in {problem.h, problem.h * min(2, problem.b)}:
+            y = FusedKernel(problem, replace(step, programs=programs)).forward(x)
             assert relative(y, expected) < BOUND[problem.dtype], plan.conv
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fftconv n=32768 h=1 b=2 fp16 circular gated",
+        "fftconv n=30000 h=2 b=1 fp16 causal gated skip",
+        "fftconv n=16384 h=1 b=3 fp16 bidirectional skip",
+        "fftconv n=20001 k=12000 h=1 b=2 fp16 circular",
+        "fftconv n=9999 h=1 b=1 fp32 causal post_gated",
+    ],
+)
+def test_staged(text: str) -> None:
+    """Rings past one block's registers, forward and every gradient; the reference is the library in float64."""
+    problem = Problem.parse(text)
+    args = operands(problem)
+    plan = next(plan for plan in fused_plans(problem) if plan.conv.spec.staged)
+
+    kernel, x = FusedKernel(problem, plan.conv), Operands(*(args.get(n) for n in NAMES))
+    y = kernel.forward(x)
+    exact = {n: args[n].detach().double().requires_grad_() for n in NAMES if n in args}
+    expected = m2gen.fftconv(**exact, mode=problem.mode)
+    bound = 1.5e-3 if problem.dtype == "fp16" else 1e-5
+    assert relative(y, expected) < bound
+    dy = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    wanted = torch.autograd.grad(expected, list(exact.values()), dy.double())
+    out = Gradients(
+        **{n: torch.empty_like(args[n]) if args[n].dim() == 3 else torch.zeros_like(args[n]) for n in exact}
+    )
+    kernel.backward(dy, x, out)
+    for name, want in zip(exact, wanted, strict=True):
+        if name != "skip":  # the gradient of one tap; end to end above
+            assert relative(getattr(out, name), want) < bound, name
 
 
 def test_bfloat16_tensors_round_once() -> None:

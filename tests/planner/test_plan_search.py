@@ -67,7 +67,7 @@ def check_fused(problem, conv, limits):
     spec = conv.spec
     assert limits.kind == "gpu" and problem.dtype != "fp64"
     assert spec.resources().shared_bytes <= limits.shared_bytes
-    assert spec.size == conv.transform.size == spec.n1 * spec.n2
+    assert spec.size == conv.transform.size == spec.n0 * spec.n1 * spec.n2
     assert (spec.pre_gate, spec.post_gate, spec.dtype) == (problem.pre_gate, problem.post_gate, problem.dtype)
     if spec.ring == "causal":
         assert problem.mode == "causal" and spec.size >= problem.n
@@ -75,7 +75,8 @@ def check_fused(problem, conv, limits):
         assert spec.size == problem.n
     else:
         assert spec.size >= problem.linear_size
-    assert 1 <= conv.splits <= problem.b
+    assert 1 <= conv.programs <= problem.b * problem.h
+    assert spec.staged or conv.programs % problem.h == 0
 
 
 @settings(max_examples=50, deadline=None)

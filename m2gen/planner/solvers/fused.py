@@ -1,4 +1,7 @@
-"""One generated kernel: the order-2 Monarch transform, the product and its inverse on chip, gates and skip inside."""
+"""One generated kernel: the Monarch transform, the product and its inverse, gates and skip inside.
+
+Order 2 on chip up to 16K points; order 3 from 8K to 64K, whose outer stage goes through scratch in the L2 cache.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from m2gen.planner.plan import FilterSpectrum, FusedConv, Plan, Transform
 from m2gen.planner.problem import Problem
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # bfloat16 tensors: half precision inside rounds less
-LARGEST, SMALLEST = RADICES[-1] ** 2, RADICES[0] ** 2
+OUTER = (1, 32, 64)  # 1: no outer stage
+SMALLEST, LARGEST, STAGED_FROM, ON_CHIP = 2**8, 2**16, 2**13, 2**14
 _WAVES = 4  # programs wanted for each multiprocessor
 
 
@@ -67,28 +71,43 @@ def _least(problem: Problem) -> int:
 
 
 def _specs(problem: Problem) -> Iterator[FftConvSpec]:
-    """Every pair of radices for every ring."""
+    """Every choice of radices for every ring."""
     for ring, size, wrap in _rings(problem):
+        for n0, n1, n2 in _radices(size):
+            yield FftConvSpec(
+                part="fwd",
+                ring="causal" if ring == "causal" else "cyclic",
+                n0=n0,
+                n1=n1,
+                n2=n2,
+                dtype=problem.dtype,
+                compute=COMPUTE[problem.dtype],
+                pre_gate=problem.pre_gate,
+                post_gate=problem.post_gate,
+                wrap=wrap,
+                num_warps=4 if n1 <= 32 else 8,
+            )
+
+
+def _radices(size: int) -> Iterator[tuple[int, int, int]]:
+    for n0 in OUTER:
+        if size > ON_CHIP if n0 == 1 else size < STAGED_FROM:
+            continue
         for n1 in RADICES:
-            if size // n1 in RADICES:
-                yield FftConvSpec(
-                    part="fwd",
-                    ring="causal" if ring == "causal" else "cyclic",
-                    n1=n1,
-                    n2=size // n1,
-                    dtype=problem.dtype,
-                    compute=COMPUTE[problem.dtype],
-                    pre_gate=problem.pre_gate,
-                    post_gate=problem.post_gate,
-                    wrap=wrap,
-                    num_warps=4 if n1 <= 32 else 8,
-                )
+            if size // (n0 * n1) in RADICES and not (n0 > 1 and max(n1, size // (n0 * n1)) > 64):
+                yield n0, n1, size // (n0 * n1)
 
 
 def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvSpec) -> Plan:
-    tiles = -(-problem.b // spec.rows)
-    splits = max(1, min(tiles, _WAVES * limits.cores // problem.h))
     of_filter, of_conv = fused_estimates(problem, spec, limits)
-    transform = Transform("monarch", spec.size, (spec.n1, spec.n2))
-    steps = (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), FusedConv(of_conv, transform, spec, splits))
-    return Plan(problem, limits.arch, "fused", steps)
+    transform = Transform("monarch", spec.size, spec.radices)
+    conv = FusedConv(of_conv, transform, spec, _programs(problem, limits, spec))
+    return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
+
+
+def _programs(problem: Problem, limits: DeviceLimits, spec: FftConvSpec) -> int:
+    """On chip: a whole number for each channel. Staged: two for each multiprocessor, so that scratch stays in L2."""
+    tiles = -(-problem.b // spec.rows)
+    if spec.staged:
+        return min(problem.h * tiles, 2 * limits.cores)
+    return problem.h * max(1, min(tiles, _WAVES * limits.cores // problem.h))
