@@ -109,6 +109,7 @@ class HyenaFilter(nn.Module):
         super().__init__()
         _check_sizes(channels, max_length, emb_dim, heads)
         self.channels, self.max_length, self.heads = channels, max_length, heads
+        self._kept: tuple[Any, list[Tensor], tuple[Tensor, Tensor | None]] | None = None
         distinct = channels // heads
         self.bias = nn.Parameter(torch.randn(channels))
         self.pos_emb = PositionalFeatures(max_length, emb_dim)
@@ -126,8 +127,29 @@ class HyenaFilter(nn.Module):
                 f"this one was made for at most {self.max_length}",
                 "cut the input, or build the module with a larger max_length",
             )
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._filters(length)
+        return self._remembered_filters(length)
+
+    def _filters(self, length: int) -> tuple[Tensor, Tensor | None]:
         k = self._filter(self.implicit_filter, length)
         return k, None if self.implicit_filter_rev is None else self._filter(self.implicit_filter_rev, length)
+
+    def _remembered_filters(self, length: int) -> tuple[Tensor, Tensor | None]:
+        """In evaluation the filters are computed once, and again after any parameter or buffer has changed."""
+        state = [*self.parameters(), *self.buffers()]
+        if any(t.is_inference() for t in state):  # such tensors do not count their versions
+            return self._filters(length)
+        seen = (length, [t._version for t in state])
+        kept = self._kept
+        if kept is None or kept[0] != seen or any(a is not b for a, b in zip(kept[1], state, strict=True)):
+            with torch.inference_mode(False), torch.no_grad():  # ordinary tensors: their spectra are remembered in turn
+                kept = self._kept = (seen, state, self._filters(length))
+        return kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start with nothing remembered."""
+        return {**self.__dict__, "_kept": None}
 
     def _filter(self, network: nn.Sequential, length: int) -> Tensor:
         z, t = self.pos_emb.z[:, :length], self.pos_emb.t[:, :length]

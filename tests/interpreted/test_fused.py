@@ -198,3 +198,23 @@ def test_gradients_are_the_same_bits_every_time() -> None:
     k = args["k"].requires_grad_()
     first, second = (torch.autograd.grad(m2gen.fftconv(**args).float().sum(), k)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_spectra_are_remembered_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for a filter, again after it changed; always where gradients are on."""
+    calls = []
+    transformed = FusedKernel._transformed
+    monkeypatch.setattr(FusedKernel, "_transformed", lambda self, x: calls.append(1) or transformed(self, x))
+    args = operands(Problem.parse("fftconv n=60 h=2 b=1 fp16 causal skip"))
+    m2gen.fftconv(**args)
+    m2gen.fftconv(**args)
+    assert len(calls) == 2
+    with torch.no_grad():
+        y = m2gen.fftconv(**args)
+        assert torch.equal(m2gen.fftconv(**args), y) and len(calls) == 3
+        args["k"].mul_(2)
+        assert not torch.equal(m2gen.fftconv(**args), y) and len(calls) == 4
+        args["skip"] = args["skip"].clone()
+        m2gen.fftconv(**args)
+        m2gen.fftconv(**args | {"u": args["u"][..., :40].contiguous()})
+        assert len(calls) == 6

@@ -1,0 +1,47 @@
+"""Values derived from tensors, kept while the tensors live and do not change.
+
+For evaluation only: with grad mode off, outside a CUDA graph's capture (a replay would not see a new weight), and for
+tensors that count their versions (those made in inference mode do not). Writing through `tensor.data` is not counted.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+T = TypeVar("T")
+
+
+class Remembered:
+    """One value for each leading tensor: what was derived from it last."""
+
+    def __init__(self) -> None:
+        self._kept = WeakTensorKeyDictionary()
+
+    def get(self, tensors: Sequence[Tensor | None], how: Hashable, derive: Callable[[], T]) -> T:
+        """`derive()`, or its earlier result if it came from the same tensors, unchanged since, with the same `how`."""
+        if not _countable(tensors):
+            return derive()
+        versions = tuple(None if t is None else t._version for t in tensors)
+        kept = self._kept[tensors[0]] if tensors[0] in self._kept else None
+        same = kept is not None and all(a() is b for a, b in zip(kept[2], tensors, strict=True))
+        if kept is not None and same and kept[:2] == (how, versions):
+            value: T = kept[3]
+            return value
+        value = derive()
+        self._kept[tensors[0]] = (how, versions, [_reference(t) for t in tensors], value)
+        return value
+
+
+def _reference(tensor: Tensor | None) -> Callable[[], Tensor | None]:
+    return (lambda: None) if tensor is None else weakref.ref(tensor)
+
+
+def _countable(tensors: Sequence[Tensor | None]) -> bool:
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return not (torch.is_grad_enabled() or capturing or any(t is not None and t.is_inference() for t in tensors))
