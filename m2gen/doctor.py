@@ -27,7 +27,7 @@ def report(cxx: str | None = None) -> Iterator[tuple[str, Rows]]:
     yield "device", _device(limits)
     yield "compilers", [(name, compiler(name)) for name in dict.fromkeys((*([cxx] if cxx else []), *_COMPILERS))]
     yield "settings in force", _settings()
-    yield "caches", [("plans", "in memory, per process"), ("files", "none: this version writes no file")]
+    yield "caches", [("plans", "in memory, per process"), ("kernel sources", _sources())]
     yield "what will run, and why (n=1024 h=64 b=2 causal)", _choices(limits)
 
 
@@ -60,6 +60,17 @@ def compiler(name: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{path}: does not run ({error})"
     return f"{path}: {(done.stdout.splitlines() or ['says nothing'])[0]}"
+
+
+def _sources() -> str:
+    """Where generated sources go, and how many are there."""
+    from m2gen.cache.store import source_folder
+
+    try:
+        folder = source_folder()
+    except M2GenError as error:
+        return f"refused: {error}"
+    return f"{folder}: {sum(1 for _ in folder.glob('*.py'))} files"
 
 
 def _settings() -> Rows:

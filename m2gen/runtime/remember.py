@@ -28,7 +28,7 @@ class Remembered:
         if not _countable(tensors):
             return derive()
         versions = tuple(None if t is None else t._version for t in tensors)
-        kept = self._kept[tensors[0]] if tensors[0] in self._kept else None
+        kept = self._kept.get(tensors[0], None)  # type: ignore[no-untyped-call]
         same = kept is not None and all(a() is b for a, b in zip(kept[2], tensors, strict=True))
         if kept is not None and same and kept[:2] == (how, versions):
             value: T = kept[3]
