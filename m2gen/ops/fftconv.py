@@ -51,11 +51,13 @@ def fftconv(
         pre_gate, post_gate: shape, dtype and device of ``u``; each optional alone.
         skip: (H,), any floating dtype.
         layout: ``"BHL"`` or ``"BLH"``, of u, gates and result.
-        precision: ``"auto"``; arithmetic is float32, or float64 where u is float64.
+        precision: ``"auto"``; arithmetic is float32, or float64 where u is float64. On GPUs a generated kernel takes
+            the operands of its matrix products in float16 for 16-bit tensors, and splits float32 in three TF32 parts.
 
     Returns:
         Shape, dtype and memory layout of ``u``. Differentiable to any order in every tensor. A NaN or infinity spoils
-        its own row (b, h) and no other; set M2GEN_CHECK_FINITE=1 to get an error instead.
+        its own row (b, h) and no other, but for generated kernels of modes other than causal, where two batch rows of a
+        channel share a transform; set M2GEN_CHECK_FINITE=1 to get an error instead.
 
     Raises:
         ProblemError: for shapes, dtypes, devices, modes or filter lengths that do not fit together.
