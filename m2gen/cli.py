@@ -58,7 +58,7 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
     \b
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated skip --target sm90
     words: n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
-           gated pre_gated post_gated skip   bhl blh
+           gated pre_gated post_gated skip   bhl blh   wide
     """
     from m2gen.planner import search
     from m2gen.planner.problem import Problem

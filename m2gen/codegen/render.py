@@ -8,7 +8,7 @@ from hashlib import sha256
 from m2gen.codegen.environment import environment
 from m2gen.kernels.spec import KernelSpec
 
-TL_DTYPES = {"fp16": "tl.float16", "bf16": "tl.bfloat16", "fp32": "tl.float32"}
+TL_DTYPES = {"fp16": "tl.float16", "bf16": "tl.bfloat16", "fp32": "tl.float32", "bf16_emulated": "tl.float32"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Literal
 from m2gen.kernels.spec import Resources
 
 RADICES = (16, 32, 64, 128)
-COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "bf16_emulated": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class FftConvSpec:
     """`part` "fwd" is the convolution (and, with `reverse`, its transpose); "dk" the filter's gradient in spectra.
 
     dtype    of the tensors: fp16, bf16, fp32
-    compute  of the matrix products' operands: fp16, bf16, or fp32 as three TF32 products (sums are float32 always)
+    compute  of the matrix products' operands: fp16, bf16, or fp32 as three TF32 products (sums are float32 always);
+             bf16_emulated rounds to bfloat16 in float32, for Triton's interpreter, whose bfloat16 arithmetic is wrong
     n0       rows of an outer stage through memory; 1 where the whole ring is on chip
     wrap     a circular problem on a longer ring: the input is read periodically, its first k - 1 outputs are dropped
     """

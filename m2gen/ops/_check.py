@@ -17,6 +17,7 @@ from m2gen.planner.problem import LAYOUTS, MODES
 
 _FLOATS = {getattr(torch, dtype.torch_name) for dtype in DTYPES.values()}
 _CHECK_FINITE = config().check_finite  # read once: tracing must not meet a cached function
+PRECISIONS = ("auto", "wide")
 PADDINGS = ("causal", "same")
 
 
@@ -87,7 +88,7 @@ def fftconv(
     op = "fftconv"
     choice(op, "mode", mode, MODES)
     choice(op, "layout", layout, LAYOUTS)
-    choice(op, "precision", precision, ("auto",))
+    choice(op, "precision", precision, PRECISIONS)
     tensor(op, "u", u, tuple(layout))
     channels, length = (u.shape[1], u.shape[2]) if layout == "BHL" else (u.shape[2], u.shape[1])
     tensor(op, "k", k, (channels, "K"), u)

@@ -17,7 +17,7 @@ from m2gen.ops._register import Args, Definition, fold_vmap, multilinear_jvp, re
 from m2gen.runtime import executor
 from m2gen.runtime.spectral import Gradients, Operands
 
-_U, _K, _K_REV, _PRE, _POST, _SKIP, _MODE = range(7)
+_U, _K, _K_REV, _PRE, _POST, _SKIP, _MODE, _PRECISION = range(8)
 
 
 def fftconv(
@@ -51,8 +51,10 @@ def fftconv(
         pre_gate, post_gate: shape, dtype and device of ``u``; each optional alone.
         skip: (H,), any floating dtype.
         layout: ``"BHL"`` or ``"BLH"``, of u, gates and result.
-        precision: ``"auto"``; arithmetic is float32, or float64 where u is float64. On GPUs a generated kernel takes
+        precision: ``"auto"``: arithmetic is float32, or float64 where u is float64; on GPUs a generated kernel takes
             the operands of its matrix products in float16 for 16-bit tensors, and splits float32 in three TF32 parts.
+            ``"wide"``: bfloat16 operands for 16-bit tensors, for values beyond float16's range, at about twice the
+            error that rounding a result to bfloat16 has by itself.
 
     Returns:
         Shape, dtype and memory layout of ``u``. Differentiable to any order in every tensor. A NaN or infinity spoils
@@ -68,66 +70,69 @@ def fftconv(
     if layout == "BLH":
         u = u.transpose(1, 2)
         pre_gate, post_gate = (None if x is None else x.transpose(1, 2) for x in (pre_gate, post_gate))
-    y: Tensor = fftconv_op(u, k, k_rev, pre_gate, post_gate, skip, mode)
+    y: Tensor = fftconv_op(u, k, k_rev, pre_gate, post_gate, skip, mode, precision)
     return y.transpose(1, 2) if layout == "BLH" else y
 
 
 # -- the convolution ---------------------------------------------------------------------------------------------------
 
 
-def _impl(u: Tensor, k: Tensor, k_rev: Any, pre_gate: Any, post_gate: Any, skip: Any, mode: str) -> Tensor:
-    return executor.fftconv(Operands(u, k, k_rev, pre_gate, post_gate, skip), mode)
+def _impl(*args: Any) -> Tensor:
+    *tensors, mode, precision = args
+    return executor.fftconv(Operands(*tensors), mode, precision)
 
 
-def _fake(u: Tensor, k: Tensor, k_rev: Any, pre_gate: Any, post_gate: Any, skip: Any, mode: str) -> Tensor:
+def _fake(u: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(u)
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
     if torch.is_grad_enabled():
-        return [*_vjp_composed(args, dy, needs), None]
+        return [*_vjp_composed(args, dy, needs), None, None]
     found = fftconv_bwd_op(dy, *args, [bool(need) for need in needs[:_MODE]])
-    return [grad if need else None for grad, need in zip(found, needs[:_MODE], strict=True)] + [None]
+    return [grad if need else None for grad, need in zip(found, needs[:_MODE], strict=True)] + [None, None]
 
 
 def _vjp_composed(args: Args, dy: Tensor, needs: Args) -> Args:
     """The gradients as differentiable operators."""
-    u, k, k_rev, pre, post, skip, mode = args
+    u, k, k_rev, pre, post, skip, mode, precision = args
     z = u if pre is None else u * pre
     dc = dy if post is None else dy * post
     grads: Args = [None] * _MODE
     if needs[_U] or needs[_PRE]:
-        dz = transposed_conv(dc, k, k_rev, skip, mode)
+        dz = transposed_conv(dc, k, k_rev, skip, mode, precision)
         grads[_U] = dz if pre is None else dz * pre
         grads[_PRE] = dz * u if needs[_PRE] else None
     if needs[_K] or needs[_K_REV]:
-        taps = fftconv_dk_op(z, dc, k.shape[1], mode)
+        taps = fftconv_dk_op(z, dc, k.shape[1], mode, precision)
         grads[_K] = taps[0].to(k.dtype)
         grads[_K_REV] = taps[1].to(k_rev.dtype) if needs[_K_REV] else None
     if needs[_POST]:
-        grads[_POST] = dy * fftconv_op(u, k, k_rev, pre, None, skip, mode)
+        grads[_POST] = dy * fftconv_op(u, k, k_rev, pre, None, skip, mode, precision)
     if needs[_SKIP]:
         grads[_SKIP] = (z * dc).sum((0, 2), dtype=torch.promote_types(u.dtype, torch.float32)).to(skip.dtype)
     return grads
 
 
-def transposed_conv(dc: Tensor, k: Tensor, k_rev: Tensor | None, skip: Tensor | None, mode: str) -> Tensor:
+def transposed_conv(
+    dc: Tensor, k: Tensor, k_rev: Tensor | None, skip: Tensor | None, mode: str, precision: str
+) -> Tensor:
     """The transpose of the (Toeplitz) convolution matrix, applied: reverse time, convolve, reverse time."""
-    flipped: Tensor = fftconv_op(dc.flip(-1), k, k_rev, None, None, skip, mode)
+    flipped: Tensor = fftconv_op(dc.flip(-1), k, k_rev, None, None, skip, mode, precision)
     return flipped.flip(-1)
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-    *tensors, mode = args
+    *tensors, mode, precision = args
     filters = any(in_dims[i] is not None for i in (_K, _K_REV, _SKIP))
     if not filters:  # one filter for all: more batch
         for i in (_U, _PRE, _POST):
             tensors[i] = fold_vmap(tensors[i], in_dims[i], info.batch_size, into=0)
-        return unfold_vmap(fftconv_op(*tensors, mode), info.batch_size, 0), 0
+        return unfold_vmap(fftconv_op(*tensors, mode, precision), info.batch_size, 0), 0
     for i, tensor in enumerate(tensors):  # filters of their own: more channels
         into = 1 if i in (_U, _PRE, _POST) else 0
         tensors[i] = fold_vmap(tensor, in_dims[i], info.batch_size, into)
-    return unfold_vmap(fftconv_op(*tensors, mode), info.batch_size, 1), 0
+    return unfold_vmap(fftconv_op(*tensors, mode, precision), info.batch_size, 1), 0
 
 
 # -- all first-order gradients in one pass -----------------------------------------------------------------------------
@@ -171,25 +176,25 @@ def _bwd_results(x: Operands, out: Gradients) -> tuple[Tensor, ...]:
 
 
 def _bwd_impl(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, mode, needs = args
+    *tensors, mode, precision, needs = args
     x = Operands(*tensors)
     out = _bwd_outputs(x, needs)
-    executor.fftconv_gradients(dy, x, mode, out)
+    executor.fftconv_gradients(dy, x, mode, precision, out)
     return _bwd_results(x, out)
 
 
 def _bwd_fake(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, _, needs = args
+    *tensors, _, _, needs = args
     x = Operands(*tensors)
     return _bwd_results(x, _bwd_outputs(x, needs))
 
 
 def _bwd_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    *tensors, mode, needs = args
+    *tensors, mode, precision, needs = args
     for i, tensor in enumerate(tensors):  # dy stands first, so every index is one more than in fftconv
         into = 1 if i in (0, 1 + _U, 1 + _PRE, 1 + _POST) else 0
         tensors[i] = fold_vmap(tensor, in_dims[i], info.batch_size, into)
-    found = fftconv_bwd_op(*tensors, mode, needs)
+    found = fftconv_bwd_op(*tensors, mode, precision, needs)
     channel_dims = {_U: 1, _PRE: 1, _POST: 1, _K: 0, _K_REV: 0, _SKIP: 0}
     grads = tuple(
         unfold_vmap(g, info.batch_size, channel_dims[i]) if g.dim() > 1 or (needs[i] and i == _SKIP) else g
@@ -205,35 +210,35 @@ def _dk_shape(dc: Tensor, length: int, mode: str) -> tuple[int, ...]:
     return (2 if mode == "bidirectional" else 1), dc.shape[1], length
 
 
-def _dk_impl(z: Tensor, dc: Tensor, length: int, mode: str) -> Tensor:
+def _dk_impl(z: Tensor, dc: Tensor, length: int, mode: str, precision: str) -> Tensor:
     taps = z.new_zeros(_dk_shape(dc, length, mode), dtype=torch.promote_types(z.dtype, torch.float32))
     x = Operands(z, taps[0], taps[1] if taps.shape[0] == 2 else None)
-    executor.fftconv_gradients(dc, x, mode, Gradients(k=x.k, k_rev=x.k_rev))
+    executor.fftconv_gradients(dc, x, mode, precision, Gradients(k=x.k, k_rev=x.k_rev))
     return taps
 
 
-def _dk_fake(z: Tensor, dc: Tensor, length: int, mode: str) -> Tensor:
+def _dk_fake(z: Tensor, dc: Tensor, length: int, mode: str, precision: str) -> Tensor:
     return z.new_empty(_dk_shape(dc, length, mode), dtype=torch.promote_types(z.dtype, torch.float32))
 
 
 def _dk_vjp(args: Args, grad: Tensor, needs: Args) -> Args:
-    z, dc, _, mode = args
+    z, dc, _, mode, precision = args
     k, k_rev = grad[0], grad[1] if grad.shape[0] == 2 else None
-    dz = transposed_conv(dc, k, k_rev, None, mode) if needs[0] else None
-    ddc = fftconv_op(z, k, k_rev, None, None, None, mode) if needs[1] else None
-    return [dz, ddc, None, None]
+    dz = transposed_conv(dc, k, k_rev, None, mode, precision) if needs[0] else None
+    ddc = fftconv_op(z, k, k_rev, None, None, None, mode, precision) if needs[1] else None
+    return [dz, ddc, None, None, None]
 
 
-def _dk_vmap(info: Any, in_dims: tuple[Any, ...], z: Tensor, dc: Tensor, length: int, mode: str) -> tuple[Tensor, int]:
+def _dk_vmap(info: Any, in_dims: tuple[Any, ...], z: Tensor, dc: Tensor, *rest: Any) -> tuple[Tensor, int]:
     folded = [fold_vmap(x, dim, info.batch_size, into=1) for x, dim in zip((z, dc), in_dims, strict=False)]
-    return unfold_vmap(fftconv_dk_op(*folded, length, mode), info.batch_size, 1), 0
+    return unfold_vmap(fftconv_dk_op(*folded, *rest), info.batch_size, 1), 0
 
 
-_TENSORS = "Tensor u, Tensor k, Tensor? k_rev, Tensor? pre_gate, Tensor? post_gate, Tensor? skip, str mode"
+_TENSORS = "Tensor u, Tensor k, Tensor? k_rev, Tensor? pre_gate, Tensor? post_gate, Tensor? skip"
 
 fftconv_op: Any = register(
     Definition(
-        schema=f"fftconv({_TENSORS}) -> Tensor",
+        schema=f"fftconv({_TENSORS}, str mode, str precision) -> Tensor",
         impl=_impl,
         fake=_fake,
         vjp=_vjp,
@@ -246,7 +251,8 @@ fftconv_op: Any = register(
 )
 fftconv_bwd_op: Any = register(
     Definition(
-        schema=f"fftconv_bwd(Tensor dy, {_TENSORS}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        schema=f"fftconv_bwd(Tensor dy, {_TENSORS}, str mode, str precision, bool[] needs) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         impl=_bwd_impl,
         fake=_bwd_fake,
         vjp=None,
@@ -256,7 +262,7 @@ fftconv_bwd_op: Any = register(
 )
 fftconv_dk_op: Any = register(
     Definition(
-        schema="fftconv_dk(Tensor z, Tensor dc, SymInt length, str mode) -> Tensor",
+        schema="fftconv_dk(Tensor z, Tensor dc, SymInt length, str mode, str precision) -> Tensor",
         impl=_dk_impl,
         fake=_dk_fake,
         vjp=_dk_vjp,

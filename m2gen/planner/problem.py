@@ -27,6 +27,7 @@ class Problem:
     """One convolution: y = post_gate * (conv(z, k) + skip * z) with z = u * pre_gate, u of shape (b, h, n).
 
     `k` is the filter's length; None means `n` (and a `k` equal to `n` is stored as None, so equal problems are equal).
+    `wide`: matrix products of 16-bit tensors keep bfloat16's range.
     """
 
     n: int
@@ -40,6 +41,7 @@ class Problem:
     post_gate: bool = False
     skip: bool = False
     layout: str = "BHL"
+    wide: bool = False
 
     def __post_init__(self) -> None:
         if self.k == self.n:
@@ -80,6 +82,7 @@ class Problem:
         words += [self._gate_word] if self.gates else []
         words += ["skip"] if self.skip else []
         words += ["blh"] if self.layout == "BLH" else []
+        words += ["wide"] if self.wide else []
         return " ".join(words)
 
     @property
@@ -154,6 +157,7 @@ _WORDS: dict[str, dict[str, object]] = {
     "pre_gated": {"pre_gate": True},
     "post_gated": {"post_gate": True},
     "skip": {"skip": True},
+    "wide": {"wide": True},
 }
 
 

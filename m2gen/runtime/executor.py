@@ -19,7 +19,7 @@ from m2gen.runtime.spectral import Gradients, Operands, SpectralKernel
 _SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.values()}
 
 
-def problem_of(x: Operands, mode: str) -> Problem:
+def problem_of(x: Operands, mode: str, precision: str) -> Problem:
     """The problem that the tensors pose; channels-last is read off the strides."""
     batch, channels, length = x.u.shape
     return Problem(
@@ -28,6 +28,7 @@ def problem_of(x: Operands, mode: str) -> Problem:
         b=batch,
         dtype=_SHORT_NAME[x.u.dtype],
         mode=mode,
+        wide=precision == "wide",
         k=x.k.shape[1],
         pre_gate=x.pre_gate is not None,
         post_gate=x.post_gate is not None,
@@ -45,18 +46,18 @@ def kernel_of(chosen: Plan) -> SpectralKernel | FusedKernel:
     return SpectralKernel(chosen.problem, chosen.conv)
 
 
-def _kernel(x: Operands, mode: str) -> SpectralKernel | FusedKernel:
-    return kernel_of(plan(problem_of(x, mode), live(x.u.device)))
+def _kernel(x: Operands, mode: str, precision: str) -> SpectralKernel | FusedKernel:
+    return kernel_of(plan(problem_of(x, mode, precision), live(x.u.device)))
 
 
-def fftconv(x: Operands, mode: str) -> Tensor:
+def fftconv(x: Operands, mode: str, precision: str) -> Tensor:
     """The convolution of `x`; an empty tensor where there is nothing to compute."""
     if x.u.numel() == 0:
         return torch.empty_like(x.u)
-    return _kernel(x, mode).forward(x)
+    return _kernel(x, mode, precision).forward(x)
 
 
-def fftconv_gradients(dy: Tensor, x: Operands, mode: str, out: Gradients) -> None:
+def fftconv_gradients(dy: Tensor, x: Operands, mode: str, precision: str, out: Gradients) -> None:
     """Fill the gradients wanted in `out`, given zeroed tensors for k, k_rev and skip."""
     if x.u.numel() != 0:
-        _kernel(x, mode).backward(dy, x, out)
+        _kernel(x, mode, precision).backward(dy, x, out)

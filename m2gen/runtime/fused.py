@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from m2gen.config import config
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.plan import FusedConv
 from m2gen.planner.problem import Problem
@@ -26,14 +27,16 @@ from m2gen.runtime.spectral import Gradients, Operands
 from m2gen.runtime.triton_kernel import load
 
 _SPECTRA = Remembered()
-_TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "bf16_emulated": torch.float32}
 
 
 class FusedKernel:
     """One planned fused convolution, forward and backward."""
 
     def __init__(self, problem: Problem, step: FusedConv) -> None:
-        self.spec, self.programs = step.spec, step.programs
+        emulated = config().triton_interpret and step.spec.compute == "bf16"
+        self.spec = replace(step.spec, compute="bf16_emulated") if emulated else step.spec
+        self.programs = step.programs
         self.ring = Ring(problem, step.spec.size)
         self.shift = problem.taps[1] if step.spec.wrap else 0
 

@@ -218,3 +218,21 @@ def test_spectra_are_remembered_in_evaluation(monkeypatch: pytest.MonkeyPatch) -
         m2gen.fftconv(**args)
         m2gen.fftconv(**args | {"u": args["u"][..., :40].contiguous()})
         assert len(calls) == 6
+
+
+def test_wide_keeps_the_range_of_bfloat16() -> None:
+    """Operands in bfloat16, emulated here: values that float16 cannot hold, at bfloat16's error."""
+    problem = Problem.parse("fftconv n=200 h=2 b=3 bf16 causal gated skip wide")
+    plan = fused_plans(problem)[0]
+    assert plan.conv.spec.compute == "bf16"
+    args = operands(problem)
+    args["u"] = args["u"] * 1e6
+    x = Operands(*(args.get(n) for n in NAMES))
+    kernel = FusedKernel(problem, plan.conv)
+    y = torch.full(x.u.shape, float("nan"))
+    kernel._convolve(kernel.spec, x.u, x.pre_gate, x.post_gate, y, kernel._spectrum(x))
+    error = relative(y, oracle.fftconv(**args))
+    assert 1e-3 < error < 8e-3
+    narrow = m2gen.fftconv(**args)
+    assert not torch.isfinite(narrow).all()
+    assert torch.isfinite(m2gen.fftconv(**args, precision="wide")).all()

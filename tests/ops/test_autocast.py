@@ -20,7 +20,9 @@ def test_fftconv_keeps_the_filter(dtype: torch.dtype) -> None:
     args["k"].requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
         y = m2gen.fftconv(**args)
-        again = fftconv_op(args["u"], args["k"], None, args["pre_gate"], args["post_gate"], args["skip"], "causal")
+        again = fftconv_op(
+            args["u"], args["k"], None, args["pre_gate"], args["post_gate"], args["skip"], "causal", "auto"
+        )
     assert y.dtype == dtype and torch.equal(y, again)
     assert torch.equal(y, m2gen.fftconv(**cast)), "the filter was rounded"
     y.float().sum().backward()

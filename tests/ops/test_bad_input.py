@@ -32,7 +32,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "device": (lambda: conv(k=K.to("meta")), r"k: it is on meta and the input on cpu\. Move it to cpu"),
     "unknown mode": (lambda: conv(mode="cyclic"), r"mode='cyclic'.*causal, bidirectional, same, circular"),
     "unknown layout": (lambda: conv(layout="HBL"), r"Use one of BHL, BLH"),
-    "unknown precision": (lambda: conv(precision="fp8"), r"Use one of auto"),
+    "unknown precision": (lambda: conv(precision="fp8"), r"Use one of auto, wide"),
     "K > L circular": (lambda: conv(k=torch.randn(3, 9), mode="circular"), r"K = 9 and L = 8.*at most L taps"),
     "even K in same": (lambda: conv(k=torch.randn(3, 4), mode="same"), r"no middle tap"),
     "no taps": (lambda: conv(k=torch.randn(3, 0)), r"no taps"),

@@ -165,17 +165,19 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
             return change(x).requires_grad_()
 
         found += [
-            (how, fftconv_op, (of(u), of(k), None, None, None, None, "causal")),
-            (how, fftconv_op, (of(u), of(k), of(k), of(g), of(g), of(s), "bidirectional")),
-            (how, fftconv_op, (of(u), of(k), None, None, of(g), of(s), "circular")),
-            (how, fftconv_dk_op, (of(u), of(g), 5, "bidirectional")),
+            (how, fftconv_op, (of(u), of(k), None, None, None, None, "causal", "auto")),
+            (how, fftconv_op, (of(u), of(k), of(k), of(g), of(g), of(s), "bidirectional", "auto")),
+            (how, fftconv_op, (of(u), of(k), None, None, of(g), of(s), "circular", "auto")),
+            (how, fftconv_dk_op, (of(u), of(g), 5, "bidirectional", "auto")),
             (how, blockdiag_linear_op, (of(normal(4, 3, 6)), of(normal(2, 4, 3)), of(normal(8)))),
             (how, monarch_matmul_op, (of(normal(4, 3, 6)), [of(normal(2, 4, 3)), of(normal(4, 2, 2))])),
             (how, depthwise_conv1d_op, (of(u), of(k), of(s), 4, 0)),
         ]
     needs = [True, False, True, True, False, True]
-    found.append(("no grad", fftconv_bwd_op, (g, u, k, k, g, g, s, "bidirectional", needs)))
-    found.append(("no grad", fftconv_bwd_op, (permuted(g), permuted(u), k, None, None, None, None, "same", [True] * 6)))
+    found.append(("no grad", fftconv_bwd_op, (g, u, k, k, g, g, s, "bidirectional", "auto", needs)))
+    found.append(
+        ("no grad", fftconv_bwd_op, (permuted(g), permuted(u), k, None, None, None, None, "same", "auto", [True] * 6))
+    )
     return found
 
 

@@ -29,6 +29,7 @@ def problems(draw: st.DrawFn) -> Problem:
         post_gate=draw(st.booleans()),
         skip=draw(st.booleans()),
         layout=draw(st.sampled_from(("BHL", "BLH"))),
+        wide=draw(st.booleans()),
     )
 
 

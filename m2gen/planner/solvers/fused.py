@@ -81,7 +81,7 @@ def _specs(problem: Problem) -> Iterator[FftConvSpec]:
                 n1=n1,
                 n2=n2,
                 dtype=problem.dtype,
-                compute=COMPUTE[problem.dtype],
+                compute="bf16" if problem.wide and problem.dtype != "fp32" else COMPUTE[problem.dtype],
                 pre_gate=problem.pre_gate,
                 post_gate=problem.post_gate,
                 wrap=wrap,
