@@ -1,7 +1,7 @@
 """The fused convolution: launches of generated kernels for the forward pass and every gradient.
 
-The convolution's matrix is Toeplitz, so its transpose is the same kernel with time reversed, and every gradient but the
-filter's is one launch of the forward kernel with other gates:
+The transpose of a convolution is the same kernel with the conjugate spectrum, so every gradient but the filter's is one
+launch of the forward kernel with other gates:
 
     y     = post * C(u * pre)          d post = dy   * C(u * pre)
     d u   = pre  * C'(dy * post)       d pre  = u    * C'(dy * post)
