@@ -1,4 +1,4 @@
-"""The one program: m2gen demo | plan | doctor. Everything heavy is imported inside the command that needs it."""
+"""The one program: m2gen demo | plan | show | doctor. Everything heavy is imported inside the command that needs it."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def main() -> None:
 
     \b
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated
+    m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90
     m2gen doctor
     m2gen demo
     """
@@ -106,6 +107,29 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
     for solver, reason in ranking.rejections:
         table.add_row(solver, "", "", "", reason, "", "rejected")
     console.print(table)
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("problem", nargs=-1, required=True)
+@click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942 ...")
+@click.option("--part", type=click.Choice(["fwd", "transpose", "dk"]), default="fwd", show_default=True)
+@click.option("--source", "view", flag_value="source", default=True, help="The generated Python.  [default]")
+@click.option("--ptx", "view", flag_value="ptx", help="The compiler's assembly (AMD's own for gfx942).")
+@click.option("--sass", "view", flag_value="sass", help="NVIDIA's machine code.")
+@click.option(
+    "--resources", "view", flag_value="resources", help="Shared memory, registers, spills, matrix instructions."
+)
+def show(problem: tuple[str, ...], target: str, part: str, view: str) -> None:
+    """Print the kernel generated for PROBLEM. No GPU is needed, not for its assembly either.
+
+    \b
+    m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90 --resources
+    parts: fwd, transpose (gradients of the input and the gates), dk (gradient of the filter)
+    """
+    from m2gen.planner.problem import Problem
+    from m2gen.show import show as text
+
+    click.echo(text(Problem.parse(" ".join(problem)), target, view, part))
 
 
 @main.command(context_settings=_CONTEXT)

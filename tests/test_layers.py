@@ -32,8 +32,8 @@ MAY_IMPORT = {
     "models": {"modules"},
     "testing": {"device", "kernels", "planner", "codegen", "reference"},
 }
-ANYTHING = {"__init__", "__main__", "cli", "demo", "doctor"}  # they import late
-NO_TORCH = {*BASE, "device", "kernels", "planner", "codegen", "cache", "cli", "doctor", "__init__", "__main__"}
+ANYTHING = {"__init__", "__main__", "cli", "demo", "doctor", "show"}  # they import late
+NO_TORCH = {*BASE, "device", "kernels", "planner", "codegen", "cache", "cli", "doctor", "show", "__init__", "__main__"}
 
 
 def layer(path: Path) -> str:

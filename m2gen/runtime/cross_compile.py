@@ -33,7 +33,9 @@ MMA = {
     "mfma": r"v_mfma",
 }
 _POINTERS = {"u_ptr": "dtype", "pre_ptr": "dtype", "post_ptr": "dtype", "y_ptr": "dtype", "dy_ptr": "dtype"}
-_POINTERS |= {"kf_ptr": "compute", "a1_ptr": "compute", "b2_ptr": "compute"}  # the others are float32
+_POINTERS |= {"kf_ptr": "compute", "a0_ptr": "compute", "a1_ptr": "compute", "b2_ptr": "compute"}
+_POINTERS |= {"scratch_ptr": "compute"}  # the others are float32
+_ANY = ("batch", "splits", "channels", "programs")  # numbers that need not be a multiple of 16
 
 Layout = Literal["BHL", "BLH"]
 
@@ -192,7 +194,7 @@ def specialise(
     spec: FftConvSpec, arguments: Iterable[str], layout: Layout = "BHL"
 ) -> tuple[dict[str, str], dict[str, int], dict[tuple[int], list[list[object]]]]:
     """Signature, constants, attributes of a launch on dense tensors: the stride that is 1 is a constant, pointers,
-    sizes and the other strides are multiples of 16; batch and splits are not."""
+    lengths and the other strides are multiples of 16."""
     one = "l" if layout == "BHL" else "h"
     signature: dict[str, str] = {}
     constants: dict[str, int] = {}
@@ -204,7 +206,7 @@ def specialise(
             signature[name] = "*" + str(getattr(spec, _POINTERS[name]) if name in _POINTERS else "fp32")
         else:
             signature[name] = "i64" if name.startswith("stride_") else "i32"
-        if signature[name] != "constexpr" and name not in ("batch", "splits"):
+        if signature[name] != "constexpr" and name not in _ANY:
             attributes[(place,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
