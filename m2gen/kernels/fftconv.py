@@ -9,10 +9,12 @@ transposes undo them. With the cyclic ring and n1 = n2, B2 is A1 transposed and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from m2gen.kernels.spec import Resources
+from m2gen.kernels.survey import BARRIERS, tiles_beside
 
 RADICES = (16, 32, 64, 128)
 COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "bf16_emulated": 4}
@@ -107,10 +109,20 @@ class FftConvSpec:
         """[Zr | Zi] = [Yr | Yi] @ B2."""
         return 2 * self.n2, 2 * self.n2
 
-    def resources(self) -> Resources:
-        """Shared memory as the compiler lays it out is not a formula yet: the matrices and one tile in transit."""
-        each = COMPUTE_BYTES[self.compute]
-        matrices = self.a1_shape[0] * self.a1_shape[1] + (0 if self.one_matrix else self.b2_shape[0] * self.b2_shape[1])
-        if self.staged:
-            matrices += 2 * self.n0 * self.rows * self.n0
-        return Resources(shared_bytes=each * (matrices + 2 * self.n1 * self.n2), threads=32 * self.num_warps)
+    @property
+    def matrices(self) -> int:
+        """Entries of the constant matrices."""
+        entries = self.a1_shape[0] * self.a1_shape[1] + (0 if self.one_matrix else self.b2_shape[0] * self.b2_shape[1])
+        return entries + (2 * self.n0 * self.rows * self.n0 if self.staged else 0)
+
+    def resources(self, arch: str | None = None) -> Resources:
+        """What a block needs on `arch`; without one, a lower bound for any.
+
+        Shared memory is the matrices and the tiles beside them that kernels/survey.py has from Triton 3.7.1: never less
+        than its compiler takes, and exact for the greater of the plain and the gated kernel. The lower bound is the
+        matrices and one tile.
+        """
+        tiles = 2 if arch is None else tiles_beside(self, arch)
+        operands = self.matrices + tiles * self.n1 * self.n2
+        shared = COMPUTE_BYTES[self.compute] * operands + (BARRIERS.get(arch, 0) if arch else 0)
+        return Resources(shared_bytes=math.ceil(shared), threads=(64 if arch == "gfx942" else 32) * self.num_warps)

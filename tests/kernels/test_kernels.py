@@ -1,0 +1,100 @@
+"""Specs and the text they are rendered to."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+from jinja2 import meta
+
+from m2gen.codegen.environment import environment
+from m2gen.codegen.loader import templates_dir
+from m2gen.codegen.render import fields, render
+from m2gen.device.limits import LIMITS
+from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.survey import FAMILIES, KNOBS, MOST_TILES, best_knobs, compiles, found
+from m2gen.kernels.surveyed import SURVEYED
+from m2gen.runtime.cross_compile import TARGETS
+
+TEMPLATES = sorted(path for path in templates_dir().rglob("*.jinja"))
+SPEC = FftConvSpec(part="fwd", ring="causal", n1=16, n2=16, dtype="fp16", compute="fp16")
+SPECS = [
+    replace(SPEC, part=part, ring=ring, n0=n0, pre_gate=gated, post_gate=gated, reverse=reverse, wrap=wrap, n1=n1)
+    for part, ring, n0, gated, reverse, wrap, n1 in product(
+        ("fwd", "dk"), ("cyclic", "causal"), (1, 32), (False, True), (False, True), (False, True), (16, 32)
+    )
+    if not (part == "dk" and reverse) and not (ring == "causal" and wrap)
+]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_a_template_sees_the_spec_and_nothing_else(path: Path) -> None:
+    names = meta.find_undeclared_variables(environment().parse(path.read_text()))
+    assert names <= fields(SPEC).keys() | {"tl_dtype"}
+
+
+def test_a_name_spells_every_field() -> None:
+    """Two specs that differ have names that differ: the name is the kernel's key for a profiler."""
+    assert len({spec.name for spec in SPECS}) == len(SPECS)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_a_rendered_kernel_is_python_that_imports_triton_only(spec: FftConvSpec) -> None:
+    tree = ast.parse(render(spec).text)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {name.name for node in imports for name in node.names}
+    assert names == {"triton", "triton.language"}
+    assert any(isinstance(node, ast.FunctionDef) and node.name == spec.name for node in tree.body)
+
+
+def test_rendered_kernels_load_without_m2gen(tmp_path: Path) -> None:
+    for spec in SPECS[::8]:
+        (tmp_path / f"{spec.name}.py").write_text(render(spec).text)
+    names = [spec.name for spec in SPECS[::8]]
+    code = (
+        f"import sys, importlib; sys.modules['m2gen'] = None; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"for name in {names!r}: getattr(importlib.import_module(name), name).arg_names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_every_gpu_of_the_table_of_limits_has_a_target() -> None:
+    gpus = {arch for arch, limits in LIMITS.items() if limits.kind == "gpu"}
+    assert gpus == TARGETS.keys() == FAMILIES.keys()
+
+
+def test_no_entry_exceeds_the_bound_for_kernels_without_one() -> None:
+    for (_, operand, _, _), rows in SURVEYED.items():
+        entries = [entry for row in rows.values() for entry in row if entry is not None]
+        assert max(tiles for tiles, _, _ in entries) <= MOST_TILES[operand]
+
+
+@pytest.mark.parametrize("arch", ["sm90", "sm100"])
+def test_large_forward_kernels_need_what_the_formula_says(arch: str) -> None:
+    """Two tiles of data; a second stage adds the input's buffers, and the spectrum's where it is read for each tile."""
+    for n1, n2 in ((64, 32), (64, 64), (128, 64), (64, 128)):
+        for ring, (warps, stages) in product(("cyclic", "causal"), KNOBS):
+            spec = replace(SPEC, ring=ring, n1=n1, n2=n2, num_warps=warps, num_stages=stages)
+            entry = found(spec, arch)
+            buffers = 2 * spec.rows + (2 if spec.size >= 4096 else 0)
+            assert entry is None or 0 <= entry.tiles - (2 + (stages - 1) * buffers) <= (1 / 8 if arch == "sm100" else 0)
+
+
+def test_best_knobs_fit_and_spill_least() -> None:
+    spec = replace(SPEC, ring="cyclic", n1=64, n2=64)
+    best = best_knobs(spec, LIMITS["sm90"])
+    assert best is not None and (best.num_warps, best.num_stages) == (4, 2)
+    dk = best_knobs(replace(spec, part="dk"), LIMITS["sm90"])
+    assert dk is not None and dk.num_warps == 8
+    assert best_knobs(spec, LIMITS["sm86"]) is None  # 112 KiB of 99
+
+
+def test_what_compiles_to_a_trap_is_known() -> None:
+    large = replace(SPEC, ring="cyclic", n1=128, n2=64)
+    assert not compiles(large, "sm100") and compiles(replace(large, num_warps=8), "sm90")
+    assert not compiles(replace(SPEC, dtype="fp32", compute="fp32"), "gfx942")
