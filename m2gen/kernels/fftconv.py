@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2gen.kernels.spec import Resources
-from m2gen.kernels.survey import BARRIERS, tiles_beside
+from m2gen.kernels.survey import BARRIERS, operands_beside
 
 RADICES = (16, 32, 64, 128)
 COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "bf16_emulated": 4}
@@ -116,13 +116,12 @@ class FftConvSpec:
         return entries + (2 * self.n0 * self.rows * self.n0 if self.staged else 0)
 
     def resources(self, arch: str | None = None) -> Resources:
-        """What a block needs on `arch`; without one, a lower bound for any.
+        """What a block needs on `arch`; without one, an estimate.
 
         Shared memory is the matrices and the tiles beside them that kernels/survey.py has from Triton 3.7.1: never less
-        than its compiler takes, and exact for the greater of the plain and the gated kernel. The lower bound is the
-        matrices and one tile.
+        than its compiler takes, and on chip exact for the greater of the plain and the gated kernel. The estimate is
+        the matrices and one complex tile.
         """
-        tiles = 2 if arch is None else tiles_beside(self, arch)
-        operands = self.matrices + tiles * self.n1 * self.n2
-        shared = COMPUTE_BYTES[self.compute] * operands + (BARRIERS.get(arch, 0) if arch else 0)
+        beside = 2 * self.n1 * self.n2 if arch is None else operands_beside(self, arch)
+        shared = COMPUTE_BYTES[self.compute] * (self.matrices + beside) + (BARRIERS.get(arch, 0) if arch else 0)
         return Resources(shared_bytes=math.ceil(shared), threads=(64 if arch == "gfx942" else 32) * self.num_warps)

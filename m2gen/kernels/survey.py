@@ -27,6 +27,7 @@ FAMILIES = {  # architectures for which the compiler chooses the same layouts
     "gfx942": "mfma",
 }
 MOST_TILES = {2: 18, 4: 38}  # in the whole table, by the bytes of an operand: where the table has no entry
+STAGED_TILES = {2: 8, 4: 12}  # a stage, outer or inner tiles: a bound from a sample of the kernels with an outer stage
 BARRIERS = {"sm100": 64}  # bytes at most, of the tensor cores' own barriers
 _ROOM = 1024  # bytes that the driver keeps of each block's shared memory
 
@@ -53,10 +54,13 @@ def compiles(spec: FftConvSpec, arch: str) -> bool:
     return _row(spec, arch) is None or found(spec, arch) is not None
 
 
-def tiles_beside(spec: FftConvSpec, arch: str) -> float:
-    """Tiles of shared memory beside the matrices: the table's, or the most that any kernel in it takes."""
+def operands_beside(spec: FftConvSpec, arch: str) -> float:
+    """Operands in shared memory beside the matrices: the table's, or the most that any kernel in it takes."""
+    if spec.staged:
+        tile = max(spec.n0 * spec.columns, spec.n1 * spec.n2)
+        return tile * STAGED_TILES[_operand(spec)] * spec.num_stages
     entry = found(spec, arch)
-    return MOST_TILES[_operand(spec)] if entry is None else entry.tiles
+    return spec.n1 * spec.n2 * (MOST_TILES[_operand(spec)] if entry is None else entry.tiles)
 
 
 def _row(spec: FftConvSpec, arch: str) -> tuple[Entry, ...] | None:

@@ -51,6 +51,9 @@ FAMILIES = (  # of architectures with the same matrix instructions: the first of
 LARGE = (
     "fwd cyclic 64x64 fp16/fp16 w4 s2 gated",
     "fwd causal 64x64 bf16/fp16 w8 s2 gated",
+    "fwd causal 32x32x16 fp16/fp16 w8 s1 gated",
+    "fwd cyclic 32x32x32 fp16/fp16 w8 s2 gated",
+    "dk cyclic 32x16x16 bf16/fp16 w4 s2",
 )
 ON = {
     "sm80": ("fwd causal 32x32 fp32/fp32 w8 s1",),
