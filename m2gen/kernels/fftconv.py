@@ -90,6 +90,12 @@ class FftConvSpec:
         return self.rows
 
     @property
+    def reload_spectrum(self) -> bool:
+        """Whether the filter's spectrum is read again for each tile: kept, it would take a third of the registers, and
+        the transforms would spill (seen from 4096 points on)."""
+        return self.size >= 4096
+
+    @property
     def rows(self) -> int:
         """Batch rows in one transform."""
         return 2 if self.ring == "cyclic" else 1

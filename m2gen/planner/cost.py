@@ -8,7 +8,8 @@ computed real number, G gates, K 1 with a skip, p order, r a radix, R2 the sum o
 transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set),
 D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT. Of a fused kernel: n1 and n2
 its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a transform, Q bytes of a
-product's operand, X rate of its matrix products, V vector rate.
+product's operand, X rate of its matrix products, V vector rate, A threads of a block, Y bytes of registers that each
+spills.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -68,6 +69,8 @@ class Values(NamedTuple):
     Q: Any = 0
     X: Any = 1.0
     V: Any = 1.0
+    A: Any = 0
+    Y: Any = 0
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,9 @@ def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
 # Issue slots a fused kernel takes for each complex point, in vector operations: about 0.27 clocks of a multiprocessor
 # that does 256 a clock, read off compiled loops; and what a launch loses to its ends. Estimated, to be fitted.
 _ISSUE, _ENDS = 70, 1.15
+_SPILL = (
+    2  # vector operations that a byte of spilled registers costs a thread in each tile: a store and a load, four times
+)
 
 
 def fused_filter(v: Values, a: Arithmetic) -> Cost:
@@ -210,7 +216,8 @@ def fused_conv(v: Values, a: Arithmetic) -> Cost:
     flop = tiles * v.N * (8 * v.R * v.n1 * (1 - v.S) + outer + 16 * v.n2)
     scratch = v.S * tiles * v.N * (8 * v.Q + 16)
     moved = _user_bytes(v) + 2 * v.H * v.N * v.Q
-    units = a.maximum(flop / v.X, _ISSUE * (1 + v.S) * tiles * v.N / v.V)
+    issue = tiles * (_ISSUE * (1 + v.S) * v.N + _SPILL * v.A * v.Y)
+    units = a.maximum(flop / v.X, issue / v.V)
     return Cost(
         flop=flop,
         bytes=moved + scratch,
@@ -256,8 +263,11 @@ def working_set(problem: Problem, transform: Transform, channels: int) -> float:
     return whole if channels else fixed
 
 
-def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> Values:
-    """The numbers of a fused kernel's steps. Float32 products are three in TF32, at half the 16-bit rate each."""
+def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits, spilled: int) -> Values:
+    """The numbers of a fused kernel's steps; `spilled` bytes of registers a thread.
+
+    Float32 products are three in TF32, at half the 16-bit rate each.
+    """
     size = Transform("monarch", spec.size, spec.radices)
     return _sizes(problem, size, problem.h)._replace(
         W=limits.bandwidth(spec.size * 8 * limits.cores),
@@ -271,12 +281,16 @@ def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> V
         Q=COMPUTE_BYTES[spec.compute],
         X=limits.matrix16 / (6 if spec.compute == "fp32" else 1),
         V=limits.vector32,
+        A=32 * spec.num_warps,
+        Y=spilled,
     )
 
 
-def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+def fused_estimates(
+    problem: Problem, spec: FftConvSpec, limits: DeviceLimits, spilled: int
+) -> tuple[Estimate, Estimate]:
     """What the filter's spectrum and the fused convolution cost."""
-    numbers = fused_values(problem, spec, limits)
+    numbers = fused_values(problem, spec, limits, spilled)
     costs = (FORMULAS["fused", step](numbers, NUMBERS) for step in ("filter", "conv"))
     of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
     return of_filter, of_conv

@@ -7,6 +7,7 @@ import sympy as sp
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner import cost
 from m2gen.planner.plan import Estimate, FilterSpectrum, FusedConv, Plan, SpectralConv, Step, Transform, duration
+from m2gen.planner.solvers.fused import spilled
 
 SYMBOLS = cost.Values(*sp.symbols(" ".join(cost.Values._fields), positive=True))
 RADIX = sp.Symbol("r", positive=True)
@@ -22,7 +23,7 @@ LEGEND = (
     "number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix rate, "
     "U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the FFT, "
     "n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R rows in a transform, Q bytes of an operand, "
-    "X rate of its products, V vector rate"
+    "X rate of its products, V vector rate, A threads of a block, Y bytes of registers that each spills"
 )
 
 
@@ -72,7 +73,7 @@ def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
     name = "filter" if isinstance(step, FilterSpectrum) else "conv"
     stage = cost.Cost()
     if isinstance(plan.conv, FusedConv):
-        numbers = cost.fused_values(plan.problem, plan.conv.spec, limits)
+        numbers = cost.fused_values(plan.problem, plan.conv.spec, limits, spilled(plan.conv.spec, limits))
         whole = cost.FORMULAS["fused", name](SYMBOLS, SYMBOLIC)
     else:
         numbers = cost.values(plan.problem, step.transform, plan.conv.channels, limits, name)

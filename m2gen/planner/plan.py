@@ -94,10 +94,14 @@ class SpectralConv(Step):
 
 @dataclass(frozen=True, slots=True)
 class FusedConv(Step):
-    """One generated kernel that does the whole convolution, run by `programs` programs."""
+    """One generated kernel that does the whole convolution, run by `programs` programs.
+
+    `dk` is the kernel of the filter's gradient, on the same ring.
+    """
 
     transform: Transform
     spec: FftConvSpec
+    dk: FftConvSpec
     programs: int
 
     @property
@@ -170,7 +174,7 @@ def _step(data: Mapping[str, Any]) -> Step:
     transform = Transform(**{**data["transform"], "radices": tuple(data["transform"]["radices"])})
     fields = {**data, "estimate": Estimate(**data["estimate"]), "transform": transform}
     if "spec" in data:
-        fields["spec"] = FftConvSpec(**data["spec"])
+        fields |= {name: FftConvSpec(**data[name]) for name in ("spec", "dk")}
     return _STEPS[fields.pop("step")](**fields)
 
 

@@ -35,7 +35,7 @@ class FusedKernel:
 
     def __init__(self, problem: Problem, step: FusedConv) -> None:
         emulated = config().triton_interpret and step.spec.compute == "bf16"
-        self.spec = replace(step.spec, compute="bf16_emulated") if emulated else step.spec
+        self.spec, self.dk = (replace(s, compute="bf16_emulated") if emulated else s for s in (step.spec, step.dk))
         self.programs = step.programs
         self.ring = Ring(problem, step.spec.size)
         self.shift = problem.taps[1] if step.spec.wrap else 0
@@ -103,10 +103,10 @@ class FusedKernel:
     def _filter_gradient(self, dy: Tensor, x: Operands) -> Tensor:
         """The gradient of every tap of the ring (H, size), in float32."""
         pre, post = x.pre_gate is not None, x.post_gate is not None
-        spec = replace(self.spec, part="dk", pre_gate=pre, post_gate=post, reverse=False)
+        spec = replace(self.dk, pre_gate=pre, post_gate=post)
         channels = x.u.shape[1]
-        programs = min(self.programs, channels) if spec.staged else self.programs
-        sums = 1 if spec.staged else programs // channels
+        sums = 1 if spec.staged or self.spec.staged else self.programs // channels
+        programs = min(self.programs, channels) if spec.staged else sums * channels
         dkf = x.u.new_zeros((channels, sums, 2, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
         gates = (x.u if x.pre_gate is None else x.pre_gate, dy if x.post_gate is None else x.post_gate)
         self._launch(spec, programs, (x.u, *gates, dy), (dkf,))

@@ -66,7 +66,9 @@ def test_every_candidate_is_sound(problem, arch):
 def check_fused(problem, conv, limits):
     spec = conv.spec
     assert limits.kind == "gpu" and problem.dtype != "fp64"
-    assert spec.resources().shared_bytes <= limits.shared_bytes
+    for kernel in (spec, conv.dk):
+        assert kernel.resources(limits.arch).shared_bytes <= limits.shared_bytes
+    assert (conv.dk.part, conv.dk.size, conv.dk.ring, conv.dk.wrap) == ("dk", spec.size, spec.ring, spec.wrap)
     assert spec.size == conv.transform.size == spec.n0 * spec.n1 * spec.n2
     assert (spec.pre_gate, spec.post_gate, spec.dtype) == (problem.pre_gate, problem.post_gate, problem.dtype)
     if spec.ring == "causal":

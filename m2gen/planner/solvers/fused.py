@@ -6,10 +6,11 @@ Order 2 on chip up to 16K points; order 3 from 8K to 64K, whose outer stage goes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
+from m2gen.kernels.survey import best_knobs, compiles, found
 from m2gen.planner.cost import fused_estimates
 from m2gen.planner.plan import FilterSpectrum, FusedConv, Plan, Transform
 from m2gen.planner.problem import Problem
@@ -33,23 +34,44 @@ class Fused:
         rings = list(_rings(problem))
         if not rings:
             return f"a block holds at most {LARGEST} points, and the least ring for it has {_least(problem)}"
-        specs = list(_specs(problem))
-        if not any(_fits(spec, limits) for spec in specs):
-            least = min(specs, key=lambda spec: spec.resources().shared_bytes)
+        if not any(True for _ in self.candidates(problem, limits)):
+            least = min((spec.resources(limits.arch).shared_bytes for spec in _specs(problem)), default=0)
             return (
-                f"the smallest kernel for it, {least.n1}x{least.n2} in {least.compute}, needs "
-                f"{least.resources().shared_bytes / 1024:.0f} KiB of {limits.shared_bytes / 1024:.0f} KiB shared memory"
+                f"no choice of radices, warps and stages fits: the least takes {least / 1024:.0f} KiB of "
+                f"{limits.shared_bytes / 1024:.0f} KiB shared memory, or the compiler gives no kernel that runs"
             )
         return None
 
     def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
         for spec in _specs(problem):
-            if _fits(spec, limits):
-                yield _plan(problem, limits, spec)
+            fitted, dk = _fitted(spec, limits), _gradient(spec, limits)
+            if fitted is not None and dk is not None:
+                yield _plan(problem, limits, fitted, dk)
 
 
-def _fits(spec: FftConvSpec, limits: DeviceLimits) -> bool:
-    return spec.resources().shared_bytes <= limits.shared_bytes
+def _fitted(spec: FftConvSpec, limits: DeviceLimits) -> FftConvSpec | None:
+    """The spec with its best warps and stages; None where it does not fit or the compiler gives nothing that runs."""
+    if not spec.staged:
+        return best_knobs(spec, limits)
+    knobs = (replace(spec, num_warps=8, num_stages=stages) for stages in (2, 1))  # with 4 warps larger ones spill
+    fitting = (at for at in knobs if at.resources(limits.arch).shared_bytes <= limits.shared_bytes)
+    return next((at for at in fitting if compiles(at, limits.arch)), None)
+
+
+def _gradient(spec: FftConvSpec, limits: DeviceLimits) -> FftConvSpec | None:
+    """The kernel of the filter's gradient on the ring of `spec`: the one that spills least, if possible of its radices.
+
+    The two need not agree on the order of the bins.
+    """
+    choices = [replace(spec, part="dk", n0=n0, n1=n1, n2=n2) for n0, n1, n2 in _radices(spec.size)]
+    fitted = [at for choice in choices if (at := _fitted(choice, limits)) is not None]
+    return min(fitted, key=lambda at: (spilled(at, limits), at.radices != spec.radices, at.name), default=None)
+
+
+def spilled(spec: FftConvSpec, limits: DeviceLimits) -> int:
+    """Bytes of spilled registers a thread, where known."""
+    entry = found(spec, limits.arch)
+    return 0 if entry is None else entry.stack
 
 
 def _power_of_two(least: int) -> int:
@@ -85,7 +107,6 @@ def _specs(problem: Problem) -> Iterator[FftConvSpec]:
                 pre_gate=problem.pre_gate,
                 post_gate=problem.post_gate,
                 wrap=wrap,
-                num_warps=4 if n1 <= 32 else 8,
             )
 
 
@@ -98,10 +119,10 @@ def _radices(size: int) -> Iterator[tuple[int, int, int]]:
                 yield n0, n1, size // (n0 * n1)
 
 
-def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvSpec) -> Plan:
-    of_filter, of_conv = fused_estimates(problem, spec, limits)
+def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
+    of_filter, of_conv = fused_estimates(problem, spec, limits, spilled(spec, limits))
     transform = Transform("monarch", spec.size, spec.radices)
-    conv = FusedConv(of_conv, transform, spec, _programs(problem, limits, spec))
+    conv = FusedConv(of_conv, transform, spec, dk, _programs(problem, limits, spec))
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
 
 
