@@ -1,9 +1,8 @@
 """What the planner knows of a device: one frozen row per architecture, the source of every figure beside it.
 
 Rates are FLOP/s (a multiply-add counts two), bandwidths bytes/s, times seconds, sizes bytes. GPU rows describe the
-whole device, CPU rows ONE core: plans are for one core. GPU rates are data-sheet peaks without sparsity; CPU rates
-are what PyTorch was seen to reach. Data sheets and white papers were read as public specification pages quote them;
-"[unverified]" marks a figure that was found in none.
+whole device, CPU rows ONE core. GPU rates are data-sheet peaks without sparsity, CPU rates what PyTorch was seen to
+reach. Data sheets were read as public pages quote them; "[unverified]" marks a figure that was found in none.
 """
 
 from __future__ import annotations
