@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from m2gen.dtypes import DTYPES
-from m2gen.log import once
 from m2gen.planner.plan import FusedConv, Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import plan
@@ -40,7 +39,6 @@ def problem_of(x: Operands, mode: str, precision: str) -> Problem:
 @lru_cache(maxsize=1024)
 def kernel_of(chosen: Plan) -> SpectralKernel | FusedKernel:
     """The computation of a plan, bound once."""
-    once(f"{chosen.problem} on {chosen.arch}: {chosen}")
     if isinstance(chosen.conv, FusedConv):
         return FusedKernel(chosen.problem, chosen.conv)
     return SpectralKernel(chosen.problem, chosen.conv)
