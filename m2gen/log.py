@@ -24,3 +24,9 @@ def logger() -> logging.Logger:
 def once(message: str) -> None:
     """Log `message` at level info, the first time only."""
     logger().info(message)
+
+
+@lru_cache(maxsize=4096)
+def fallback(message: str) -> None:
+    """Say, the first time only and at level warning, that something else is done than one would expect."""
+    logger().warning(message)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from m2gen.config import config
 from m2gen.errors import ConfigError
-from m2gen.log import once
+from m2gen.log import fallback
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +29,7 @@ def source_folder() -> Path:
             pass
     except OSError as error:
         folder = Path(tempfile.mkdtemp(prefix="m2gen-"))
-        once(f"{wanted} cannot be written ({error.strerror}): kernel sources go to {folder} for this process")
+        fallback(f"{wanted} cannot be written ({error.strerror}): kernel sources go to {folder} for this process")
     check_private(folder)
     return folder
 

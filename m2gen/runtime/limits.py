@@ -53,7 +53,7 @@ def _memory() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
-        log.once("this system does not tell its memory size: 16 GiB are assumed")
+        log.fallback("this system does not tell its memory size: 16 GiB are assumed")
         return target("generic").memory_bytes
 
 
@@ -82,5 +82,5 @@ def nearest_gpu(arch: str) -> DeviceLimits:
         documented = sorted(int(name[2:]) for name in LIMITS if name.startswith("sm"))
         asked = int(arch[2:]) if arch[2:].isdecimal() else documented[0]
         row = target(f"sm{max((sm for sm in documented if sm <= asked), default=documented[0])}")
-    log.once(f"no limits are known for {arch}: planned for as {row.arch} ({row.description})")
+    log.fallback(f"no limits are known for {arch}: planned for as {row.arch} ({row.description})")
     return row

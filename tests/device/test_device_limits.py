@@ -110,7 +110,7 @@ def test_cpu_rows(capability, machine, arch):
 )
 def test_an_unknown_gpu_gets_the_nearest_row(arch, nearest, monkeypatch):
     said = []
-    monkeypatch.setattr(runtime_limits.log, "once", said.append)
+    monkeypatch.setattr(runtime_limits.log, "fallback", said.append)
     assert runtime_limits.nearest_gpu(arch).arch == nearest
     assert bool(said) == (arch != nearest)
 
