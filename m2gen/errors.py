@@ -24,3 +24,7 @@ class PlanError(M2GenError):
 
 class ConfigError(M2GenError, ValueError):
     """An `M2GEN_*` environment variable has a value that means nothing."""
+
+
+class RenderError(M2GenError):
+    """A template cannot be rendered."""

@@ -31,5 +31,8 @@ def fields(spec: KernelSpec) -> dict[str, object]:
 
 
 def render(spec: KernelSpec) -> Source:
-    text = environment().get_template(spec.template).render(**fields(spec), tl_dtype=TL_DTYPES)
+    """The text of a spec's template, in the dialect of the language whose folder it lies in."""
+    language = spec.template.partition("/")[0]
+    dtypes = {"tl_dtype": TL_DTYPES} if language == "triton" else {}
+    text = environment(language).get_template(spec.template).render(**fields(spec), **dtypes)
     return Source(spec.name, text)

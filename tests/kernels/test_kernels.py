@@ -21,7 +21,7 @@ from m2gen.kernels.survey import FAMILIES, KNOBS, MOST_TILES, best_knobs, compil
 from m2gen.kernels.surveyed import SURVEYED
 from m2gen.runtime.cross_compile import TARGETS
 
-TEMPLATES = sorted(path for path in templates_dir().rglob("*.jinja"))
+TEMPLATES = sorted((templates_dir() / "triton").rglob("*.jinja"))
 SPEC = FftConvSpec(part="fwd", ring="causal", n1=16, n2=16, dtype="fp16", compute="fp16")
 SPECS = [
     replace(SPEC, part=part, ring=ring, n0=n0, pre_gate=gated, post_gate=gated, reverse=reverse, wrap=wrap, n1=n1)
@@ -34,7 +34,7 @@ SPECS = [
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_a_template_sees_the_spec_and_nothing_else(path: Path) -> None:
-    names = meta.find_undeclared_variables(environment().parse(path.read_text()))
+    names = meta.find_undeclared_variables(environment("triton").parse(path.read_text()))
     assert names <= fields(SPEC).keys() | {"tl_dtype"}
 
 
