@@ -5,6 +5,8 @@
 | M2GEN_LOG            | debug, info, warning (default)  | what the `m2gen` logger shows on stderr                     |
 | M2GEN_CHECK_FINITE   | 0 (default), 1                  | 1: every op raises on NaN or infinity in its inputs         |
 | M2GEN_CACHE_DIR      | a folder                        | where generated sources are kept; default ~/.cache/m2gen    |
+
+Two variables of others are heeded: CXX, the C++ compiler (a command, arguments allowed), and TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ class Config:
     log: str = "warning"
     check_finite: bool = False
     cache_dir: str = ""
+    cxx: str = ""  # the C++ compiler's command; empty: the first of the usual ones
     triton_interpret: bool = False  # Triton's own TRITON_INTERPRET: its kernels run on CPU tensors
 
 
@@ -30,13 +33,14 @@ _CHOICES: dict[str, dict[str, object]] = {
     "M2GEN_CHECK_FINITE": {"0": False, "1": True},
 }
 _FREE = ("M2GEN_CACHE_DIR",)
+FOREIGN = {"cxx": "CXX", "triton_interpret": "TRITON_INTERPRET"}  # fields of Config that others' variables set
 
 
 def _read(env: Mapping[str, str]) -> Config:
     known = {name: _choice(name, value) for name, value in env.items() if name.startswith("M2GEN_")}
     fields: dict[str, object] = {name.removeprefix("M2GEN_").lower(): value for name, value in known.items()}
     interpret = env.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
-    return Config(**fields, triton_interpret=interpret)  # type: ignore[arg-type]
+    return Config(**fields, cxx=env.get("CXX", ""), triton_interpret=interpret)  # type: ignore[arg-type]
 
 
 def _choice(name: str, value: str) -> object:

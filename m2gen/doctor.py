@@ -25,7 +25,8 @@ def report(cxx: str | None = None) -> Iterator[tuple[str, Rows]]:
     limits = limits_of("auto")
     yield "versions", _versions()
     yield "device", _device(limits)
-    yield "compilers", [(name, compiler(name)) for name in dict.fromkeys((*([cxx] if cxx else []), *_COMPILERS))]
+    named = [(name, compiler(name)) for name in dict.fromkeys((*([cxx] if cxx else []), *_COMPILERS))]
+    yield "compilers", [*named, ("generated C++", _trial())]
     yield "settings in force", _settings()
     yield "caches", [("plans", "in memory, per process"), ("kernel sources", _sources())]
     yield "what will run, and why (n=1024 h=64 b=2 causal)", _choices(limits)
@@ -62,6 +63,14 @@ def compiler(name: str) -> str:
     return f"{path}: {(done.stdout.splitlines() or ['says nothing'])[0]}"
 
 
+def _trial() -> str:
+    """Whether a small generated source compiles, loads and can be run, and with which compiler."""
+    from m2gen.runtime import compiler, cpp_kernel
+
+    why = cpp_kernel.available()
+    return f"not possible here: {why}" if why else f"compiles and loads: {compiler.compiler().identity}"
+
+
 def _sources() -> str:
     """Where generated sources go, and how many are there."""
     from m2gen.cache.store import source_folder
@@ -70,17 +79,18 @@ def _sources() -> str:
         folder = source_folder()
     except M2GenError as error:
         return f"refused: {error}"
-    return f"{folder}: {sum(1 for _ in folder.glob('*.py'))} files"
+    return f"{folder}: {sum(path.suffix in ('.py', '.cpp') for path in folder.iterdir())} files"
 
 
 def _settings() -> Rows:
-    from m2gen.config import config
+    from m2gen.config import FOREIGN, config
 
     try:
         current = config()
     except M2GenError as error:
         return [("refused", str(error))]
-    return [(f"M2GEN_{field.name.upper()}", str(getattr(current, field.name))) for field in dataclasses.fields(current)]
+    names = [field.name for field in dataclasses.fields(current)]
+    return [(FOREIGN.get(name, f"M2GEN_{name.upper()}"), str(getattr(current, name))) for name in names]
 
 
 def _choices(limits: DeviceLimits) -> Rows:

@@ -28,3 +28,7 @@ class ConfigError(M2GenError, ValueError):
 
 class RenderError(M2GenError):
     """A template cannot be rendered."""
+
+
+class CompileError(M2GenError):
+    """Generated C++ cannot be compiled or loaded here."""

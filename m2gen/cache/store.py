@@ -6,7 +6,9 @@ own, or that others may write to, is refused: what stands there would be execute
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import stat
 import tempfile
 from functools import lru_cache
@@ -29,9 +31,15 @@ def source_folder() -> Path:
             pass
     except OSError as error:
         folder = Path(tempfile.mkdtemp(prefix="m2gen-"))
+        atexit.register(_remove, folder, os.getpid())
         fallback(f"{wanted} cannot be written ({error.strerror}): kernel sources go to {folder} for this process")
     check_private(folder)
     return folder
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child's exit takes nothing away
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_private(folder: Path) -> None:
@@ -45,16 +53,25 @@ def check_private(folder: Path) -> None:
         )
 
 
-def put(name: str, digest: str, text: str) -> Path:
-    """The file that holds `text`, written whole or not at all."""
-    path = source_folder() / f"{name}-{digest}.py"
+def put(name: str, digest: str, text: str, suffix: str = ".py") -> Path:
+    """The file that holds `text`, written whole or not at all. Raises OSError where it cannot be written."""
+    path = source_folder() / f"{name}-{digest}{suffix}"
     try:
         if path.read_text() == text:
             return path
     except (OSError, UnicodeDecodeError):
         pass  # missing or damaged: written below
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{digest}-")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
     return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of its folder at once: readers see all of it or what was there before, on a full disk too."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
