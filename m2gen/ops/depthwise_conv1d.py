@@ -10,6 +10,7 @@ from torch import Tensor
 
 from m2gen.ops import _check as check
 from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vmap
+from m2gen.runtime import depthwise
 
 
 def depthwise_conv1d(
@@ -56,7 +57,7 @@ def _result(x: Tensor, weight: Tensor, left: int, right: int) -> Tensor:
 
 def _impl(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
     y = _result(x, weight, left, right)
-    if y.numel() == 0:
+    if y.numel() == 0 or depthwise.convolve(x, weight, bias, left, y):
         return y
     dtype = torch.promote_types(x.dtype, torch.float32)
     # a sum of shifted copies, accumulated in the dtype of the arithmetic
@@ -73,18 +74,15 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int)
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
-    x, weight, _, left, right = args
+    x, weight, bias, left, right = args
     width = weight.shape[1]
     grads: Args = [None] * 5
     if needs[0]:
         grads[0] = depthwise_conv1d_op(dy, weight.flip(1), None, width - 1 - left, width - 1 - right)
-    if needs[1]:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        padded = F.pad(x, (left, right))
-        sums = [(padded[..., w : w + dy.shape[2]] * dy).sum((0, 2), dtype=dtype) for w in range(width)]
-        grads[1] = torch.stack(sums, dim=1).to(weight.dtype)
-    if needs[2]:
-        grads[2] = dy.sum((0, 2))
+    if needs[1] or needs[2]:
+        sums = depthwise_conv1d_dw_op(x, dy, width, left, right)
+        grads[1] = sums[:, :width].to(weight.dtype) if needs[1] else None
+        grads[2] = sums[:, width].to(bias.dtype) if needs[2] else None
     return grads
 
 
@@ -118,5 +116,62 @@ depthwise_conv1d_op: Any = register(
         jvp=_jvp,
         vmap=_vmap,
         autocast=(0, 1, 2),
+    )
+)
+
+
+# -- the adjoint in weight and bias ------------------------------------------------------------------------------------
+
+
+def _dw_impl(x: Tensor, dy: Tensor, width: int, left: int, right: int) -> Tensor:
+    """(H, width + 1) in the dtype of the arithmetic: the weight's gradient and, last, the bias's."""
+    sums = _dw_fake(x, dy, width, left, right)
+    if dy.numel() == 0:
+        return sums.zero_()
+    found = depthwise.weight_gradients(x, dy, width, left)
+    if found is not None:
+        return sums.copy_(found)
+    padded = F.pad(x, (left, right))
+    for w in range(width):
+        sums[:, w] = (padded[..., w : w + dy.shape[2]] * dy).sum((0, 2), dtype=sums.dtype)
+    sums[:, width] = dy.sum((0, 2), dtype=sums.dtype)
+    return sums
+
+
+def _dw_fake(x: Tensor, dy: Tensor, width: int, left: int, right: int) -> Tensor:
+    return x.new_empty((x.shape[1], width + 1), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _dw_vjp(args: Args, grad: Tensor, needs: Args) -> Args:
+    x, dy, width, left, right = args
+    weight, bias = grad[:, :width], grad[:, width]
+    dx = None
+    if needs[0]:
+        dx = depthwise_conv1d_op(dy, weight.flip(1), None, width - 1 - left, width - 1 - right)
+    return [dx, depthwise_conv1d_op(x, weight, bias, left, right) if needs[1] else None, None, None, None]
+
+
+def _dw_jvp(args: Args, tangents: Args) -> Tensor:
+    x, dy, width, *pads = args
+    dx, ddy = tangents[:2]
+    terms = [] if ddy is None else [depthwise_conv1d_dw_op(x, ddy, width, *pads)]
+    if dx is not None:  # the sum of dy, in the last column, does not know x
+        terms.append(F.pad(depthwise_conv1d_dw_op(dx, dy, width, *pads)[:, :width], (0, 1)))
+    return torch.stack(terms).sum(0)
+
+
+def _dw_vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, dy: Tensor, *rest: int) -> tuple[Tensor, int]:
+    folded = [fold_vmap(t, dim, info.batch_size, into=1) for t, dim in zip((x, dy), in_dims, strict=False)]
+    return unfold_vmap(depthwise_conv1d_dw_op(*folded, *rest), info.batch_size, 0), 0
+
+
+depthwise_conv1d_dw_op: Any = register(
+    Definition(
+        schema="depthwise_conv1d_dw(Tensor x, Tensor dy, SymInt width, SymInt left, SymInt right) -> Tensor",
+        impl=_dw_impl,
+        fake=_dw_fake,
+        vjp=_dw_vjp,
+        jvp=_dw_jvp,
+        vmap=_dw_vmap,
     )
 )

@@ -46,12 +46,13 @@ class CppKernel:
         self._scratch = getattr(library, f"{name}_scratch")
         self._scratch.restype, self._scratch.argtypes = ctypes.c_int64, [ctypes.c_void_p]
 
-    def run(self, pointers: Sequence[int], integers: Sequence[int], items: int) -> None:
-        """Compute items 0..items of the kernel, given the addresses and integers that it knows."""
+    def run(self, pointers: Sequence[int], integers: Sequence[int], items: int, parallel: bool = True) -> None:
+        """Compute items 0..items of the kernel, given the addresses and integers that it knows; on one thread where
+        the work is not worth a second one (`parallel` False)."""
         ptrs = (ctypes.c_void_p * len(pointers))(*pointers)
         ints = (ctypes.c_int64 * len(integers))(*integers)
         size = -(-self._scratch(ints) // _ALIGN) * _ALIGN
-        threads = torch.get_num_threads() if items > 1 else 1
+        threads = torch.get_num_threads() if parallel and items > 1 else 1
         with borrowed(size * min(threads, max(items, 1))) as scratch:
             if threads > 1 and (team := _team()) is not None:
                 # the whole team, as PyTorch itself does: OpenMP would end surplus threads and start them again
