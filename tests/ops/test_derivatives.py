@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import m2gen
 from m2gen.ops.blockdiag_linear import blockdiag_linear_op
-from m2gen.ops.depthwise_conv1d import depthwise_conv1d_op
+from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
 from m2gen.ops.monarch_matmul import monarch_matmul_op
 from m2gen.planner.problem import MODES, Problem
@@ -77,6 +77,14 @@ CASES: dict[str, Callable[[], tuple[Function, list[Tensor]]]] = {
         for padding in ("causal", "same", 0, 1, 6)
         for layout in ("BHL", "BLH")
     },
+    "depthwise_conv1d of channels that fill a vector": lambda: (
+        lambda x, w, b: m2gen.depthwise_conv1d(x, w, b, "same", "BLH"),
+        [normal(1, 3, 9), normal(9, 3), normal(9)],
+    ),
+    "depthwise_conv1d_dw": lambda: (
+        lambda x, dy: depthwise_conv1d_dw_op(x, dy, 4, 1, 2),
+        [normal(2, 3, 5), normal(2, 3, 5)],
+    ),
 }
 
 
@@ -172,6 +180,7 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
             (how, blockdiag_linear_op, (of(normal(4, 3, 6)), of(normal(2, 4, 3)), of(normal(8)))),
             (how, monarch_matmul_op, (of(normal(4, 3, 6)), [of(normal(2, 4, 3)), of(normal(4, 2, 2))])),
             (how, depthwise_conv1d_op, (of(u), of(k), of(s), 4, 0)),
+            (how, depthwise_conv1d_dw_op, (of(u), of(g), 5, 4, 0)),
         ]
     needs = [True, False, True, True, False, True]
     found.append(("no grad", fftconv_bwd_op, (g, u, k, k, g, g, s, "bidirectional", "auto", needs)))
