@@ -9,10 +9,11 @@ from m2gen.errors import M2GenError
 
 if TYPE_CHECKING:
     from m2gen.kernels.fftconv import FftConvSpec
+    from m2gen.kernels.spec import KernelSpec
     from m2gen.planner.problem import Problem
     from m2gen.runtime.cross_compile import Compiled
 
-VIEWS = ("source", "ptx", "sass", "resources")
+VIEWS = ("source", "asm", "ptx", "sass", "resources")
 PARTS = ("fwd", "transpose", "dk")
 
 
@@ -23,6 +24,8 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
         from m2gen.codegen.render import render
 
         return render(spec).text.rstrip("\n")
+    if view == "asm":
+        return assembly(spec, arch)
     compiled = _compile(spec, arch, problem, sass=view == "sass")
     if view == "resources":
         return _resources(spec, compiled)
@@ -57,6 +60,15 @@ def of_part(spec: FftConvSpec, part: str) -> FftConvSpec:
     if part == "transpose":
         return replace(spec, reverse=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate)
     return spec
+
+
+def assembly(spec: KernelSpec, arch: str) -> str:
+    """A C++ kernel's assembly for the CPU `arch`, which need not be this one."""
+    if not spec.template.startswith("cpp/"):
+        raise M2GenError(f"assembly of {spec.name}", f"it is a GPU kernel, for {arch}", "use --ptx or --sass")
+    from m2gen.runtime.cpp_kernel import compile_text
+
+    return compile_text(spec, arch).rstrip("\n")
 
 
 def _compile(spec: FftConvSpec, arch: str, problem: Problem, sass: bool) -> Compiled:

@@ -69,7 +69,19 @@ def test_a_rejection_is_shown(monkeypatch):
 def test_doctor():
     result = run("doctor")
     assert result.exit_code == 0, result.output
-    for part in ("python", "torch", "triton", "M2GEN_LOG", "g++", "clang++", "bf16", "fp64", "library", "in memory"):
+    for part in (
+        "python",
+        "torch",
+        "triton",
+        "M2GEN_LOG",
+        "g++",
+        "clang++",
+        "bf16",
+        "fp64",
+        "library",
+        "in memory",
+        "generated C++",
+    ):
         assert part in result.output
 
 

@@ -11,8 +11,8 @@ from m2gen import ConfigError, config, log
 
 def test_defaults_and_values() -> None:
     assert config._read({}) == config.Config()
-    found = config._read({"M2GEN_LOG": "debug", "M2GEN_CHECK_FINITE": "1", "HOME": "x"})
-    assert found == config.Config(log="debug", check_finite=True)
+    found = config._read({"M2GEN_LOG": "debug", "M2GEN_CHECK_FINITE": "1", "HOME": "x", "CXX": "c++"})
+    assert found == config.Config(log="debug", check_finite=True, cxx="c++")
 
 
 @pytest.mark.parametrize(

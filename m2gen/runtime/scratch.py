@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from m2gen.errors import M2GenError
+
 _FRESH = 32 * 2**20  # bytes from which glibc maps each allocation anew (M_MMAP_THRESHOLD's upper bound)
 _HUGE = 2 * 2**20  # a huge page
 _LEAST = 64 * 2**10
@@ -26,7 +28,13 @@ class _Buffer:
     def __init__(self, size: int) -> None:
         # private: a forked child must not write into its parent's scratch
         flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        self.size, self._memory = size, mmap.mmap(-1, size, **flags)
+        try:
+            self.size, self._memory = size, mmap.mmap(-1, size, **flags)
+        except OSError as error:
+            asked = f"{size / 2**30:.1f} GiB that kernels work in"
+            raise M2GenError(
+                asked, f"the system gives none ({error.strerror})", "use fewer threads or less at once"
+            ) from error
         if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel without huge pages: only slower
                 self._memory.madvise(mmap.MADV_HUGEPAGE)

@@ -17,11 +17,14 @@ from pathlib import Path
 import pytest
 from small_kernel import SCALED, forget, is_right, scaled
 
+from m2gen import show
 from m2gen.cache import binaries, store
 from m2gen.codegen.render import Source
 from m2gen.config import Config
-from m2gen.errors import CompileError, ConfigError
+from m2gen.errors import CompileError, ConfigError, M2GenError
+from m2gen.kernels.depthwise_conv1d import DepthwiseConv1dSpec
 from m2gen.kernels.dispatch import DispatchSpec
+from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.runtime import compiler, cpp_kernel
 
 FRESH = multiprocessing.get_context("forkserver")  # processes that know nothing of this one, PyTorch loaded once
@@ -235,6 +238,15 @@ def test_assembly_for_another_cpu(folder: Path, arch: str, register: str) -> Non
     wider = {"%zmm", "%ymm", "%xmm"} - {register} if register == "%xmm" else {"%zmm"} - {register}
     assert (register in text or arch == "avx512") and not any(other in text for other in wider)
     assert "m2gen_dispatch" in cpp_kernel.compile_text(DispatchSpec(), arch)
+
+
+@pytest.mark.skipif(not X86, reason="these are x86's vector registers")
+def test_show_has_the_assembly_of_cpu_kernels_only(folder: Path) -> None:
+    spec = DepthwiseConv1dSpec(part="fwd", layout="BLH", width=3, dtype="fp32", vector_bytes=32)
+    assert "vfmadd" in show.assembly(spec, "avx2")
+    gpu = FftConvSpec(part="fwd", ring="causal", n1=16, n2=16, dtype="fp16", compute="fp16")
+    with pytest.raises(M2GenError, match=r"it is a GPU kernel, for sm90\. Use --ptx"):
+        show.assembly(gpu, "sm90")
 
 
 def test_code_that_would_not_run_here_is_refused() -> None:

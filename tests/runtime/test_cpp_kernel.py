@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_kernel import SCALED, is_right, scaled
 
+from m2gen.errors import M2GenError
 from m2gen.runtime import cpp_kernel
 from m2gen.runtime.scratch import borrowed, on_huge_pages
 
@@ -72,6 +73,11 @@ def test_scratch_is_kept_and_not_shared() -> None:
         pass
     with borrowed(1000) as again:
         assert again == large
+
+
+def test_more_scratch_than_there_is_memory() -> None:
+    with pytest.raises(M2GenError, match="GiB that kernels work in: the system gives none"), borrowed(2**60):
+        pass
 
 
 def test_huge_pages_change_no_value() -> None:
