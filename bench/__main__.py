@@ -1,13 +1,17 @@
-"""The benchmarks: `python -m bench cpu | gpu [--rounds 9] [--threads 1] [--out FILE]`."""
+"""The benchmarks: `python -m bench cpu | gpu | short [--rounds 9] [--threads 1] [--out FILE]`."""
 
 from __future__ import annotations
 
 import argparse
 
 parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-parser.add_argument("what", choices=["cpu", "gpu"], help="the long convolution beside torch.fft on whole tensors")
+parser.add_argument(
+    "what",
+    choices=["cpu", "gpu", "short"],
+    help="the long convolution beside torch.fft on whole tensors; the short one beside conv1d",
+)
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
-parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmark")
+parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
 parser.add_argument("--out", help="write the raw results there as JSON")
 arguments = parser.parse_args()
 
@@ -15,6 +19,10 @@ if arguments.what == "cpu":
     from bench import cpu
 
     cpu.main(arguments.rounds, arguments.threads, arguments.out)
+elif arguments.what == "short":
+    from bench import short
+
+    short.main(arguments.rounds, arguments.threads, arguments.out)
 else:
     from bench import gpu
 

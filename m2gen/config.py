@@ -4,7 +4,7 @@
 |----------------------|---------------------------------|-------------------------------------------------------------|
 | M2GEN_LOG            | debug, info, warning (default)  | what the `m2gen` logger shows on stderr                     |
 | M2GEN_CHECK_FINITE   | 0 (default), 1                  | 1: every op raises on NaN or infinity in its inputs         |
-| M2GEN_CACHE_DIR      | a folder                        | where generated sources are kept; default ~/.cache/m2gen    |
+| M2GEN_CACHE_DIR      | a folder                        | where generated kernels are kept; default ~/.cache/m2gen    |
 
 Two variables of others are heeded: CXX, the C++ compiler (a command, arguments allowed), and TRITON_INTERPRET.
 """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -122,7 +123,8 @@ def _team() -> tuple[Any, ctypes.c_void_p] | None:
     if _forked:
         fallback("generated kernels run on one thread here: OpenMP's threads do not survive a fork; spawn instead")
         return None
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    library = Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"
     try:
         parallel = ctypes.CDLL(str(library)).GOMP_parallel  # looks in the libraries that it was linked with
     except (OSError, AttributeError):

@@ -17,6 +17,8 @@ from m2gen.runtime.scratch import on_huge_pages
 
 _DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 _ALONE = 32768  # results below which a second thread costs more than it does; PyTorch's own bound
+_SHORT = 4096  # samples of neighbouring channels that are worth reading one after the other, where rows are short
+_ITEMS = 16  # but at least so many items are left to share among threads
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, y: Tensor) -> bool:
@@ -56,10 +58,13 @@ def weight_gradients(x: Tensor, dy: Tensor, width: int, left: int) -> Tensor | N
     last = spec.layout == "BLH"
     x, dy = (x, _columns(dy)) if last else (_rows(x), _rows(dy))
     batch, channels, length = x.shape
-    items = _items(spec, dy)
+    group = max(1, min(channels // _ITEMS, _SHORT // length))
+    items = _items(spec, dy) if last else -(-channels // group)
     shape = (items, width + 1, channels) if last else (channels, width + 1)
     sums = torch.empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
-    strides = (x.stride(0), x.stride(2), dy.stride(0), dy.stride(2)) if last else (*x.stride()[:2], *dy.stride()[:2])
+    strides = (
+        (x.stride(0), x.stride(2), dy.stride(0), dy.stride(2)) if last else (*x.stride()[:2], *dy.stride()[:2], group)
+    )
     kernel.run(
         [x.data_ptr(), dy.data_ptr(), sums.data_ptr()],
         [batch, channels, length, dy.shape[2], left, *strides],
@@ -93,7 +98,7 @@ def _items(spec: DepthwiseConv1dSpec, y: Tensor) -> int:
     batch, channels, length = y.shape
     if spec.layout == "BLH":
         return batch * max(1, length // spec.block)
-    return channels if spec.part == "dw" else batch * channels
+    return batch * channels
 
 
 def _kernel(part: Literal["fwd", "dw"], x: Tensor, width: int) -> tuple[CppKernel, DepthwiseConv1dSpec] | None:

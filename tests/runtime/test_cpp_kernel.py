@@ -89,3 +89,12 @@ def test_huge_pages_change_no_value() -> None:
 def test_load_all(folder: Path) -> None:
     cpp_kernel.load_all([])
     assert cpp_kernel.available() is None
+
+
+def test_without_gnu_openmp_one_thread_does_it_all(
+    folder: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = cpp_kernel.load_source(SCALED)
+    monkeypatch.setattr(cpp_kernel.torch, "__file__", "/nowhere/torch/__init__.py")
+    y, where = scaled(kernel)
+    assert is_right(y) and where.unique().numel() == 1
