@@ -24,7 +24,7 @@ def source_folder() -> Path:
     """The folder of sources: M2GEN_CACHE_DIR, else ~/.cache/m2gen; a private temporary one where that cannot be
     written."""
     wanted = Path(config().cache_dir).expanduser() if config().cache_dir else Path.home() / ".cache" / "m2gen"
-    folder = wanted / "sources"
+    folder = wanted.absolute() / "sources"  # the working folder may change, and a compiler has its own
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):

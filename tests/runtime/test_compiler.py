@@ -159,6 +159,14 @@ def test_a_folder_that_cannot_be_written_is_replaced(tmp_path: Path, configure: 
     assert is_right(scaled(cpp_kernel.load_source(SCALED))[0])
 
 
+def test_a_relative_folder(tmp_path: Path, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    configure(cache_dir="cache")
+    path = compiler.shared_library(SCALED, ())
+    monkeypatch.chdir("/")
+    assert path == compiler.shared_library(SCALED, ()) and tmp_path in path.parents
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_folder_that_stops_being_written(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*_: object, **__: object) -> None:
