@@ -1,0 +1,288 @@
+"""The long convolution in C++: one real row at a time on the negacyclic ring, by passes of small radix.
+
+The ring of `size` complex points t^size = i is the real ring t^(2 size) = -1: place p of a real row is the real part of
+point p, or the imaginary part of point p - size. See templates/cpp/fftconv/README.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from m2gen.dtypes import DTYPES
+from m2gen.kernels.spec import Resources
+
+NEAR_POINTS = 2048  # of a complex block whose passes are done while it stays in the nearest cache
+REAL = {"fp32": ("float", 4), "fp64": ("double", 8)}
+DATA = {"fp32": "float", "fp64": "double", "bf16": "uint16_t", "fp16": "_Float16"}
+
+
+class Pass(NamedTuple):
+    """One pass over the ring: `blocks` blocks of `points` points each are split by `radix`."""
+
+    radix: int
+    blocks: int
+    points: int
+    offset: int  # of its twiddles in the table
+    near: bool
+
+
+class Stage(NamedTuple):
+    """A butterfly across lanes: `exchange` brings its terms into different vectors; `turned` ones meet twiddles."""
+
+    radix: int
+    exchange: str
+    turned: tuple[int, ...]
+    first: int  # its first twiddle vector in the table
+
+
+class Offsets(NamedTuple):
+    """Where the parts of the table begin, in numbers."""
+
+    leaf_scalars: int
+    leaf_lanes: int
+    end: int
+
+
+LEAF_OPERATIONS = 35  # 4 + 6 complex products and 3 transforms of 4 points in 4 vectors, and 32 shuffles
+
+Level = list[tuple[int, int, list[int]]]
+
+
+def _operations(radix: int) -> float:
+    """FLOP for each point of a pass: radix - 1 complex products and a transform of `radix` points, over `radix`."""
+    pairs = (radix - 1) // 2
+    transform = {1: 0, 2: 4, 4: 16, 8: 60}.get(radix, 12 * pairs + 8 * pairs * pairs)
+    return (6 * (radix - 1) + transform) / radix
+
+
+@dataclass(frozen=True, kw_only=True)
+class FftConvCppSpec:
+    """`part` "fwd" is the convolution, "bwd" all its gradients.
+
+    size         complex points of the ring, 4 vectors times the radices
+    vector       numbers in a vector register
+    dtype        of the tensors: fp16, bf16, fp32, fp64
+    compute      of the arithmetic: fp32, fp64
+    half         sequences fit the real parts: the imaginary ones are zero, or not wanted
+    half_filter  so does the filter, which has no negative lags then
+    """
+
+    part: Literal["fwd", "bwd"]
+    radices: tuple[int, ...]
+    vector: int
+    dtype: str
+    compute: str
+    half: bool
+    half_filter: bool
+    arch: str = "native"
+
+    @property
+    def name(self) -> str:
+        """For example fftconv_cpp_fwd_n8192_r8x4x4_v16_fp32_fp32_half_halffilter_native."""
+        flags = [word.replace("_", "") for word in ("half", "half_filter") if getattr(self, word)]
+        radices = "x".join(map(str, self.radices))
+        words = ["fftconv_cpp", self.part, f"n{self.size}", f"r{radices}", f"v{self.vector}", self.dtype, self.compute]
+        return "_".join([*words, *flags, self.arch])
+
+    @property
+    def template(self) -> str:
+        return f"cpp/fftconv/{self.part}.cpp.jinja"
+
+    @property
+    def leaf(self) -> int:
+        """Points of a block that stays in registers: 4 vectors."""
+        return 4 * self.vector
+
+    @property
+    def leaves(self) -> int:
+        return math.prod(self.radices)
+
+    @property
+    def size(self) -> int:
+        return self.leaf * self.leaves
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The whole transform's radices: those of the passes, then of the leaf."""
+        return (*(radix for radix in self.radices if radix > 1), 4, *(stage.radix for stage in self.stages))
+
+    @property
+    def operations(self) -> float:
+        """Operations for each point of a transform: FLOP, and the leaf's shuffles, whose cost is like theirs."""
+        return LEAF_OPERATIONS + sum(_operations(radix) for radix in self.radices)
+
+    @property
+    def real(self) -> str:
+        return REAL[self.compute][0]
+
+    @property
+    def real_bytes(self) -> int:
+        return REAL[self.compute][1]
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.vector * self.real_bytes
+
+    @property
+    def data(self) -> str:
+        return DATA[self.dtype]
+
+    @property
+    def data_bytes(self) -> int:
+        return DTYPES[self.dtype].bytes
+
+    @property
+    def odd_radices(self) -> tuple[int, ...]:
+        return tuple(sorted({radix for radix in self.radices if radix % 2 and radix > 1}))
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        found: list[Pass] = []
+        blocks, offset = 1, self._constants
+        for i, radix in enumerate(self.radices):
+            points = self.size // blocks
+            found.append(Pass(radix, blocks, points, offset, i > 0 and points <= NEAR_POINTS))
+            offset += 2 * (radix - 1) * blocks
+            blocks *= radix
+        return tuple(found)
+
+    @property
+    def blocks_near(self) -> int:
+        """How many blocks are done one after the other, each in the nearest cache."""
+        return next((p.blocks for p in self.passes if p.near), self.leaves)
+
+    @property
+    def _constants(self) -> int:
+        return 2 * self.vector * sum(len(stage.turned) for stage in self.stages)
+
+    @property
+    def offsets(self) -> Offsets:
+        scalars = self._constants + sum(2 * (p.radix - 1) * p.blocks for p in self.passes)
+        lanes = -(-(scalars + 6 * self.leaves) // self.vector) * self.vector
+        return Offsets(scalars, lanes, lanes + 2 * self.vector * self.leaves)
+
+    @property
+    def parts(self) -> int:
+        """Parts of 128 bits in a vector."""
+        return self.vector_bytes // 16
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        found: list[Stage] = []
+        first = 0
+        for radix, exchange in ((self.parts, "exchange_parts"), (self.vector // self.parts, "exchange_lanes")):
+            if radix > 1:
+                turned = (1, 2, 3) if radix == 4 else (1, 3)
+                found.append(Stage(radix, exchange, turned, first))
+                first += len(turned)
+        return tuple(found)
+
+    @property
+    def backwards(self) -> str:
+        """The lanes from last to first, as text."""
+        return ", ".join(map(str, reversed(range(self.vector))))
+
+    @property
+    def turns(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The transpose of a vector x vector tile: which vectors make which exchanges, first inside parts."""
+        parts, lanes = self.parts, self.vector // self.parts
+        found = [("exchange_lanes", tuple(range(base, base + 4))) for base in range(0, self.vector, 4)]
+        if parts == 4:
+            found += [("exchange_parts", tuple(i + lanes * j for j in range(4))) for i in range(lanes)]
+        if parts == 2:
+            found += [("exchange_parts", (i, i + lanes, i + 1, i + 1 + lanes)) for i in range(0, lanes, 2)]
+        return found
+
+    @property
+    def shuffles(self) -> dict[str, list[Level]]:
+        """Each exchange as levels of two-operand shuffles: vector i of 4 becomes `lanes` of vectors (a, b)."""
+        every = {
+            "exchange_parts": _parts_levels(self.vector, self.parts),
+            "exchange_lanes": _lanes_levels(self.vector, self.parts),
+        }
+        return {stage.exchange: every[stage.exchange] for stage in self.stages}
+
+    @property
+    def exchanges(self) -> list[tuple[str, list[list[tuple[int, int, str]]]]]:
+        """`shuffles` with the lanes as text."""
+        return [(name, _printed(levels)) for name, levels in self.shuffles.items()]
+
+    @property
+    def cosines(self) -> dict[int, list[str]]:
+        """cos(2 pi j / r) for the odd radices, to be indexed modulo r."""
+        return {r: [repr(math.cos(2 * math.pi * j / r)) for j in range(r)] for r in self.odd_radices}
+
+    @property
+    def sines(self) -> dict[int, list[str]]:
+        return {r: [repr(math.sin(2 * math.pi * j / r)) for j in range(r)] for r in self.odd_radices}
+
+    @property
+    def places(self) -> int:
+        """Places of a row of the ring that a sequence may use."""
+        return self.size if self.half else 2 * self.size
+
+    @property
+    def row(self) -> int:
+        """Numbers from one row in scratch to the next: no power of two, so that rows do not meet in a cache set."""
+        return self.places + self.vector
+
+    @property
+    def scratch_fixed(self) -> int:
+        """Bytes of scratch a call: the ring (backward: two, and the taps), and what a row of taps has more places."""
+        rings = 1 if self.part == "fwd" else 2
+        return self.real_bytes * (rings * 2 * self.size + (2 * self.size - (self.places if self.part == "fwd" else 0)))
+
+    @property
+    def scratch_each(self) -> int:
+        """Bytes of scratch more for each channel done together: a row and its spectrum; backward, two of each."""
+        return self.real_bytes * (2 * self.size + self.row) * (1 if self.part == "fwd" else 2)
+
+    def scratch_bytes(self, channels: int) -> int:
+        """Bytes of scratch a thread, where `channels` are done together."""
+        return self.scratch_fixed + channels * self.scratch_each
+
+    def resources(self) -> Resources:
+        return Resources(shared_bytes=0, threads=1)
+
+
+def _parts_levels(vector: int, parts: int) -> list[Level]:
+    """The transpose of parts x parts parts of 128 bits between vectors; pairs of vectors where there are 2 parts."""
+    each = vector // max(parts, 1)
+
+    def lanes(*chosen: int) -> list[int]:
+        return [part * each + lane for part in chosen for lane in range(each)]
+
+    if parts == 2:
+        return [[(0, 1, lanes(0, 2)), (0, 1, lanes(1, 3)), (2, 3, lanes(0, 2)), (2, 3, lanes(1, 3))]]
+    low, high, even, odd = lanes(0, 1, 4, 5), lanes(2, 3, 6, 7), lanes(0, 2, 4, 6), lanes(1, 3, 5, 7)
+    return [
+        [(0, 1, low), (0, 1, high), (2, 3, low), (2, 3, high)],
+        [(0, 2, even), (0, 2, odd), (1, 3, even), (1, 3, odd)],
+    ]
+
+
+def _lanes_levels(vector: int, parts: int) -> list[Level]:
+    """The transpose inside parts of 128 bits: 4 x 4 between vectors, or 2 x 2 between pairs of them."""
+    each = vector // max(parts, 1)
+
+    def lanes(*chosen: int) -> list[int]:
+        """`chosen` of the lanes of one part, those of the second vector counted on."""
+        return [
+            part * each + lane if lane < each else vector + part * each + lane - each
+            for part in range(max(parts, 1))
+            for lane in chosen
+        ]
+
+    if each == 2:
+        return [[(0, 1, lanes(0, 2)), (0, 1, lanes(1, 3)), (2, 3, lanes(0, 2)), (2, 3, lanes(1, 3))]]
+    low, high, first, second = lanes(0, 4, 1, 5), lanes(2, 6, 3, 7), lanes(0, 1, 4, 5), lanes(2, 3, 6, 7)
+    return [
+        [(0, 1, low), (0, 1, high), (2, 3, low), (2, 3, high)],
+        [(0, 2, first), (0, 2, second), (1, 3, first), (1, 3, second)],
+    ]
+
+
+def _printed(levels: list[Level]) -> list[list[tuple[int, int, str]]]:
+    return [[(a, b, ", ".join(map(str, lanes))) for a, b, lanes in level] for level in levels]
