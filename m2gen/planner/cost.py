@@ -9,7 +9,7 @@ transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwid
 D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT. Of a fused kernel: n1 and n2
 its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a transform, Q bytes of a
 product's operand, X rate of its matrix products, V vector rate, A threads of a block, Y bytes of registers that each
-spills.
+spills. Of a native kernel: J operations for each point of a transform, X rate of them.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.factor import largest_prime
 from m2gen.planner.plan import Estimate, Transform
 from m2gen.planner.problem import Problem
@@ -71,6 +72,7 @@ class Values(NamedTuple):
     V: Any = 1.0
     A: Any = 0
     Y: Any = 0
+    J: Any = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,25 @@ def fused_conv(v: Values, a: Arithmetic) -> Cost:
     )
 
 
+def native_filter(v: Values, a: Arithmetic) -> Cost:
+    """Every filter transformed, in the scratch of its channel."""
+    flop = v.H * v.N * v.J
+    return Cost(flop=flop, bytes=v.H * v.n * v.c, working_set=2 * v.C * v.c * v.N, seconds=flop / v.X)
+
+
+def native_conv(v: Values, a: Arithmetic) -> Cost:
+    """One call; a row is transformed, multiplied and transformed back in cache, and memory is read ahead meanwhile."""
+    flop = v.B * v.H * (2 * v.N * v.J + 6 * v.N)
+    moved = _user_bytes(v)
+    return Cost(
+        flop=flop,
+        bytes=moved,
+        launches=1,
+        working_set=2 * v.c * v.N * (1 + v.C),
+        seconds=a.maximum(flop / v.X, moved / v.D) + v.t,
+    )
+
+
 FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
     ("fft", "filter"): library_filter,
     ("fft", "conv"): library_conv,
@@ -234,6 +255,8 @@ FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
     ("monarch", "conv"): monarch_conv,
     ("fused", "filter"): fused_filter,
     ("fused", "conv"): fused_conv,
+    ("native", "filter"): native_filter,
+    ("native", "conv"): native_conv,
 }
 
 
@@ -292,6 +315,24 @@ def fused_estimates(
     """What the filter's spectrum and the fused convolution cost."""
     numbers = fused_values(problem, spec, limits, spilled)
     costs = (FORMULAS["fused", step](numbers, NUMBERS) for step in ("filter", "conv"))
+    of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
+    return of_filter, of_conv
+
+
+def native_values(problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
+    """The numbers of a native kernel's steps."""
+    slower = limits.fp64_ratio if spec.compute == "fp64" else 1.0
+    return _sizes(problem, Transform("monarch", spec.size, spec.factors), channels)._replace(
+        D=limits.dram_bandwidth, t=limits.call_seconds, J=spec.operations, X=limits.native_rate * slower
+    )
+
+
+def native_estimates(
+    problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits
+) -> tuple[Estimate, Estimate]:
+    """What the filter's transform and the convolution cost."""
+    numbers = native_values(problem, spec, channels, limits)
+    costs = (FORMULAS["native", step](numbers, NUMBERS) for step in ("filter", "conv"))
     of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
     return of_filter, of_conv
 

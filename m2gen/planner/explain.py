@@ -6,7 +6,17 @@ import sympy as sp
 
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner import cost
-from m2gen.planner.plan import Estimate, FilterSpectrum, FusedConv, Plan, SpectralConv, Step, Transform, duration
+from m2gen.planner.plan import (
+    Estimate,
+    FilterSpectrum,
+    FusedConv,
+    NativeConv,
+    Plan,
+    SpectralConv,
+    Step,
+    Transform,
+    duration,
+)
 from m2gen.planner.solvers.fused import spilled
 
 SYMBOLS = cost.Values(*sp.symbols(" ".join(cost.Values._fields), positive=True))
@@ -23,7 +33,8 @@ LEGEND = (
     "number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix rate, "
     "U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the FFT, "
     "n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R rows in a transform, Q bytes of an operand, "
-    "X rate of its products, V vector rate, A threads of a block, Y bytes of registers that each spills"
+    "X rate of its products, V vector rate, A threads of a block, Y bytes of registers that each spills, "
+    "J operations a point of a native transform, X their rate"
 )
 
 
@@ -54,12 +65,16 @@ def _transform_lines(plan: Plan) -> list[str]:
     conv, transform = plan.conv, plan.conv.transform
     wraps = plan.problem.mode == "circular" and not conv.fold
     why = "the circle itself" if wraps else f"at least {plan.problem.linear_size} avoids wrap-around"
+    native = isinstance(conv, NativeConv)
+    places = f"{transform.size} points" + (f" of {2 * transform.size} places" if native else "")
     lines = [
-        f"size      {transform.size} points ({why}{', tail folded onto the head' if conv.fold else ''})",
+        f"size      {places} ({why}{', tail folded onto the head' if conv.fold else ''})",
         f"chunks    {conv.channels} of {plan.problem.h} channels at a time",
     ]
     if isinstance(conv, FusedConv):
         lines[1] = f"kernel    {conv.spec.name}, {conv.programs} programs, {conv.spec.ring} ring"
+    if isinstance(conv, NativeConv):
+        lines[1] = f"kernel    {conv.spec.name}, {conv.channels} channels a work item"
     if transform.kind == "monarch":
         radices = " x ".join(map(str, transform.radices))
         blocks = ", ".join(f"{count} x {out} x {into}" for count, out, into in transform.blocks)
@@ -68,13 +83,16 @@ def _transform_lines(plan: Plan) -> list[str]:
 
 
 def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
-    if not isinstance(step, FilterSpectrum | SpectralConv | FusedConv):
+    if not isinstance(step, FilterSpectrum | SpectralConv | FusedConv | NativeConv):
         return [f"{step}: {_amounts(step.estimate)}"]
     name = "filter" if isinstance(step, FilterSpectrum) else "conv"
     stage = cost.Cost()
     if isinstance(plan.conv, FusedConv):
         numbers = cost.fused_values(plan.problem, plan.conv.spec, limits, spilled(plan.conv.spec, limits))
         whole = cost.FORMULAS["fused", name](SYMBOLS, SYMBOLIC)
+    elif isinstance(plan.conv, NativeConv):
+        numbers = cost.native_values(plan.problem, plan.conv.spec, plan.conv.channels, limits)
+        whole = cost.FORMULAS["native", name](SYMBOLS, SYMBOLIC)
     else:
         numbers = cost.values(plan.problem, step.transform, plan.conv.channels, limits, name)
         whole = cost.FORMULAS[step.transform.kind, name](SYMBOLS, SYMBOLIC)

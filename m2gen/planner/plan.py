@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from m2gen.errors import PlanError
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.problem import Problem
 
 if TYPE_CHECKING:
@@ -118,7 +119,24 @@ class FusedConv(Step):
         return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"
 
 
-_STEPS: dict[str, type[Step]] = {kind.__name__: kind for kind in (FilterSpectrum, SpectralConv, FusedConv)}
+@dataclass(frozen=True, slots=True)
+class NativeConv(Step):
+    """One generated C++ kernel that does the whole convolution, the filter's transform included, row by row.
+
+    `channels` are done together, where channels are neighbours in memory. `bwd` is the kernel of all gradients.
+    """
+
+    transform: Transform
+    spec: FftConvCppSpec
+    bwd: FftConvCppSpec
+    channels: int
+    fold: bool = False
+
+    def __str__(self) -> str:
+        return f"(native-conv {self.transform} (channels {self.channels}){' (fold)' * self.fold} {self.spec.name})"
+
+
+_STEPS: dict[str, type[Step]] = {kind.__name__: kind for kind in (FilterSpectrum, SpectralConv, FusedConv, NativeConv)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +154,10 @@ class Plan:
         return sum((step.estimate for step in self.steps), Estimate())
 
     @property
-    def conv(self) -> SpectralConv | FusedConv:
+    def conv(self) -> SpectralConv | FusedConv | NativeConv:
         """The last step."""
         last = self.steps[-1]
-        if not isinstance(last, SpectralConv | FusedConv):
+        if not isinstance(last, SpectralConv | FusedConv | NativeConv):
             raise PlanError(str(self.problem), f"the plan ends in {last}", "end a plan with a convolution")
         return last
 
@@ -173,8 +191,11 @@ class Plan:
 def _step(data: Mapping[str, Any]) -> Step:
     transform = Transform(**{**data["transform"], "radices": tuple(data["transform"]["radices"])})
     fields = {**data, "estimate": Estimate(**data["estimate"]), "transform": transform}
-    if "spec" in data:
+    if "dk" in data:
         fields |= {name: FftConvSpec(**data[name]) for name in ("spec", "dk")}
+    if "bwd" in data:
+        specs = {name: {**data[name], "radices": tuple(data[name]["radices"])} for name in ("spec", "bwd")}
+        fields |= {name: FftConvCppSpec(**spec) for name, spec in specs.items()}
     return _STEPS[fields.pop("step")](**fields)
 
 

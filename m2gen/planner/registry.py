@@ -11,6 +11,7 @@ from m2gen.planner.problem import Problem
 from m2gen.planner.solvers.composed import Composed
 from m2gen.planner.solvers.fused import Fused
 from m2gen.planner.solvers.library import Library
+from m2gen.planner.solvers.native import Native
 
 
 class Solver(Protocol):
@@ -27,4 +28,4 @@ class Solver(Protocol):
         """Legal plans; called only where nothing was rejected."""
 
 
-SOLVERS: tuple[Solver, ...] = (Library(), Composed(), Fused())
+SOLVERS: tuple[Solver, ...] = (Library(), Composed(), Fused(), Native())

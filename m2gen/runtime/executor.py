@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from m2gen import log
+from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
-from m2gen.planner.plan import FusedConv, Plan
+from m2gen.errors import CompileError
+from m2gen.planner.plan import FusedConv, NativeConv, Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import plan
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
+from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import Gradients, Operands, SpectralKernel
 
 _SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.values()}
@@ -36,16 +41,31 @@ def problem_of(x: Operands, mode: str, precision: str) -> Problem:
     )
 
 
+Kernel = SpectralKernel | FusedKernel | NativeKernel
+
+
 @lru_cache(maxsize=1024)
-def kernel_of(chosen: Plan) -> SpectralKernel | FusedKernel:
+def kernel_of(chosen: Plan) -> Kernel:
     """The computation of a plan, bound once."""
     if isinstance(chosen.conv, FusedConv):
         return FusedKernel(chosen.problem, chosen.conv)
+    if isinstance(chosen.conv, NativeConv):
+        return NativeKernel(chosen.problem, chosen.conv)
     return SpectralKernel(chosen.problem, chosen.conv)
 
 
-def _kernel(x: Operands, mode: str, precision: str) -> SpectralKernel | FusedKernel:
-    return kernel_of(plan(problem_of(x, mode, precision), live(x.u.device)))
+@lru_cache(maxsize=1024)
+def _bound(problem: Problem, limits: DeviceLimits) -> Kernel:
+    """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile."""
+    try:
+        return kernel_of(plan(problem, limits))
+    except CompileError as error:
+        log.fallback(f"{problem} is done without generated C++: {error}")
+        return kernel_of(plan(problem, replace(limits, languages=())))
+
+
+def _kernel(x: Operands, mode: str, precision: str) -> Kernel:
+    return _bound(problem_of(x, mode, precision), live(x.u.device))
 
 
 def fftconv(x: Operands, mode: str, precision: str) -> Tensor:

@@ -38,7 +38,22 @@ def _cpu() -> DeviceLimits:
         return replace(target("sm90"), description="Triton's interpreter on this CPU (TRITON_INTERPRET=1)")
     row = target(cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine()))
     log.once(f"this CPU is planned for as {row.arch} ({row.description})")
-    return replace(row, description=f"one core of this CPU, planned for as {row.description}", memory_bytes=_memory())
+    return replace(
+        row,
+        description=f"one core of this CPU, planned for as {row.description}",
+        languages=row.languages if _compiles() else (),
+        memory_bytes=_memory(),
+    )
+
+
+def _compiles() -> bool:
+    """Whether generated C++ can be compiled and run here."""
+    from m2gen.runtime.cpp_kernel import available  # late: it asks this module which CPU it compiles for
+
+    if why := available():
+        log.fallback(f"no generated C++ here: {why}")
+        return False
+    return True
 
 
 def cpu_arch(capability: str, machine: str) -> str:

@@ -13,10 +13,13 @@ from torch import Tensor
 
 import m2gen
 from m2gen.device.limits import target
-from m2gen.planner.plan import SpectralConv
+from m2gen.planner.plan import NativeConv
 from m2gen.planner.problem import MODES, Problem
 from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
+from m2gen.runtime.executor import Kernel, kernel_of
+from m2gen.runtime.limits import live
+from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import Operands, SpectralKernel
 from m2gen.testing.operands import operands
 from m2gen.testing.tolerances import check
@@ -72,15 +75,15 @@ def test_lengths_and_filter_lengths(mode: str, n: int) -> None:
         check_op(problem, m2gen.fftconv(**args), args)
 
 
-def kernels(problem: Problem) -> dict[str, SpectralKernel]:
+def kernels(problem: Problem) -> dict[str, Kernel]:
     """For each solver, and folded or not, its cheapest plan of each order, in chunks of one channel and of all."""
     found = {}
-    for plan in rank(problem, target("avx2")).plans:
+    for plan in rank(problem, live(torch.device("cpu"))).plans:
         step = plan.conv
         for channels in (1, 2, problem.h):
             key = f"{plan.solver}-order{step.transform.order}-fold{step.fold}-{channels}"
             if max(step.transform.radices, default=1) <= 4200:
-                found.setdefault(key, SpectralKernel(problem, replace(step, channels=channels)))
+                found.setdefault(key, kernel_of(replace(plan, steps=(plan.steps[0], replace(step, channels=channels)))))
     return found
 
 
@@ -92,7 +95,9 @@ def test_solvers_agree(mode: str, n: int) -> None:
     expected, scale = oracle.fftconv(**args), magnitude(args)
     x = Operands(*(args.get(name) for name in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
     tried = kernels(problem)
-    assert {name.split("-")[0] for name in tried} == {"library", "composed"}
+    assert {name.split("-")[0] for name in tried} == {"library", "composed"} | (
+        {"native"} if problem.linear_size >= 16 else set()
+    )
     for name, kernel in tried.items():
         try:
             check(kernel.forward(x), expected, scale, problem.linear_size)
@@ -169,8 +174,11 @@ def test_filters_may_have_another_dtype() -> None:
 
 
 def test_the_step_executed_is_the_step_planned() -> None:
-    plan = m2gen.plan("fftconv n=100 h=4 b=2 causal")
-    assert isinstance(plan.steps[-1], SpectralConv) and plan.conv.channels >= 1
+    problem = Problem.parse("fftconv n=100 h=4 b=2 causal")
+    for plan in rank(problem, live(torch.device("cpu"))).plans:
+        native = isinstance(plan.conv, NativeConv)
+        assert native == (plan.solver == "native")
+        assert isinstance(kernel_of(plan), NativeKernel if native else SpectralKernel) and plan.conv.channels >= 1
 
 
 def test_reference_is_the_definition() -> None:

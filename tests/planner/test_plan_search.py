@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError
 from m2gen.planner import cost, explain, search
-from m2gen.planner.plan import Estimate, FilterSpectrum, FusedConv, Plan, SpectralConv, Step, Transform, duration
+from m2gen.planner.plan import (
+    Estimate,
+    FilterSpectrum,
+    FusedConv,
+    NativeConv,
+    Plan,
+    SpectralConv,
+    Step,
+    Transform,
+    duration,
+)
 from m2gen.planner.problem import Problem
 from m2gen.testing.corpus import corpus
 
@@ -38,7 +48,7 @@ def small_problems(draw: st.DrawFn) -> Problem:
 @given(small_problems(), st.sampled_from(sorted(LIMITS)))
 def test_every_candidate_is_sound(problem, arch):
     ranking = search.rank(problem, target(arch))
-    assert {solver for solver, _ in ranking.rejections} <= {"fused"}
+    assert {solver for solver, _ in ranking.rejections} <= {"fused", "native"}
     assert 2 <= len(ranking.plans) <= 300
     for plan in ranking.plans:
         filter_step, conv = plan.steps
@@ -46,6 +56,9 @@ def test_every_candidate_is_sound(problem, arch):
         assert conv is plan.conv
         for figure in dataclasses.astuple(plan.estimate):
             assert figure > 0
+        if isinstance(conv, NativeConv):
+            check_native(problem, conv, target(arch))
+            continue
         if isinstance(conv, FusedConv):
             check_fused(problem, conv, target(arch))
             continue
@@ -81,10 +94,23 @@ def check_fused(problem, conv, limits):
     assert spec.staged or conv.programs % problem.h == 0
 
 
+def check_native(problem, conv, limits):
+    spec = conv.spec
+    assert limits.kind == "cpu" and problem.linear_size >= 16
+    assert spec.size == conv.transform.size == prod(conv.transform.radices)
+    assert 2 * spec.size >= problem.linear_size
+    assert (spec.part, conv.bwd) == ("fwd", dataclasses.replace(spec, part="bwd"))
+    assert (spec.dtype, conv.fold) == (problem.dtype, problem.mode == "circular")
+    places = problem.n + (problem.taps[1] if conv.fold else 0)
+    assert spec.half == (places <= spec.size)
+    assert spec.half_filter == (problem.taps[0] == 0 and problem.taps[1] < spec.size)
+    assert 1 <= conv.channels <= spec.vector
+
+
 @settings(max_examples=50, deadline=None)
-@given(small_problems())
-def test_json_round_trip(problem):
-    for plan in search.rank(problem, target("sm90")).plans:
+@given(small_problems(), st.sampled_from(("sm90", "avx512")))
+def test_json_round_trip(problem, arch):
+    for plan in search.rank(problem, target(arch)).plans:
         again = Plan.from_json(plan.to_json())
         assert again == plan
         assert hash(again) == hash(plan)
@@ -123,7 +149,7 @@ def test_no_plan_gives_every_reason():
     ):
         assert part in str(caught.value)
     ranking = search.rank(problem, target("avx2"))
-    assert [solver for solver, _ in ranking.rejections] == ["library", "composed", "fused"]
+    assert [solver for solver, _ in ranking.rejections] == ["library", "composed", "fused", "native"]
     assert ranking.plans == ()
     assert ranking.best("library") is None
 

@@ -1,0 +1,103 @@
+"""One generated C++ kernel for a CPU: each real row alone, on the negacyclic ring, by passes of small radix.
+
+The ring t^(2 M) = -1 of 2 M places holds any problem whose linear result fits, 2 M >= n + max(lo, hi); where the
+sequence fits its first M places, the first pass reads real numbers and the last writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.dtypes import DTYPES
+from m2gen.kernels.fftconv_cpp import REAL, FftConvCppSpec
+from m2gen.planner.cost import native_estimates
+from m2gen.planner.factor import largest_prime, prime_factors
+from m2gen.planner.plan import FilterSpectrum, NativeConv, Plan, Transform
+from m2gen.planner.problem import Problem
+
+LARGEST_PRIME = 7
+SMALLEST = 16  # places of a result; below, the least ring's rounding passes the tolerance of so short a sum
+LEAST_VECTOR = 16  # bytes; narrower units are given such vectors by the compiler
+_GROUP_BYTES = 48 * 2**20  # of the spectra and rows of channels done together
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    name: str = "native"
+
+    def reject(self, problem: Problem, limits: DeviceLimits) -> str | None:
+        if "cpp" not in limits.languages:
+            why = f"{limits.arch} is a GPU" if limits.kind == "gpu" else "no C++ compiler works here"
+            return f"its kernels are written in C++, and {why}"
+        if problem.linear_size < SMALLEST:
+            return (
+                f"{problem.linear_size} places are fewer than {SMALLEST}: a whole ring would round more than their sum"
+            )
+        least = min((plan.conv.estimate.working_set for plan in self.candidates(problem, limits)), default=None)
+        if least is None or least > limits.memory_bytes:
+            size = -(-problem.linear_size // 2)
+            return f"a ring of {size} points does not fit {limits.memory_bytes / 2**30:.1f} GiB memory"
+        return None
+
+    def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
+        compute = DTYPES[problem.dtype].compute
+        vector = max(LEAST_VECTOR, limits.vector_bytes) // REAL[compute][1]
+        for leaves in smooth(-(-problem.linear_size // (2 * 4 * vector))):
+            if 4 * vector * leaves * 16 <= limits.memory_bytes:
+                yield _plan(problem, limits, _spec(problem, leaves, vector, compute))
+
+
+@lru_cache(maxsize=4096)
+def smooth(least: int) -> tuple[int, ...]:
+    """Sizes from `least` to the next power of two without large prime factors; what lies between two costs more."""
+    power = 1 << (least - 1).bit_length()
+    found = [power]
+    for odd in range(3, 64, 2):
+        twos = power.bit_length() - odd.bit_length()
+        if largest_prime(odd) <= LARGEST_PRIME and twos >= 0:
+            found += [odd << at for at in (twos - 1, twos) if at >= 0 and least <= odd << at < power]
+    return tuple(sorted(set(found)))
+
+
+def radices_of(leaves: int) -> tuple[int, ...]:
+    """Radix 8 before 4 before 2: the fewer passes, the fewer stores; odd ones last, where data is nearest."""
+    odd = tuple(prime for prime in prime_factors(leaves) if prime > 2)
+    twos = prime_factors(leaves).count(2)
+    eights, rest = divmod(twos, 3)
+    if rest == 1 and eights:
+        eights, rest = eights - 1, 4
+    return (*[8] * eights, *[4] * (rest // 2), *[2] * (rest % 2), *odd) or (1,)
+
+
+def _spec(problem: Problem, leaves: int, vector: int, compute: str) -> FftConvCppSpec:
+    behind, ahead = problem.taps
+    points = 4 * vector * leaves
+    return FftConvCppSpec(
+        part="fwd",
+        radices=radices_of(leaves),
+        vector=vector,
+        dtype=problem.dtype,
+        compute=compute,
+        half=problem.n + (ahead if problem.mode == "circular" else 0) <= points,
+        half_filter=behind == 0 and ahead < points,
+    )
+
+
+def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvCppSpec) -> Plan:
+    channels = _channels(problem, spec)
+    of_filter, of_conv = native_estimates(problem, spec, channels, limits)
+    transform = Transform("monarch", spec.size, spec.factors)
+    fold = problem.mode == "circular"
+    conv = NativeConv(of_conv, transform, spec, replace(spec, part="bwd"), channels, fold)
+    return Plan(problem, limits.arch, "native", (FilterSpectrum(of_filter, transform), conv))
+
+
+def _channels(problem: Problem, spec: FftConvCppSpec) -> int:
+    """Channels done together: a vector of them where they are neighbours in memory, fewer where rings are large."""
+    if problem.layout == "BHL":
+        return 1
+    fitting = _GROUP_BYTES // (spec.size * spec.real_bytes * 4)
+    return min(spec.vector, max(1, fitting, min(4, problem.h)))

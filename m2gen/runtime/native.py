@@ -1,0 +1,73 @@
+"""The convolution by generated C++ kernels: what tensors are to a kernel, addresses and strides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.planner.plan import NativeConv
+from m2gen.planner.problem import Problem
+from m2gen.runtime.cpp_kernel import load
+from m2gen.runtime.native_table import table
+from m2gen.runtime.ring import Ring
+from m2gen.runtime.scratch import on_huge_pages
+from m2gen.runtime.spectral import Gradients, Operands
+
+_TORCH = {"fp32": torch.float32, "fp64": torch.float64}
+_ALONE = 2**17  # ring points of all rows below which a second thread costs more than it does
+
+
+class NativeKernel:
+    """One planned convolution, forward and backward. Raises CompileError where the kernel does not compile."""
+
+    def __init__(self, problem: Problem, step: NativeConv) -> None:
+        self.step = step
+        ring = Ring(problem, 2 * step.spec.size)
+        tail = ring.hi if step.fold else 0
+        self.sizes = [problem.b, problem.h, problem.n, tail, ring.hi, ring.lo, ring.centre, step.channels]
+        self.items = -(-problem.h // step.channels)
+        self.parallel = problem.b * problem.h * step.spec.size >= _ALONE
+        load(step.spec)
+
+    def forward(self, x: Operands) -> Tensor:
+        y = on_huge_pages(torch.empty_like(x.u))
+        self._run(self.step.spec, x, y, Gradients())
+        return y
+
+    def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
+        """Fill the wanted gradients; the forward's spectra are computed again."""
+        for fresh in (out.u, out.pre_gate, out.post_gate):
+            if fresh is not None:
+                on_huge_pages(fresh)
+        self._run(self.step.bwd, x, dy, out)
+
+    def _run(self, spec: FftConvCppSpec, x: Operands, y: Tensor, out: Gradients) -> None:
+        """Run with y, the result or its gradient. Every tensor whose address is used is held until it is done."""
+        sequences = [_plain(tensor) for tensor in (x.u, x.pre_gate, x.post_gate, y)]
+        filters = [_plain(tensor, _TORCH[spec.compute]) for tensor in (x.k, x.k_rev, x.skip)]
+        constants = table(spec)
+        inputs = (out.u, out.pre_gate, out.post_gate)
+        taps = (out.k, out.k_rev, out.skip)
+        pointers = [_address(tensor) for tensor in (*sequences, *filters, constants, *inputs, *taps)]
+        strides = [*_strides((*sequences, *inputs), (3,) * 7), *_strides((*filters, *taps), (2, 2, 1) * 2)]
+        load(spec).run(pointers, [*self.sizes, *strides], self.items, parallel=self.parallel)
+
+
+def _plain(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    """The tensor with its numbers as they lie in memory (a view may be lazily negative), in `dtype`."""
+    return None if tensor is None else tensor.resolve_neg().to(dtype or tensor.dtype)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _strides(tensors: Sequence[Tensor | None], dims: Sequence[int]) -> list[int]:
+    """The strides of each tensor, zeros for one that is absent."""
+    found: list[int] = []
+    for tensor, dim in zip(tensors, dims, strict=True):
+        found += (0,) * dim if tensor is None else tensor.stride()
+    return found

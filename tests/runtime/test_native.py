@@ -1,0 +1,250 @@
+"""Generated C++ convolutions against the direct sum in float64: forward, every gradient, every vector width."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from m2gen.device.limits import target
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.planner.plan import NativeConv, Plan
+from m2gen.planner.problem import MODES, Problem
+from m2gen.planner.search import rank
+from m2gen.reference import fftconv as oracle
+from m2gen.runtime.cpp_kernel import available
+from m2gen.runtime.executor import kernel_of
+from m2gen.runtime.native import NativeKernel
+from m2gen.runtime.native_table import table
+from m2gen.runtime.spectral import Gradients, Operands
+from m2gen.testing.operands import operands
+from m2gen.testing.tolerances import check
+
+pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
+TENSORS = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
+
+
+def native_plan(problem: Problem, arch: str = "avx512") -> Plan:
+    found = rank(problem, target(arch)).best("native")
+    assert found is not None
+    return found
+
+
+def kernel_with(plan: Plan, **fields: Any) -> NativeKernel:
+    """The plan's kernel with other fields of its spec, the backward's too."""
+    step = plan.conv
+    assert isinstance(step, NativeConv)
+    spec = replace(step.spec, **fields)
+    return NativeKernel(plan.problem, replace(step, spec=spec, bwd=replace(spec, part="bwd")))
+
+
+def as_bhl(args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with sequences as (B, H, L) views."""
+    turned = {name: args[name].mT for name in ("u", "pre_gate", "post_gate") if name in args}
+    return args | turned if args["layout"] == "BLH" else args
+
+
+def gradients_of(args: dict[str, Any], dy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The reference's result and gradients, in float64."""
+    leaves = {n: args[n].detach().double().requires_grad_() for n in TENSORS if n in args}
+    y = oracle.fftconv(**leaves, mode=args["mode"])
+    return y.detach(), dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy.double()), strict=True))
+
+
+def outputs(x: Operands) -> Gradients:
+    """NaN wherever a gradient must be written; zeros where taps may never reach an output."""
+    nan = {
+        n: torch.full_like(t, torch.nan)
+        for n in ("u", "pre_gate", "post_gate", "skip")
+        if (t := getattr(x, n)) is not None
+    }
+    zero = {n: torch.zeros_like(t) for n in ("k", "k_rev") if (t := getattr(x, n)) is not None}
+    return Gradients(**nan, **zero)
+
+
+def check_everything(problem: Problem, kernel: NativeKernel) -> None:
+    """Forward and gradients, each error measured against the size of the terms that were summed."""
+    args = as_bhl(operands(problem))
+    dy = operands(problem, seed=1)["u"]
+    dy = dy.mT if problem.layout == "BLH" else dy
+    y, grads = gradients_of(args, dy)
+    sizes, grad_sizes = gradients_of({n: a.abs() if isinstance(a, Tensor) else a for n, a in args.items()}, dy.abs())
+    x = Operands(*(args.get(name) for name in TENSORS))
+    out = outputs(x)
+    kernel.backward(dy, x, out)
+    found = {"y": kernel.forward(x)} | {name: getattr(out, name) for name in grads}
+    # the gradients of all taps come off one ring: the largest of them sets the size of its rounding
+    taps = [name for name in ("k", "k_rev", "skip") if name in grads]
+    largest = torch.stack([grad_sizes[name].view(problem.h, -1).amax(1) for name in taps]).amax(0)
+    grad_sizes |= {name: largest.view(-1, *[1] * (grads[name].dim() - 1)) for name in taps}
+    for name, value in found.items():
+        reference, size = (y, sizes) if name == "y" else (grads[name], grad_sizes[name])
+        terms = problem.linear_size * (1 if name in ("y", "u", "pre_gate", "post_gate") else problem.b)
+        try:
+            check(value, reference, size.amax(-1, keepdim=True) if size.dim() > 2 else size, terms)
+        except AssertionError as error:
+            raise AssertionError(f"{name} of {problem}: {error}") from None
+
+
+def problem_of(n: int, k: int, mode: str, **fields: Any) -> Problem:
+    k = k - 1 + k % 2 if mode == "same" else min(k, n) if mode == "circular" else k
+    return Problem(n=n, k=k, mode=mode, **{"h": 3, "b": 2, "skip": True} | fields)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_every_form(mode: str, dtype: str, layout: str) -> None:
+    for n, k, gated in ((17, 5, True), (33, 7, False), (130, 130, True), (100, 300, True), (257, 40, False)):
+        h = 3 if layout == "BHL" else 21  # a whole vector of channels, and some that are left
+        problem = problem_of(n, k, mode, dtype=dtype, layout=layout, h=h, pre_gate=gated, post_gate=gated)
+        plan = native_plan(problem)
+        check_everything(problem, kernel_with(plan))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("arch", "dtype"), [("avx2", "fp32"), ("avx2", "fp64"), ("neon", "fp32"), ("neon", "fp64")])
+def test_every_vector_width(mode: str, arch: str, dtype: str) -> None:
+    """Narrow vectors are compiled for this CPU: the algorithm's lanes, not the instruction set."""
+    for layout in ("BHL", "BLH"):
+        problem = problem_of(150, 90, mode, dtype=dtype, layout=layout, h=9, pre_gate=True)
+        check_everything(problem, kernel_with(native_plan(problem, arch)))
+
+
+@pytest.mark.parametrize(
+    "radices", [(2, 3), (3, 5), (5, 2), (7, 3), (4, 11), (13, 2), (8, 8, 2), (8, 4, 4, 3), (3, 3, 3), (16 // 2, 7, 2)]
+)
+def test_every_radix(radices: tuple[int, ...]) -> None:
+    """Rings from 96 to 24576 points of narrow vectors, blocks near and far, and short problems."""
+    problem = problem_of(300, 90, "bidirectional", h=2)
+    plan = native_plan(problem, "neon")
+    size = 16 * torch.tensor(radices).prod().item()
+    fits = {"half": problem.n <= size, "half_filter": False}
+    if 2 * size < problem.linear_size:
+        problem = problem_of(60, 20, "bidirectional", h=2)
+        plan, fits = native_plan(problem, "neon"), {"half": size >= 60, "half_filter": False}
+    check_everything(problem, kernel_with(plan, radices=radices, **fits))
+
+
+def test_packed_sequences() -> None:
+    """A short filter: the sequence fills both parts of the ring, which has little more than half its length."""
+    problem = Problem.parse("fftconv n=500 k=9 h=2 b=2 causal gated")
+    plan = native_plan(problem)
+    step = plan.conv
+    assert isinstance(step, NativeConv) and not step.spec.half and step.spec.size < 300
+    check_everything(problem, kernel_with(plan))
+
+
+@pytest.mark.parametrize("n", [2048, 6000, 8191, 10007])
+def test_longer_sequences(n: int) -> None:
+    """Against float64 torch.fft, whose error is nothing at this scale."""
+    problem = Problem(n=n, h=2, b=1)
+    args = operands(problem)
+    y = kernel_with(native_plan(problem)).forward(Operands(args["u"], args["k"]))
+    check(y, by_fft(args["u"].double(), args["k"].double()), by_fft(*absolute(args)).amax(-1, keepdim=True), n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2**17 + 3, 2**20])
+def test_very_long_sequences(n: int) -> None:
+    test_longer_sequences(n)
+
+
+def absolute(args: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return args["u"].double().abs(), args["k"].double().abs()
+
+
+def by_fft(u: Tensor, k: Tensor) -> Tensor:
+    size = 2 * u.shape[-1]
+    return torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(k, n=size), n=size)[..., : u.shape[-1]]
+
+
+def test_no_less_accurate_than_twice_the_library() -> None:
+    """Relative error in float32 against float64, for every length to 300: the library's own, at most doubled."""
+    generator = torch.Generator().manual_seed(0)
+    for n in range(16, 301):
+        problem = Problem(n=n, h=16, b=4)
+        u, k = (torch.randn(*shape, generator=generator) for shape in ((4, 16, n), (16, n)))
+        expected = oracle.fftconv(u, k)
+        error = (kernel_of(native_plan(problem)).forward(Operands(u, k)) - expected).norm()
+        assert error <= 2 * (by_fft(u, k) - expected).norm(), n
+
+
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_threads_do_not_change_bits(layout: str) -> None:
+    problem = Problem.parse(f"fftconv n=1500 h=100 b=3 fp32 bidirectional gated skip {'blh' * (layout == 'BLH')}")
+    args = as_bhl(operands(problem))
+    x = Operands(*(args.get(name) for name in TENSORS))
+    kernel, dy = kernel_with(native_plan(problem)), torch.randn_like(args["u"])
+    assert kernel.parallel and kernel.items > 1
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            out = outputs(x)
+            kernel.backward(dy, x, out)
+            results.append([kernel.forward(x), *(getattr(out, name) for name in TENSORS)])
+        finally:
+            torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("wanted", [("u",), ("k",), ("skip",), ("post_gate",), ("pre_gate", "k"), ("u", "post_gate")])
+def test_gradients_do_not_depend_on_which_are_wanted(wanted: tuple[str, ...]) -> None:
+    problem = Problem.parse("fftconv n=90 h=3 b=2 fp64 causal gated skip")
+    args = operands(problem)
+    x = Operands(*(args.get(name) for name in TENSORS))
+    kernel, dy = kernel_with(native_plan(problem)), torch.randn_like(args["u"])
+    every, some = outputs(x), outputs(x)
+    kernel.backward(dy, x, every)
+    kernel.backward(dy, x, Gradients(**{name: getattr(some, name) for name in wanted}))
+    for name in wanted:
+        torch.testing.assert_close(getattr(some, name), getattr(every, name), rtol=1e-12, atol=1e-12)
+
+
+def test_any_strides() -> None:
+    """Slices, steps, reversed axes, expanded and negated views, rows that are not aligned."""
+    problem = Problem(n=70, h=5, b=3, pre_gate=True)
+    base = torch.randn(3, 5, 141)
+    gate = torch.complex(base, base).conj().imag[..., :70]
+    assert gate.is_neg()
+    kernel = kernel_with(native_plan(problem))
+    k = torch.randn(70, 5).t()
+    for u in (
+        base[..., 1:71],
+        base[..., ::2][..., 1:],
+        base[:1, :, 3:73].expand(3, 5, 70),
+        base[:, :1, :70].expand(3, 5, 70),
+    ):
+        y = kernel.forward(Operands(u, k, pre_gate=gate))
+        assert torch.equal(y, kernel.forward(Operands(u.contiguous(), k.contiguous(), pre_gate=gate.resolve_neg())))
+        check(
+            y,
+            oracle.fftconv(u, k, pre_gate=gate),
+            oracle.fftconv(u.abs(), k.abs(), pre_gate=gate.abs()).amax(-1, True),
+            140,
+        )
+
+
+def test_scratch_is_small() -> None:
+    """Bytes a thread: at most 4 MiB to 16384, 64 MiB at a million, beyond inputs and outputs, forward."""
+    for n, most in ((1024, 4), (8192, 4), (16384, 4), (2**20, 64)):
+        for layout in ("BHL", "BLH"):
+            problem = Problem(n=n, h=768, b=4, layout=layout)
+            plan = native_plan(problem)
+            assert plan.conv.estimate.working_set <= most * 2**20
+            group = plan.conv.channels
+            spec = plan.conv.spec
+            assert isinstance(spec, FftConvCppSpec)
+            assert spec.scratch_bytes(group) <= most * 2**20, (n, layout)
+
+
+@pytest.mark.parametrize("vector", [4, 8, 16])
+def test_the_table_is_as_long_as_the_offsets_say(vector: int) -> None:
+    spec = FftConvCppSpec(
+        part="fwd", radices=(4, 3), vector=vector, dtype="fp32", compute="fp32", half=True, half_filter=True
+    )
+    assert table(spec).numel() == spec.offsets.end
