@@ -113,7 +113,7 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
 @click.argument("problem", nargs=-1, required=True)
 @click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942 ...")
 @click.option("--part", type=click.Choice(["fwd", "transpose", "dk"]), default="fwd", show_default=True)
-@click.option("--source", "view", flag_value="source", default=True, help="The generated Python.  [default]")
+@click.option("--source", "view", flag_value="source", default=True, help="The generated source.  [default]")
 @click.option("--asm", "view", flag_value="asm", help="The assembly of a CPU kernel, for any CPU.")
 @click.option("--ptx", "view", flag_value="ptx", help="The compiler's assembly (AMD's own for gfx942).")
 @click.option("--sass", "view", flag_value="sass", help="NVIDIA's machine code.")

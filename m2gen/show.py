@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from m2gen.errors import M2GenError
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 
 if TYPE_CHECKING:
     from m2gen.kernels.fftconv import FftConvSpec
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from m2gen.runtime.cross_compile import Compiled
 
 VIEWS = ("source", "asm", "ptx", "sass", "resources")
-PARTS = ("fwd", "transpose", "dk")
+PARTS = ("fwd", "transpose", "dk")  # a C++ kernel does all that is not "fwd" in one
 
 
 def show(problem: Problem, target: str, view: str = "source", part: str = "fwd") -> str:
@@ -26,6 +27,8 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
         return render(spec).text.rstrip("\n")
     if view == "asm":
         return assembly(spec, arch)
+    if isinstance(spec, FftConvCppSpec):
+        raise M2GenError(f"{view} of {spec.name}", "it is a C++ kernel", "use --source or --asm")
     compiled = _compile(spec, arch, problem, sass=view == "sass")
     if view == "resources":
         return _resources(spec, compiled)
@@ -36,21 +39,20 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
     return compiled.texts[view].rstrip("\n")
 
 
-def _spec(problem: Problem, target: str, part: str) -> tuple[FftConvSpec, str]:
-    """The spec of one part of the best fused plan, and the architecture it is for."""
+def _spec(problem: Problem, target: str, part: str) -> tuple[FftConvSpec | FftConvCppSpec, str]:
+    """The spec of one part of the best plan that is one generated kernel, and the architecture it is for."""
     from m2gen.planner import search
-    from m2gen.planner.plan import FusedConv
+    from m2gen.planner.plan import FusedConv, NativeConv
     from m2gen.runtime.planning import limits_of
 
     ranking = search.rank(problem, limits_of(target))
-    best = ranking.best("fused")
-    if best is None or not isinstance(best.conv, FusedConv):
-        why = dict(ranking.rejections).get("fused", "no candidate fits")
-        raise M2GenError(
-            f"a generated kernel for {problem} on {target}", why, "name a GPU with --target, or see m2gen plan"
-        )
-    spec = best.conv.spec
-    return of_part(spec, part), best.arch
+    best = ranking.best("fused") or ranking.best("native")
+    if best is not None and isinstance(best.conv, FusedConv):
+        return of_part(best.conv.spec, part), best.arch
+    if best is not None and isinstance(best.conv, NativeConv):
+        return (best.conv.spec if part == "fwd" else best.conv.bwd), best.arch
+    why = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections if solver in ("fused", "native"))
+    raise M2GenError(f"a generated kernel for {problem} on {target}", why, "name another --target, or see m2gen plan")
 
 
 def of_part(spec: FftConvSpec, part: str) -> FftConvSpec:
