@@ -55,7 +55,7 @@ def kernel_of(chosen: Plan) -> Kernel:
 
 
 @lru_cache(maxsize=1024)
-def _bound(problem: Problem, limits: DeviceLimits) -> Kernel:
+def bound(problem: Problem, limits: DeviceLimits) -> Kernel:
     """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile."""
     try:
         return kernel_of(plan(problem, limits))
@@ -65,7 +65,7 @@ def _bound(problem: Problem, limits: DeviceLimits) -> Kernel:
 
 
 def _kernel(x: Operands, mode: str, precision: str) -> Kernel:
-    return _bound(problem_of(x, mode, precision), live(x.u.device))
+    return bound(problem_of(x, mode, precision), live(x.u.device))
 
 
 def fftconv(x: Operands, mode: str, precision: str) -> Tensor:

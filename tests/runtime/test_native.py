@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from m2gen.device.limits import target
+from m2gen.errors import CompileError
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.plan import NativeConv, Plan
 from m2gen.planner.problem import MODES, Problem
 from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
+from m2gen.runtime import executor, native
+from m2gen.runtime.compiler import arch_flags
 from m2gen.runtime.cpp_kernel import available
 from m2gen.runtime.executor import kernel_of
 from m2gen.runtime.native import NativeKernel
@@ -127,6 +130,18 @@ def test_every_radix(radices: tuple[int, ...]) -> None:
         problem = problem_of(60, 20, "bidirectional", h=2)
         plan, fits = native_plan(problem, "neon"), {"half": size >= 60, "half_filter": False}
     check_everything(problem, kernel_with(plan, radices=radices, **fits))
+
+
+@pytest.mark.parametrize("arch", ["avx2", "generic"])
+def test_code_of_another_cpu(arch: str) -> None:
+    """The older instruction sets that this CPU has as well."""
+    try:
+        arch_flags(arch)
+    except CompileError as error:
+        pytest.skip(str(error))
+    for dtype in ("fp32", "fp64", "fp16", "bf16"):
+        problem = problem_of(150, 90, "bidirectional", dtype=dtype, h=2, post_gate=True)
+        check_everything(problem, kernel_with(native_plan(problem, arch), arch=arch))
 
 
 def test_packed_sequences() -> None:
@@ -248,3 +263,22 @@ def test_the_table_is_as_long_as_the_offsets_say(vector: int) -> None:
         part="fwd", radices=(4, 3), vector=vector, dtype="fp32", compute="fp32", half=True, half_filter=True
     )
     assert table(spec).numel() == spec.offsets.end
+
+
+def test_a_kernel_that_does_not_compile_is_replaced_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(spec: FftConvCppSpec) -> None:
+        raise CompileError(spec.name, "the compiler gave up", "use another")
+
+    said: list[str] = []
+    monkeypatch.setattr(native, "load", refuse)
+    monkeypatch.setattr(executor.log, "fallback", said.append)
+    executor.kernel_of.cache_clear()
+    executor.bound.cache_clear()
+    try:
+        args = operands(Problem.parse("fftconv n=77 h=2 b=2 causal"))
+        y = executor.fftconv(Operands(args["u"], args["k"]), "causal", "auto")
+        check(y, oracle.fftconv(args["u"], args["k"]), by_fft(*absolute(args)).amax(-1, keepdim=True), 77)
+    finally:
+        executor.kernel_of.cache_clear()
+        executor.bound.cache_clear()
+    assert len(said) == 1 and "the compiler gave up" in said[0]
