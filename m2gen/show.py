@@ -9,6 +9,7 @@ from m2gen.errors import M2GenError
 
 if TYPE_CHECKING:
     from m2gen.kernels.fftconv import FftConvSpec
+    from m2gen.planner.plan import FusedConv
     from m2gen.planner.problem import Problem
     from m2gen.runtime.cross_compile import Compiled
 
@@ -23,7 +24,7 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
         from m2gen.codegen.render import render
 
         return render(spec).text.rstrip("\n")
-    compiled = _compile(spec, arch, problem, sass=view == "sass")
+    compiled = _compile(spec, arch, problem)
     if view == "resources":
         return _resources(spec, compiled)
     if view == "ptx" and "amdgcn" in compiled.texts:
@@ -46,23 +47,23 @@ def _spec(problem: Problem, target: str, part: str) -> tuple[FftConvSpec, str]:
         raise M2GenError(
             f"a generated kernel for {problem} on {target}", why, "name a GPU with --target, or see m2gen plan"
         )
-    spec = best.conv.spec
-    return of_part(spec, part), best.arch
+    return of_part(best.conv, part, problem), best.arch
 
 
-def of_part(spec: FftConvSpec, part: str) -> FftConvSpec:
+def of_part(conv: FusedConv, part: str, problem: Problem) -> FftConvSpec:
     """The kernel that does `part` of a convolution: its forward pass, the gradient of its input, or of its filter."""
+    spec = conv.spec
     if part == "dk":
-        return replace(spec, part="dk")
+        return replace(conv.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
     if part == "transpose":
-        return replace(spec, reverse=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate)
+        return replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate)
     return spec
 
 
-def _compile(spec: FftConvSpec, arch: str, problem: Problem, sass: bool) -> Compiled:
+def _compile(spec: FftConvSpec, arch: str, problem: Problem) -> Compiled:
     from m2gen.runtime.cross_compile import Job, compile_one
 
-    compiled = compile_one(Job(spec, arch, "BLH" if problem.layout == "BLH" else "BHL", sass))
+    compiled = compile_one(Job(spec, arch, "BLH" if problem.layout == "BLH" else "BHL"))
     if compiled.error:
         raise M2GenError(f"{spec.name} compiled for {arch}", compiled.error, "see the source with --source")
     return compiled
@@ -76,7 +77,8 @@ def _resources(spec: FftConvSpec, compiled: Compiled) -> str:
         ("threads", f"{spec.resources().threads} a block"),
         ("shared memory", f"{compiled.shared_bytes} bytes a block"),
         ("registers", f"{compiled.registers} a thread"),
-        ("stack", f"{compiled.stack_bytes} bytes a thread (spilled registers)"),
+        ("spills", f"{compiled.spills} instructions, {compiled.stack_bytes} bytes a thread"),
+        ("instructions", f"{compiled.instructions} a warp for each tile"),
         ("matrix instructions", mma),
         ("traps", f"{compiled.traps}{' (it would stop at once)' if compiled.traps else ''}"),
         ("compiled in", f"{compiled.seconds:.1f} s"),
