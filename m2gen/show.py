@@ -11,6 +11,7 @@ from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 if TYPE_CHECKING:
     from m2gen.kernels.fftconv import FftConvSpec
     from m2gen.kernels.spec import KernelSpec
+    from m2gen.planner.plan import FusedConv
     from m2gen.planner.problem import Problem
     from m2gen.runtime.cross_compile import Compiled
 
@@ -29,7 +30,7 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
         return assembly(spec, arch)
     if isinstance(spec, FftConvCppSpec):
         raise M2GenError(f"{view} of {spec.name}", "it is a C++ kernel", "use --source or --asm")
-    compiled = _compile(spec, arch, problem, sass=view == "sass")
+    compiled = _compile(spec, arch, problem)
     if view == "resources":
         return _resources(spec, compiled)
     if view == "ptx" and "amdgcn" in compiled.texts:
@@ -48,19 +49,20 @@ def _spec(problem: Problem, target: str, part: str) -> tuple[FftConvSpec | FftCo
     ranking = search.rank(problem, limits_of(target))
     best = ranking.best("fused") or ranking.best("native")
     if best is not None and isinstance(best.conv, FusedConv):
-        return of_part(best.conv.spec, part), best.arch
+        return of_part(best.conv, part, problem), best.arch
     if best is not None and isinstance(best.conv, NativeConv):
         return (best.conv.spec if part == "fwd" else best.conv.bwd), best.arch
     why = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections if solver in ("fused", "native"))
     raise M2GenError(f"a generated kernel for {problem} on {target}", why, "name another --target, or see m2gen plan")
 
 
-def of_part(spec: FftConvSpec, part: str) -> FftConvSpec:
+def of_part(conv: FusedConv, part: str, problem: Problem) -> FftConvSpec:
     """The kernel that does `part` of a convolution: its forward pass, the gradient of its input, or of its filter."""
+    spec = conv.spec
     if part == "dk":
-        return replace(spec, part="dk")
+        return replace(conv.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
     if part == "transpose":
-        return replace(spec, reverse=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate)
+        return replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate)
     return spec
 
 
@@ -73,10 +75,10 @@ def assembly(spec: KernelSpec, arch: str) -> str:
     return compile_text(spec, arch).rstrip("\n")
 
 
-def _compile(spec: FftConvSpec, arch: str, problem: Problem, sass: bool) -> Compiled:
+def _compile(spec: FftConvSpec, arch: str, problem: Problem) -> Compiled:
     from m2gen.runtime.cross_compile import Job, compile_one
 
-    compiled = compile_one(Job(spec, arch, "BLH" if problem.layout == "BLH" else "BHL", sass))
+    compiled = compile_one(Job(spec, arch, "BLH" if problem.layout == "BLH" else "BHL"))
     if compiled.error:
         raise M2GenError(f"{spec.name} compiled for {arch}", compiled.error, "see the source with --source")
     return compiled
@@ -90,7 +92,8 @@ def _resources(spec: FftConvSpec, compiled: Compiled) -> str:
         ("threads", f"{spec.resources().threads} a block"),
         ("shared memory", f"{compiled.shared_bytes} bytes a block"),
         ("registers", f"{compiled.registers} a thread"),
-        ("stack", f"{compiled.stack_bytes} bytes a thread (spilled registers)"),
+        ("spills", f"{compiled.spills} instructions, {compiled.stack_bytes} bytes a thread"),
+        ("instructions", f"{compiled.instructions} a warp for each tile"),
         ("matrix instructions", mma),
         ("traps", f"{compiled.traps}{' (it would stop at once)' if compiled.traps else ''}"),
         ("compiled in", f"{compiled.seconds:.1f} s"),

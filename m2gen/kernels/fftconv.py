@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2gen.kernels.spec import Resources
-from m2gen.kernels.survey import BARRIERS, operands_beside
+from m2gen.kernels.survey import BARRIERS, operands_beside, tile
 
 RADICES = (16, 32, 64, 128)
 COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "bf16_emulated": 4}
@@ -22,12 +22,14 @@ COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "bf16_emulated": 4}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FftConvSpec:
-    """`part` "fwd" is the convolution (and, with `reverse`, its transpose); "dk" the filter's gradient in spectra.
+    """`part` "fwd" is the convolution or, with `transpose`, its transpose; "dk" the filter's gradient in spectra.
 
     dtype    of the tensors: fp16, bf16, fp32
     compute  of the matrix products' operands: fp16, bf16, or fp32 as three TF32 products (sums are float32 always);
              bf16_emulated rounds to bfloat16 in float32, for Triton's interpreter, whose bfloat16 arithmetic is wrong
     n0       rows of an outer stage through memory; 1 where the whole ring is on chip
+    stack    transforms in one tile, one above the other, so that products have rows enough for the matrix unit
+    skip     with "dk": the skip's gradient too (a forward kernel has the skip inside the filter's spectrum)
     wrap     a circular problem on a longer ring: the input is read periodically, its first k - 1 outputs are dropped
     """
 
@@ -36,11 +38,13 @@ class FftConvSpec:
     n1: int
     n2: int
     n0: int = 1
+    stack: int = 1
     dtype: str
     compute: str
     pre_gate: bool = False
     post_gate: bool = False
-    reverse: bool = False
+    transpose: bool = False
+    skip: bool = False
     wrap: bool = False
     num_warps: int = 4
     num_stages: int = 2
@@ -61,7 +65,8 @@ class FftConvSpec:
     @property
     def name(self) -> str:
         """For example fftconv_fwd_n4096_r64x64_cyclic_bf16_fp16_pre_post_w8_s2."""
-        flags = [word for word in ("pre_gate", "post_gate", "reverse", "wrap") if getattr(self, word)]
+        stack = [f"stack{self.stack}"] if self.stack > 1 else []
+        flags = [word for word in ("pre_gate", "post_gate", "transpose", "skip", "wrap") if getattr(self, word)]
         words = [
             "fftconv",
             self.part,
@@ -71,13 +76,19 @@ class FftConvSpec:
             self.dtype,
             self.compute,
         ]
-        return "_".join([*words, *(flag.removesuffix("_gate") for flag in flags), f"w{self.num_warps}"]) + (
+        return "_".join([*words, *stack, *(flag.removesuffix("_gate") for flag in flags), f"w{self.num_warps}"]) + (
             f"_s{self.num_stages}"
         )
 
     @property
     def template(self) -> str:
         return f"triton/fftconv/{'staged_' if self.staged else ''}{self.part}.py.jinja"
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that each program writes and reads again: complex rings, one, or of the filter's gradient two."""
+        rings = (1 if self.part == "fwd" else 2) if self.staged else 0
+        return rings * 2 * self.size * COMPUTE_BYTES[self.compute]
 
     @property
     def columns(self) -> int:
@@ -88,6 +99,13 @@ class FftConvSpec:
     def outer_rows(self) -> int:
         """Batch rows in one transform, under the name that the staged templates know."""
         return self.rows
+
+    @property
+    def loops(self) -> tuple[int, ...]:
+        """Turns of the loops inside one tile: with an outer stage passes over the columns, and over the rows."""
+        passes = self.n1 * self.n2 // self.columns
+        turns = (passes, self.n0 // self.stack, passes)
+        return (turns if self.part == "fwd" else turns[:2]) if self.staged else ()
 
     @property
     def reload_spectrum(self) -> bool:
@@ -101,14 +119,24 @@ class FftConvSpec:
         return 2 if self.ring == "cyclic" else 1
 
     @property
+    def held(self) -> int:
+        """Rows of a tile of bins: n1 for each transform that is stacked."""
+        return self.stack * self.n1
+
+    @property
+    def batch_rows(self) -> int:
+        """Batch rows in one tile: with an outer stage the stacked transforms are of one row."""
+        return self.rows if self.staged else self.rows * self.stack
+
+    @property
     def one_matrix(self) -> bool:
         """Whether B2 is A1 transposed."""
-        return (self.staged or self.ring == "cyclic") and self.n1 == self.n2
+        return (self.staged or self.ring == "cyclic") and self.n1 == self.n2 and self.stack == 1
 
     @property
     def a1_shape(self) -> tuple[int, int]:
-        """[Yr; Yi] = A1 @ rows: the input is two stacked real rows, or one."""
-        return 2 * self.n1, (2 if self.staged else self.rows) * self.n1
+        """[Yr; Yi] = A1 @ rows: the input is two stacked real rows, or one; block-diagonal over what is stacked."""
+        return 2 * self.held, (2 if self.staged else self.rows) * self.held
 
     @property
     def b2_shape(self) -> tuple[int, int]:
@@ -124,10 +152,11 @@ class FftConvSpec:
     def resources(self, arch: str | None = None) -> Resources:
         """What a block needs on `arch`; without one, an estimate.
 
-        Shared memory is the matrices and the tiles beside them that kernels/survey.py has from Triton 3.7.1: never less
-        than its compiler takes, and on chip exact for the greater of the plain and the gated kernel. The estimate is
-        the matrices and one complex tile.
+        Shared memory is the matrices and the tiles beside them that kernels/survey.py has from Triton 3.7.1: exact for
+        the kernel with both gates, and no less than the others take. The estimate, also for a kernel that the table
+        does not have, is the matrices and one complex tile.
         """
-        beside = 2 * self.n1 * self.n2 if arch is None else operands_beside(self, arch)
+        beside = None if arch is None else operands_beside(self, arch)
+        beside = 2 * tile(self) if beside is None else beside
         shared = COMPUTE_BYTES[self.compute] * (self.matrices + beside) + (BARRIERS.get(arch, 0) if arch else 0)
         return Resources(shared_bytes=math.ceil(shared), threads=(64 if arch == "gfx942" else 32) * self.num_warps)

@@ -7,9 +7,11 @@ Symbols: B batch, H channels, n sequence, N transform size, C channels a chunk, 
 computed real number, G gates, K 1 with a skip, p order, r a radix, R2 the sum of r^2, T FLOP of the library's real
 transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set),
 D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT. Of a fused kernel: n1 and n2
-its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a transform, Q bytes of a
-product's operand, X rate of its matrix products, V vector rate, A threads of a block, Y bytes of registers that each
-spills. Of a native kernel: J operations for each point of a transform, X rate of them.
+its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a tile, s transforms
+stacked in a product, Q bytes of its operand, X rate of its products, V vector rate, A threads of a block, I
+instructions that a warp issues for a tile (one that spills counts 16), l seconds that a tile waits for memory and
+barriers, m multiprocessors, O blocks that each holds at once. Of a native kernel:
+J operations for each point of a transform, X rate of them.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -32,6 +34,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.kernels.survey import blocks, found
 from m2gen.planner.factor import largest_prime
 from m2gen.planner.plan import Estimate, Transform
 from m2gen.planner.problem import Problem
@@ -67,12 +70,16 @@ class Values(NamedTuple):
     n0: Any = 0
     S: Any = 0
     R: Any = 1
+    s: Any = 1
     Q: Any = 0
     X: Any = 1.0
     V: Any = 1.0
     A: Any = 0
-    Y: Any = 0
     J: Any = 0
+    I: Any = 0  # noqa: E741
+    l: Any = 0  # noqa: E741
+    m: Any = 1
+    O: Any = 1  # noqa: E741
 
 
 @dataclass(frozen=True)
@@ -188,12 +195,12 @@ def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
     )
 
 
-# Issue slots a fused kernel takes for each complex point, in vector operations: about 0.27 clocks of a multiprocessor
-# that does 256 a clock, read off compiled loops; and what a launch loses to its ends. Estimated, to be fitted.
-_ISSUE, _ENDS = 70, 1.15
-_SPILL = (
-    2  # vector operations that a byte of spilled registers costs a thread in each tile: a store and a load, four times
-)
+# Of a fused kernel: what a launch loses to its ends, how much slower than issue a lone block's instructions follow
+# one another, the seconds a tile waits at its barriers and, where nothing prefetches it, for its data, and the share of
+# what goes on beside the slowest that shows all the same. An instruction that spills counts as many: few warps hide it.
+# To be fitted.
+_ENDS, _FOLLOW, _BARRIERS, _FETCH, _SHOWS, _SPILL = 1.15, 1.7, 0.3e-6, 0.5e-6, 0.1, 16
+_SCHEDULED = 128  # threads that a multiprocessor issues for at once
 
 
 def fused_filter(v: Values, a: Arithmetic) -> Cost:
@@ -209,23 +216,28 @@ def fused_filter(v: Values, a: Arithmetic) -> Cost:
 
 
 def fused_conv(v: Values, a: Arithmetic) -> Cost:
-    """One launch. A tile of N points is 2 products with A1 and 2 with B2: 8 R N n1 + 16 N n2 FLOP.
+    """One launch. A tile of s N points is 2 products with A1, of s diagonal blocks, and 2 with B2.
 
-    With an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and scratch is written twice and read twice.
+    That is 8 R s N n1 + 16 s N n2 FLOP. With an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and
+    scratch is written twice and read twice. Memory, matrix units and issue go on side by side; one block's tiles
+    follow one another, and only O of them overlap.
     """
     tiles = v.H * a.ceiling(v.B / v.R)
-    outer = v.S * (8 * v.R * v.n0 + 16 * v.n1)
-    flop = tiles * v.N * (8 * v.R * v.n1 * (1 - v.S) + outer + 16 * v.n2)
+    on_chip = (1 - v.S) * v.s * (8 * v.R * v.n1 + 16 * v.n2)
+    flop = tiles * v.N * (on_chip + v.S * (8 * v.R * v.n0 + 16 * v.s * v.n1 + 16 * v.n2))
     scratch = v.S * tiles * v.N * (8 * v.Q + 16)
     moved = _user_bytes(v) + 2 * v.H * v.N * v.Q
-    issue = tiles * (_ISSUE * (1 + v.S) * v.N + _SPILL * v.A * v.Y)
-    units = a.maximum(flop / v.X, issue / v.V)
+    issue = 2 * tiles * v.I / v.V  # seconds for each thread of a block
+    alone = flop / v.X + _FOLLOW * issue * a.maximum(v.A, _SCHEDULED) + tiles * v.l / v.m
+    units = a.maximum(flop / v.X, issue * v.A)
     return Cost(
         flop=flop,
         bytes=moved + scratch,
         launches=1,
-        working_set=v.Q * (2 * v.R * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
-        seconds=_ENDS * a.maximum(moved / v.D, units) + scratch / v.W + v.t,
+        working_set=v.Q * (2 * v.R * v.s * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
+        seconds=_ENDS * (a.maximum(a.maximum(moved / v.D, units), alone / v.O) + _SHOWS * (units + alone / v.O))
+        + scratch / v.W
+        + v.t,
     )
 
 
@@ -286,13 +298,10 @@ def working_set(problem: Problem, transform: Transform, channels: int) -> float:
     return whole if channels else fixed
 
 
-def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits, spilled: int) -> Values:
-    """The numbers of a fused kernel's steps; `spilled` bytes of registers a thread.
-
-    Float32 products are three in TF32, at half the 16-bit rate each.
-    """
-    size = Transform("monarch", spec.size, spec.radices)
-    return _sizes(problem, size, problem.h)._replace(
+def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> Values:
+    """The numbers of a fused kernel's steps; float32 products are three in TF32, at half the 16-bit rate each."""
+    entry = found(spec, limits.arch)
+    return _sizes(problem, Transform("monarch", spec.size, spec.radices), problem.h)._replace(
         W=limits.bandwidth(spec.size * 8 * limits.cores),
         D=limits.dram_bandwidth,
         t=limits.call_seconds,
@@ -300,20 +309,22 @@ def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits, spil
         n2=spec.n2,
         n0=spec.n0 if spec.staged else 0,
         S=int(spec.staged),
-        R=spec.rows,
+        R=spec.batch_rows,
+        s=spec.stack,
         Q=COMPUTE_BYTES[spec.compute],
         X=limits.matrix16 / (6 if spec.compute == "fp32" else 1),
         V=limits.vector32,
-        A=32 * spec.num_warps,
-        Y=spilled,
+        A=spec.resources().threads,
+        I=entry.instructions + _SPILL * entry.spills if entry else 0,
+        l=(_BARRIERS + (_FETCH if spec.num_stages == 1 else 0)) * max(1, sum(spec.loops)),
+        m=limits.cores,
+        O=blocks(spec, limits),
     )
 
 
-def fused_estimates(
-    problem: Problem, spec: FftConvSpec, limits: DeviceLimits, spilled: int
-) -> tuple[Estimate, Estimate]:
+def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
     """What the filter's spectrum and the fused convolution cost."""
-    numbers = fused_values(problem, spec, limits, spilled)
+    numbers = fused_values(problem, spec, limits)
     costs = (FORMULAS["fused", step](numbers, NUMBERS) for step in ("filter", "conv"))
     of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
     return of_filter, of_conv
@@ -335,6 +346,12 @@ def native_estimates(
     costs = (FORMULAS["native", step](numbers, NUMBERS) for step in ("filter", "conv"))
     of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
     return of_filter, of_conv
+
+
+def memory_floor(problem: Problem, limits: DeviceLimits) -> float:
+    """Seconds to read the sequence and its gates and to write the result, once each: no convolution takes less."""
+    bytes_each = DTYPES[problem.dtype].bytes
+    return problem.b * problem.h * problem.n * bytes_each * (2 + problem.gates) / limits.dram_bandwidth
 
 
 def _sizes(problem: Problem, transform: Transform, channels: int) -> Values:

@@ -17,7 +17,6 @@ from m2gen.planner.plan import (
     Transform,
     duration,
 )
-from m2gen.planner.solvers.fused import spilled
 
 SYMBOLS = cost.Values(*sp.symbols(" ".join(cost.Values._fields), positive=True))
 RADIX = sp.Symbol("r", positive=True)
@@ -32,8 +31,10 @@ LEGEND = (
     "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a computed "
     "number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix rate, "
     "U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the FFT, "
-    "n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R rows in a transform, Q bytes of an operand, "
-    "X rate of its products, V vector rate, A threads of a block, Y bytes of registers that each spills, "
+    "n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a tile, s transforms stacked, "
+    "Q bytes of an operand, "
+    "X rate of its products, V vector rate, A threads of a block, I instructions that a warp issues for a tile, "
+    "l seconds that a tile waits, m multiprocessors, O blocks that each holds at once, "
     "J operations a point of a native transform, X their rate"
 )
 
@@ -48,6 +49,7 @@ def explain(plan: Plan, limits: DeviceLimits | None = None) -> str:
         f"solver    {plan.solver}",
         *_transform_lines(plan),
         f"estimate  {_amounts(plan.estimate)}",
+        f"floor     {duration(cost.memory_floor(plan.problem, row))} to read sequence and gates and write the result",
     ]
     for step in plan.steps:
         lines += ["", *_step_lines(plan, step, row)]
@@ -88,7 +90,7 @@ def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
     name = "filter" if isinstance(step, FilterSpectrum) else "conv"
     stage = cost.Cost()
     if isinstance(plan.conv, FusedConv):
-        numbers = cost.fused_values(plan.problem, plan.conv.spec, limits, spilled(plan.conv.spec, limits))
+        numbers = cost.fused_values(plan.problem, plan.conv.spec, limits)
         whole = cost.FORMULAS["fused", name](SYMBOLS, SYMBOLIC)
     elif isinstance(plan.conv, NativeConv):
         numbers = cost.native_values(plan.problem, plan.conv.spec, plan.conv.channels, limits)

@@ -48,15 +48,18 @@ def ring_weights(ring: str, size: int, device: torch.device) -> Tensor | None:
 
 
 @lru_cache(maxsize=64)
-def left_matrix(ring: str, radix: int, rest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A (2 radix, rows * radix): stacked real rows to [Yr; Yi], a unitary DFT down columns that are `rest` apart.
+def left_matrix(ring: str, radix: int, rest: int, dtype: torch.dtype, device: torch.device, stack: int = 1) -> Tensor:
+    """A (2 R, rows * R), R = stack * radix: real rows above one another to [Yr; Yi], unitary DFTs down columns.
 
     On the causal ring, of one row, the weights theta^(n1 * rest) are inside; elsewhere two rows make a complex one.
+    What is stacked does not mix: the DFT is block-diagonal.
     """
     index = torch.arange(radix)
     f = roots_of_unity(torch.outer(index, index), radix) / math.sqrt(radix)
     if ring == "causal":
         f = f * roots_of_unity(-index * rest, 4 * radix * rest)
+    f = torch.kron(torch.eye(stack, dtype=f.dtype), f)
+    if ring == "causal":
         return torch.cat([f.real, f.imag]).to(device, dtype).contiguous()
     return _real_blocks(f).to(device, dtype).contiguous()
 

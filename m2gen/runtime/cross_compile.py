@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from m2gen.codegen.render import render
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.runtime import machine_code
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -50,10 +49,12 @@ class Compiled:
     seconds: float = 0.0  # next to nothing where Triton's cache has it
     shared_bytes: int = 0  # per block
     registers: int = 0  # per thread
-    stack_bytes: int = 0  # per thread: what was spilled, and arrays indexed at run time (there are none)
+    stack_bytes: int = 0  # per thread
+    spills: int = 0  # instructions that write or read spilled registers
+    instructions: int = 0  # that a warp issues for one tile
     mma: tuple[tuple[str, int], ...] = ()  # matrix instructions in the assembly: (wgmma | tcgen05 | mma | mfma, count)
     traps: int = 0  # a kernel that stops at once: a compiler's way of not saying that it cannot
-    texts: dict[str, str] = field(default_factory=dict, repr=False)  # source, ptx or amdgcn; sass if asked for
+    texts: dict[str, str] = field(default_factory=dict, repr=False)  # source, ttir, ptx and sass or amdgcn
 
     @property
     def matrix_unit(self) -> str:
@@ -68,7 +69,6 @@ class Job:
     spec: FftConvSpec
     arch: str
     layout: Layout = "BHL"
-    sass: bool = False
 
 
 def compile_all(jobs: Iterable[Job], *, timeout: float = 120.0, processes: int = 2) -> Iterator[Compiled]:
@@ -173,17 +173,18 @@ def _compile(job: Job) -> Compiled:
     )
     seconds = time.perf_counter() - start
     assembly = str(binary.asm.get("ptx") or binary.asm["amdgcn"])
-    texts = {"source": render(spec).text, "ptx" if "ptx" in binary.asm else "amdgcn": assembly}
-    registers, stack = _amd_usage(assembly) if "hsaco" in binary.asm else _cuda_usage(binary.asm["cubin"])
-    if job.sass and "cubin" in binary.asm:
-        texts["sass"] = _cuobjdump(binary.asm["cubin"], "-sass")
+    texts = {"source": render(spec).text, "ttir": str(binary.asm["ttir"])}
+    texts["ptx" if "ptx" in binary.asm else "amdgcn"] = assembly
+    if "hsaco" in binary.asm:
+        usage = machine_code.amd(assembly, spec.loops)
+    else:
+        usage, texts["sass"] = machine_code.cuda(binary.asm["cubin"], spec.loops)
     return Compiled(
         job.arch,
         spec.name,
         seconds=seconds,
         shared_bytes=binary.metadata.shared,
-        registers=registers,
-        stack_bytes=stack,
+        **usage._asdict(),
         mma=tuple((kind, len(re.findall(pattern, assembly))) for kind, pattern in MMA.items()),
         traps=len(re.findall(r"\btrap\b|s_trap", assembly)),
         texts=texts,
@@ -209,28 +210,3 @@ def specialise(
         if signature[name] != "constexpr" and name not in _ANY:
             attributes[(place,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
-
-
-def _cuobjdump(cubin: bytes, option: str) -> str:
-    import triton
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _cuda_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack and local memory, per thread."""
-    text = _cuobjdump(cubin, "--dump-resource-usage")
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return found["REG"], found["STACK"] + found["LOCAL"]
-
-
-def _amd_usage(assembly: str) -> tuple[int, int]:
-    """Vector registers (with the accumulators'), and bytes of scratch, per thread."""
-    found = {
-        key: int(value) for key, value in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", assembly)
-    }
-    return found["vgpr_count"], found["private_segment_fixed_size"]

@@ -6,7 +6,8 @@ launch of the forward kernel with other gates:
     y     = post * C(u * pre)          d post = dy   * C(u * pre)
     d u   = pre  * C'(dy * post)       d pre  = u    * C'(dy * post)
 
-The skip is part of the filter's spectrum (an impulse at lag 0), so its gradient is that of the tap at lag 0.
+The skip is part of the filter's spectrum (an impulse at lag 0); its gradient is summed in float32 by the kernel of the
+filter's gradient, which has both factors at hand.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class FusedKernel:
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
-        transpose = replace(self.spec, reverse=True, pre_gate=x.post_gate is not None)
+        transpose = replace(self.spec, transpose=True, pre_gate=x.post_gate is not None)
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
         if out.u is not None and spectrum is not None:
             spec = replace(transpose, post_gate=x.pre_gate is not None)
@@ -57,10 +58,8 @@ class FusedKernel:
         if out.post_gate is not None and spectrum is not None:
             self._convolve(replace(self.spec, post_gate=True), x.u, x.pre_gate, dy, out.post_gate, spectrum)
         if out.filter or out.skip is not None:
-            taps = self._filter_gradient(dy, x)
+            taps = self._filter_gradient(dy, x, out.skip)
             self.ring.write_gradients(taps, slice(None), out.k, out.k_rev)
-            if out.skip is not None:
-                out.skip.copy_(taps[:, 0])
 
     def _spectrum(self, x: Operands) -> tuple[Tensor, Tensor]:
         """The filter's spectrum; in evaluation computed once for a filter that does not change."""
@@ -100,17 +99,21 @@ class FusedKernel:
         gates = (u if pre is None else pre, u if post is None else post)
         self._launch(spec, self.programs, (u, *gates, y), spectrum)
 
-    def _filter_gradient(self, dy: Tensor, x: Operands) -> Tensor:
-        """The gradient of every tap of the ring (H, size), in float32."""
+    def _filter_gradient(self, dy: Tensor, x: Operands, skip: Tensor | None) -> Tensor:
+        """The gradient of every tap of the ring (H, size), in float32; that of the skip (H,) is written to `skip`."""
         pre, post = x.pre_gate is not None, x.post_gate is not None
-        spec = replace(self.dk, pre_gate=pre, post_gate=post)
+        spec = replace(self.dk, pre_gate=pre, post_gate=post, skip=skip is not None)
         channels = x.u.shape[1]
         sums = 1 if spec.staged or self.spec.staged else self.programs // channels
         programs = min(self.programs, channels) if spec.staged else sums * channels
-        dkf = x.u.new_zeros((channels, sums, 2, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
+        stack = 1 if spec.staged else spec.stack  # with an outer stage, what is stacked are different bins
+        dkf = x.u.new_zeros((channels, sums, 2, stack, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
         gates = (x.u if x.pre_gate is None else x.pre_gate, dy if x.post_gate is None else x.post_gate)
-        self._launch(spec, programs, (x.u, *gates, dy), (dkf,))
-        re, im = dkf.sum(1).permute(0, 1, 4, 3, 2).reshape(channels, 2, spec.size).unbind(1)
+        dskip = dkf.new_zeros((channels, sums))
+        self._launch(spec, programs, (x.u, *gates, dy), (dkf, dskip))
+        if skip is not None:
+            skip.copy_(dskip.sum(1))
+        re, im = dkf.sum((1, 3)).permute(0, 1, 4, 3, 2).reshape(channels, 2, spec.size).unbind(1)
         taps = torch.fft.ifft(torch.complex(re.contiguous(), im.contiguous())) * spec.size
         weights = ring_weights(spec.ring, spec.size, taps.device)
         real: Tensor = (taps if weights is None else taps * weights.conj_physical()).real
@@ -125,8 +128,7 @@ class FusedKernel:
         # the kernels take u, pre, post, then y (fwd) or dy (dk), then the spectra
         pointers = [u, pre, post, last, *spectra, *_constants(spec, u.device)]
         if spec.staged:
-            planes = 2 if spec.part == "fwd" else 4
-            pointers.append(u.new_empty((programs, planes * spec.size), dtype=_TORCH[spec.compute]))
+            pointers.append(u.new_empty((programs, spec.scratch_bytes), dtype=torch.uint8).view(_TORCH[spec.compute]))
         work = (channels, programs) if spec.staged else (programs // channels,)
         strides = [stride for tensor in sequences for stride in tensor.stride()]
         load(spec)[(programs,)](
@@ -138,7 +140,7 @@ def _constants(spec: FftConvSpec, device: torch.device) -> list[Tensor]:
     """A1, B2 and twiddles of what is on chip, and A0 and twiddles of an outer stage."""
     dtype, inner = _TORCH[spec.compute], "cyclic" if spec.staged else spec.ring
     found = [
-        left_matrix(inner, spec.n1, spec.n2, dtype, device),
+        left_matrix(inner, spec.n1, spec.n2, dtype, device, spec.stack),
         right_matrix(spec.n2, dtype, device),
         ring_twiddles(inner, spec.n1, spec.n2, device),
     ]

@@ -70,15 +70,15 @@ def check(problem: Problem, plan: Any) -> None:
     x = Operands(*(args.get(n) for n in NAMES))
     kernel = kernel_of(plan)
     y = kernel.forward(x)
-    bound = BOUND[problem.dtype] * (1.5 if problem.n > 16384 else 1)
+    staged = isinstance(plan.conv, FusedConv) and plan.conv.spec.staged
+    bound = BOUND[problem.dtype] * (1.5 if staged else 1)
     assert relative(y, expected) < bound, plan
     dy = torch.randn_like(y)
     wanted = dict(zip(leaves, torch.autograd.grad(expected, list(leaves.values()), dy.double()), strict=True))
     out = Gradients(**{n: torch.empty_like(t) if t.dim() == 3 else torch.zeros_like(t) for n, t in args_of(args)})
     kernel.backward(dy, x, out)
     for name, want in wanted.items():
-        if name != "skip":  # one tap's gradient: compared at the size of all
-            assert relative(getattr(out, name), want) < bound, (name, plan)
+        assert relative(getattr(out, name), want) < bound, (name, plan)
 
 
 def args_of(args: dict[str, Any]) -> list[tuple[str, Tensor]]:
@@ -130,9 +130,9 @@ def test_every_fused_plan_small(text: str) -> None:
 def test_every_fused_plan(n: int, mode: str, dtype: str) -> None:
     for gates in (False, True):
         problem = Problem(n=n, h=4, b=5, mode=mode, dtype=dtype, pre_gate=gates, post_gate=gates, skip=gates)
-        for plan in rank(problem, live(torch.device("cuda"))).plans:
-            if isinstance(plan.conv, FusedConv):
-                check(problem, plan)
+        plans = [p for p in rank(problem, live(torch.device("cuda"))).plans if isinstance(p.conv, FusedConv)]
+        for plan in {p.conv.transform: p for p in reversed(plans)}.values():  # of each ring and radices the best
+            check(problem, plan)
 
 
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])

@@ -30,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("poison")
 
 
 def fused_plans(problem: Problem) -> list[Any]:
-    return [plan for plan in rank(problem, target("sm90")).plans if plan.solver == "fused"]
+    """One plan for each ring and radices: warps and stages mean nothing to the interpreter."""
+    plans = [plan for plan in rank(problem, target("sm90")).plans if plan.solver == "fused"]
+    return list({(plan.conv.spec.ring, plan.conv.spec.radices): plan for plan in reversed(plans)}.values())[::-1]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -47,11 +49,8 @@ def check(problem: Problem, args: dict[str, Any], run: Any, bound: float) -> Non
     dy = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(y.dtype)
     found = torch.autograd.grad(y, [low[n] for n in names], dy)
     wanted = torch.autograd.grad(expected, [exact[n] for n in names], dy.double())
-    scale = {name: w.norm().clamp_min(1e-30) for name, w in zip(names, wanted, strict=True)}
-    scale["skip"] = scale["k"]  # the skip's gradient is that of one tap, and errs like the others
     for name, grad, want in zip(names, found, wanted, strict=True):
-        error = (grad.double() - want).norm() / (scale[name] / (problem.taps_given**0.5 if name == "skip" else 1))
-        assert error < (4 if name == "skip" else 1) * bound, (name, error)
+        assert relative(grad, want) < bound, (name, relative(grad, want))
 
 
 @st.composite
@@ -153,8 +152,7 @@ def test_staged(text: str) -> None:
     )
     kernel.backward(dy, x, out)
     for name, want in zip(exact, wanted, strict=True):
-        if name != "skip":  # the gradient of one tap; end to end above
-            assert relative(getattr(out, name), want) < bound, name
+        assert relative(getattr(out, name), want) < bound, name
 
 
 def test_bfloat16_tensors_round_once() -> None:
@@ -236,3 +234,13 @@ def test_wide_keeps_the_range_of_bfloat16() -> None:
     narrow = m2gen.fftconv(**args)
     assert not torch.isfinite(narrow).all()
     assert torch.isfinite(m2gen.fftconv(**args, precision="wide")).all()
+
+
+def test_offsets_pass_two_to_the_31() -> None:
+    """Rows further apart than 32 bits count; the memory between them is never touched."""
+    far = 2**31 + 24
+    store = torch.empty(far + 64, dtype=torch.float16)
+    u, near = store.as_strided((2, 1, 64), (far, 64, 1)), torch.randn(2, 1, 64).half()
+    u.copy_(near)
+    k = torch.randn(1, 64)
+    assert torch.equal(m2gen.fftconv(u, k), m2gen.fftconv(near, k))

@@ -1,13 +1,14 @@
-"""Write the table behind `FftConvSpec.resources`: every pair of radices with every choice of knobs, compiled.
+"""Write the table behind `FftConvSpec.resources`: every choice of radices and knobs that planning may want, compiled.
 
-    python tests/kernels/survey.py > surveyed.py && mv surveyed.py m2gen/kernels/surveyed.py && ruff format m2gen
+    python tests/kernels/survey.py > surveyed.py && mv surveyed.py m2gen/kernels/surveyed.py
 
-A quarter of an hour on two cores.
+Twenty minutes on two cores.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -15,81 +16,103 @@ from itertools import product
 import triton
 
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
-from m2gen.kernels.survey import BARRIERS, FAMILIES, KNOBS
+from m2gen.kernels.survey import BARRIERS, FAMILIES, KNOBS, tile
 from m2gen.runtime.cross_compile import Compiled, Job, compile_all
 
-RADICES = {
-    **dict.fromkeys(("sm80", "sm90", "sm100", "gfx942"), ((16, 16), (16, 32), (32, 16), (32, 32), (64, 32), (64, 64))),
-    "large": ((32, 64), (128, 64), (64, 128)),
-    "fp32": ((16, 16), (16, 32), (32, 16), (32, 32), (64, 32)),
-}
+ARCHS = ("sm80", "sm90", "sm100", "gfx942")  # the first of each family
+ON_CHIP = ((16, 16), (16, 32), (32, 16), (32, 32), (64, 32), (64, 64))
+LARGE = {"sm90": ((32, 64), (128, 64), (64, 128)), "sm100": ((128, 64),)}
+INNER = ((16, 16), (16, 32), (32, 16), (32, 32), (64, 16), (64, 32), (32, 64))
 Key = tuple[str, int, str, str]
-Entry = tuple[float, int, int] | None
+Entry = tuple[float, int, int, int] | None
+Table = dict[Key, dict[tuple[int, ...], list[Entry]]]
 
 
 def kernels() -> Iterator[tuple[str, FftConvSpec]]:
-    """(architecture, plain kernel with the default knobs)."""
-    for arch in ("sm80", "sm90", "sm100", "gfx942"):
-        large = {"sm90": RADICES["large"], "sm100": ((128, 64),)}.get(arch, ())
-        sizes = [("fp16", one) for one in RADICES[arch] + large]
-        sizes += [("fp32", one) for one in RADICES["fp32"]] if arch in ("sm80", "sm90") else []
-        for (dtype, (n1, n2)), ring, part in product(sizes, ("cyclic", "causal"), ("fwd", "dk")):
-            yield arch, FftConvSpec(part=part, ring=ring, n1=n1, n2=n2, dtype=dtype, compute=dtype)  # type: ignore[arg-type]
+    """(architecture, kernel with the default knobs)."""
+    for arch, operand in product(ARCHS, ("fp16", "fp32")):
+        if operand == "fp32" and arch in ("sm100", "gfx942"):
+            continue  # three TF32 products in one: not there, or to no gain
+        for (n0, n1, n2, stack), ring, part in product(shapes(arch, operand), ("cyclic", "causal"), ("fwd", "dk")):
+            yield (
+                arch,
+                FftConvSpec(
+                    part=part,  # type: ignore[arg-type]
+                    ring=ring,  # type: ignore[arg-type]
+                    n0=n0,
+                    n1=n1,
+                    n2=n2,
+                    stack=stack,
+                    dtype=operand,
+                    compute=operand,
+                    pre_gate=True,
+                    post_gate=True,
+                    skip=part == "dk",
+                ),
+            )
+
+
+def shapes(arch: str, operand: str) -> Iterator[tuple[int, int, int, int]]:
+    """(n0, n1, n2, stack): alone and stacked to 64 rows; with an outer stage only so; float32 is not stacked."""
+    for n1, n2 in ON_CHIP[:-1] if operand == "fp32" else ON_CHIP + LARGE.get(arch, ()):
+        yield from ((1, n1, n2, stack) for stack in {1, max(1, 64 // n1) if operand == "fp16" else 1})
+    for n0, (n1, n2) in product((32, 64), INNER):
+        if 2**13 <= n0 * n1 * n2 <= 2**16:
+            yield n0, n1, n2, max(1, 64 // n1) if operand == "fp16" else 1
 
 
 def variants(spec: FftConvSpec) -> Iterator[FftConvSpec]:
-    """Plain and gated with every choice of knobs; at 8192 points four warps are not worth their minutes."""
-    for (warps, stages), gated in product(KNOBS, (False, True)):
-        if spec.size < 8192 or warps == 8:
-            yield replace(spec, pre_gate=gated, post_gate=gated, num_warps=warps, num_stages=stages)
+    """The knobs worth compiling: a warp for each 256 to 1024 points, about; others spill, or waste what they issue."""
+    points = spec.held * spec.n2
+    for warps, stages in KNOBS:
+        if spec.staged and spec.stack == 1 and spec.n1 < 64:
+            wanted = warps == 8
+        elif spec.held >= 64 and points <= 4096:
+            wanted = warps >= 4
+        else:
+            wanted = points // 1024 <= warps <= max(4, points // 128)
+        if wanted:
+            yield replace(spec, num_warps=warps, num_stages=stages)
 
 
-def tiles(spec: FftConvSpec, compiled: Compiled) -> float:
-    """Tiles beside the matrices, rounded up to an eighth."""
+def entry(spec: FftConvSpec, compiled: Compiled) -> Entry:
+    """Tiles beside the matrices, rounded up to an eighth, and what else the table has; None where it does not run."""
+    if compiled.error or compiled.traps:
+        return None
     operands = (compiled.shared_bytes - BARRIERS.get(compiled.arch, 0)) / COMPUTE_BYTES[spec.compute]
-    exact = math.ceil((operands - spec.matrices) / (spec.n1 * spec.n2) * 8) / 8
-    return int(exact) if exact == int(exact) else exact
+    exact = math.ceil((operands - spec.matrices) / tile(spec) * 8) / 8
+    tiles = int(exact) if exact == int(exact) else exact
+    return tiles, compiled.registers, compiled.spills, compiled.instructions
 
 
-def survey() -> dict[Key, dict[tuple[int, int], list[Entry]]]:
+def survey() -> Table:
     jobs = [Job(one, arch) for arch, spec in kernels() for one in variants(spec)]
-    found: dict[Key, dict[tuple[int, int], list[list[Compiled]]]] = {}
-    table: dict[Key, dict[tuple[int, int], list[Entry]]] = {}
-    for job, compiled in zip(jobs, compile_all(jobs, timeout=60), strict=True):
+    table: Table = {}
+    for done, (job, compiled) in enumerate(zip(jobs, compile_all(jobs, timeout=60), strict=True), start=1):
         spec = job.spec
         key = (FAMILIES[job.arch], COMPUTE_BYTES[spec.compute], spec.part, spec.ring)
-        radices, column = (spec.n1, spec.n2), KNOBS.index((spec.num_warps, spec.num_stages))
-        both = found.setdefault(key, {}).setdefault(radices, [[] for _ in KNOBS])[column]
-        both.append(compiled)
-        table.setdefault(key, {}).setdefault(radices, [None] * len(KNOBS))[column] = worst(spec, both)
+        row = table.setdefault(key, {}).setdefault((spec.stack, *spec.radices), [None] * len(KNOBS))
+        row[KNOBS.index((spec.num_warps, spec.num_stages))] = entry(spec, compiled)
+        print(f"{done}/{len(jobs)} {job.arch} {compiled}", file=sys.stderr, flush=True)
     return table
-
-
-def worst(spec: FftConvSpec, both: list[Compiled]) -> Entry:
-    """The greatest need of the kernels; None if one of them does not run."""
-    if any(one.error or one.traps for one in both):
-        return None
-    return (
-        max(tiles(spec, one) for one in both),
-        max(one.registers for one in both),
-        max(one.stack_bytes for one in both),
-    )
 
 
 def main() -> None:
     print(f'''"""Written by tests/kernels/survey.py with Triton {triton.__version__}.
 
-(tiles, registers, stack) of each kernel; None where it was not compiled or compiles to nothing that runs. Columns: 4
-warps with 1 and with 2 stages, 8 warps with 1 and with 2. What they mean is in survey.py.
+(tiles, registers, spills, instructions) of each kernel; None where it was not compiled or compiles to nothing that
+runs. Columns: 1, 2, 4 and 8 warps, each with 1 and with 2 stages. What they mean is in survey.py.
 """
 
 from __future__ import annotations
 
-Entry = tuple[float, int, int] | None
+# ruff: noqa: E501
+# fmt: off
+Entry = tuple[float, int, int, int] | None
 
-SURVEYED: dict[tuple[str, int, str, str], dict[tuple[int, int], tuple[Entry, ...]]] = {{''')
+SURVEYED: dict[tuple[str, int, str, str], dict[tuple[int, ...], tuple[Entry, ...]]] = {{''')
     for key, rows in sorted(survey().items()):
-        print(f"    {key}: {{")
+        print(f"    {key!r}: {{".replace("'", '"'))
         for radices, entries in sorted(rows.items()):
             print(f"        {radices}: ({', '.join(map(str, entries))}),")
         print("    },")

@@ -17,19 +17,19 @@ from m2gen.codegen.loader import templates_dir
 from m2gen.codegen.render import fields, render
 from m2gen.device.limits import LIMITS
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.kernels.survey import FAMILIES, KNOBS, MOST_TILES, best_knobs, compiles, found
-from m2gen.kernels.surveyed import SURVEYED
+from m2gen.kernels.survey import FAMILIES, KNOBS, blocks, found, variants
 from m2gen.runtime.cross_compile import TARGETS
 
 TEMPLATES = sorted((templates_dir() / "triton").rglob("*.jinja"))
 SPEC = FftConvSpec(part="fwd", ring="causal", n1=16, n2=16, dtype="fp16", compute="fp16")
 SPECS = [
-    replace(SPEC, part=part, ring=ring, n0=n0, pre_gate=gated, post_gate=gated, reverse=reverse, wrap=wrap, n1=n1)
-    for part, ring, n0, gated, reverse, wrap, n1 in product(
+    replace(SPEC, part=part, ring=ring, n0=n0, pre_gate=gated, post_gate=gated, transpose=transpose, wrap=wrap, n1=n1)
+    for part, ring, n0, gated, transpose, wrap, n1 in product(
         ("fwd", "dk"), ("cyclic", "causal"), (1, 32), (False, True), (False, True), (False, True), (16, 32)
     )
-    if not (part == "dk" and reverse) and not (ring == "causal" and wrap)
+    if not (part == "dk" and transpose) and not (ring == "causal" and wrap)
 ]
+SPECS += [replace(spec, skip=True) for spec in SPECS if spec.part == "dk"]
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
@@ -68,12 +68,6 @@ def test_every_gpu_of_the_table_of_limits_has_a_target() -> None:
     assert gpus == TARGETS.keys() == FAMILIES.keys()
 
 
-def test_no_entry_exceeds_the_bound_for_kernels_without_one() -> None:
-    for (_, operand, _, _), rows in SURVEYED.items():
-        entries = [entry for row in rows.values() for entry in row if entry is not None]
-        assert max(tiles for tiles, _, _ in entries) <= MOST_TILES[operand]
-
-
 @pytest.mark.parametrize("arch", ["sm90", "sm100"])
 def test_large_forward_kernels_need_what_the_formula_says(arch: str) -> None:
     """Two tiles of data; a second stage adds the input's buffers, and the spectrum's where it is read for each tile."""
@@ -85,16 +79,21 @@ def test_large_forward_kernels_need_what_the_formula_says(arch: str) -> None:
             assert entry is None or 0 <= entry.tiles - (2 + (stages - 1) * buffers) <= (1 / 8 if arch == "sm100" else 0)
 
 
-def test_best_knobs_fit_and_spill_least() -> None:
-    spec = replace(SPEC, ring="cyclic", n1=64, n2=64)
-    best = best_knobs(spec, LIMITS["sm90"])
-    assert best is not None and (best.num_warps, best.num_stages) == (4, 2)
-    dk = best_knobs(replace(spec, part="dk"), LIMITS["sm90"])
-    assert dk is not None and dk.num_warps == 8
-    assert best_knobs(spec, LIMITS["sm86"]) is None  # 112 KiB of 99
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_variants_fit_and_are_in_the_table(arch: str) -> None:
+    limits, most = LIMITS[arch], 0
+    for n0, n1, n2 in ((1, 16, 16), (1, 64, 64), (1, 128, 64), (32, 32, 32)):
+        for one in variants(replace(SPEC, ring="cyclic", n0=n0, n1=n1, n2=n2), limits):
+            entry, needs = found(one, arch), one.resources(arch)
+            assert entry is not None and needs.shared_bytes <= limits.shared_bytes
+            assert blocks(one, limits) * needs.shared_bytes <= limits.shared_bytes + 1024
+            assert blocks(one, limits) * needs.threads * entry.registers <= limits.registers
+            most = max(most, blocks(one, limits))
+    assert most >= 4  # small kernels share a multiprocessor
 
 
-def test_what_compiles_to_a_trap_is_known() -> None:
+def test_what_gives_no_kernel_is_known() -> None:
+    fp32 = replace(SPEC, dtype="fp32", compute="fp32")
+    assert list(variants(fp32, LIMITS["sm90"])) and not list(variants(fp32, LIMITS["gfx942"]))
     large = replace(SPEC, ring="cyclic", n1=128, n2=64)
-    assert not compiles(large, "sm100") and compiles(replace(large, num_warps=8), "sm90")
-    assert not compiles(replace(SPEC, dtype="fp32", compute="fp32"), "gfx942")
+    assert list(variants(large, LIMITS["sm90"])) and not list(variants(large, LIMITS["sm86"]))  # 192 KiB of 99

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m2gen.device.limits import target
-from m2gen.planner.plan import Plan, duration
+from m2gen.planner.plan import FusedConv, Plan, duration
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import rank
 from m2gen.testing.corpus import corpus
@@ -34,16 +34,25 @@ def decisions() -> Iterator[str]:
         yield f"\n{name}: {problem}"
         for arch in TARGETS:
             first, *others = rank(problem, target(arch)).plans
-            runner_up = f"; next {_describe(others[0])}" if others else ""
+            other = next((plan for plan in others if _essence(plan) != _essence(first)), None)
+            runner_up = f"; next {_describe(other)}" if other else ""
             yield f"  {arch:7} {_describe(first)}{runner_up}"
+
+
+def _essence(plan: Plan) -> object:
+    """What makes two plans different decisions: warps and stages of a kernel do not."""
+    return plan.solver, plan.conv.transform, plan.conv.fold, plan.conv.channels
 
 
 def _describe(plan: Plan) -> str:
     transform, conv = plan.conv.transform, plan.conv
     radices = f" = {'x'.join(map(str, transform.radices))}" if transform.radices else ""
     fold = " fold" if conv.fold else ""
+    channels = f"channels {conv.channels}"
+    if isinstance(conv, FusedConv):
+        channels = f"{conv.spec.ring} w{conv.spec.num_warps} s{conv.spec.num_stages}"
     return (
-        f"{plan.solver} order {transform.order} size {transform.size}{radices}{fold} channels {conv.channels} "
+        f"{plan.solver} order {transform.order} size {transform.size}{radices}{fold} {channels} "
         f"{duration(plan.estimate.seconds)}"
     )
 

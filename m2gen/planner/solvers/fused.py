@@ -1,24 +1,25 @@
 """One generated kernel: the Monarch transform, the product and its inverse, gates and skip inside.
 
-Order 2 on chip up to 16K points; order 3 from 8K to 64K, whose outer stage goes through scratch in the L2 cache.
+Order 2 on chip up to 8K points; order 3 from 8K to 64K, whose outer stage goes through scratch in the L2 cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
-from m2gen.kernels.survey import best_knobs, compiles, found
+from m2gen.kernels.survey import blocks, variants
 from m2gen.planner.cost import fused_estimates
 from m2gen.planner.plan import FilterSpectrum, FusedConv, Plan, Transform
 from m2gen.planner.problem import Problem
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # bfloat16 tensors: half precision inside rounds less
 OUTER = (1, 32, 64)  # 1: no outer stage
-SMALLEST, LARGEST, STAGED_FROM, ON_CHIP = 2**8, 2**16, 2**13, 2**14
-_WAVES = 4  # programs wanted for each multiprocessor
+SMALLEST, LARGEST, STAGED_FROM, ON_CHIP = 2**8, 2**16, 2**13, 2**13
+_WAVES = 2  # times the programs that all multiprocessors hold at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,43 +36,56 @@ class Fused:
         if not rings:
             return f"a block holds at most {LARGEST} points, and the least ring for it has {_least(problem)}"
         if not any(True for _ in self.candidates(problem, limits)):
-            least = min((spec.resources(limits.arch).shared_bytes for spec in _specs(problem)), default=0)
-            return (
-                f"no choice of radices, warps and stages fits: the least takes {least / 1024:.0f} KiB of "
-                f"{limits.shared_bytes / 1024:.0f} KiB shared memory, or the compiler gives no kernel that runs"
-            )
+            return _nothing_fits(problem, limits)
         return None
 
     def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
         for spec in _specs(problem):
-            fitted, dk = _fitted(spec, limits), _gradient(spec, limits)
-            if fitted is not None and dk is not None:
-                yield _plan(problem, limits, fitted, dk)
+            dk = _gradient(spec.size, _any_radices(spec), limits)
+            if dk is not None:
+                for one in variants(spec, limits):
+                    yield _plan(problem, limits, one, dk)
 
 
-def _fitted(spec: FftConvSpec, limits: DeviceLimits) -> FftConvSpec | None:
-    """The spec with its best warps and stages; None where it does not fit or the compiler gives nothing that runs."""
-    if not spec.staged:
-        return best_knobs(spec, limits)
-    knobs = (replace(spec, num_warps=8, num_stages=stages) for stages in (2, 1))  # with 4 warps larger ones spill
-    fitting = (at for at in knobs if at.resources(limits.arch).shared_bytes <= limits.shared_bytes)
-    return next((at for at in fitting if compiles(at, limits.arch)), None)
+def _nothing_fits(problem: Problem, limits: DeviceLimits) -> str:
+    """Why no kernel of the table will do, in the compiler's figures."""
+    needs = [
+        (one.resources(limits.arch).shared_bytes, one.name)
+        for spec in _specs(problem)
+        for one in variants(spec, replace(limits, shared_bytes=2**30))
+    ]
+    if not needs:
+        sizes = sorted({spec.size for spec in _specs(problem)})
+        return f"for {limits.arch} the compiler gives no kernel of {' or '.join(map(str, sizes))} points that runs"
+    least, name = min(needs)
+    if least > limits.shared_bytes:
+        return f"{name} takes {least / 1024:.0f} KiB of {limits.shared_bytes / 1024:.0f} KiB shared memory; others more"
+    return f"for {limits.arch} the compiler gives no kernel of the filter's gradient that runs and fits"
 
 
-def _gradient(spec: FftConvSpec, limits: DeviceLimits) -> FftConvSpec | None:
-    """The kernel of the filter's gradient on the ring of `spec`: the one that spills least, if possible of its radices.
+def _any_radices(spec: FftConvSpec) -> FftConvSpec:
+    """What the kernels of the filter's gradient on one ring have in common."""
+    return replace(spec, part="dk", n0=1, n1=16, n2=16, stack=1, pre_gate=False, post_gate=False)
 
-    The two need not agree on the order of the bins.
+
+@lru_cache(maxsize=4096)
+def _gradient(size: int, like: FftConvSpec, limits: DeviceLimits) -> FftConvSpec | None:
+    """The kernel of the filter's gradient on a ring: the cheapest by the estimate of a convolution, if there is one.
+
+    It need not have the radices of the forward kernel: the two need not agree on the order of the bins.
     """
-    choices = [replace(spec, part="dk", n0=n0, n1=n1, n2=n2) for n0, n1, n2 in _radices(spec.size)]
-    fitted = [at for choice in choices if (at := _fitted(choice, limits)) is not None]
-    return min(fitted, key=lambda at: (spilled(at, limits), at.radices != spec.radices, at.name), default=None)
+    choices = [
+        one
+        for n0, n1, n2, stack in _radices(size)
+        for one in variants(replace(like, n0=n0, n1=n1, n2=n2, stack=stack), limits)
+    ]
+    return min(choices, key=lambda one: _effort(one, limits), default=None)
 
 
-def spilled(spec: FftConvSpec, limits: DeviceLimits) -> int:
-    """Bytes of spilled registers a thread, where known."""
-    entry = found(spec, limits.arch)
-    return 0 if entry is None else entry.stack
+def _effort(spec: FftConvSpec, limits: DeviceLimits) -> tuple[float, str]:
+    """The estimate of a large batch, in which only the kernel's own figures differ, and the name."""
+    of_conv = fused_estimates(Problem(n=spec.size, h=limits.cores, b=64, dtype=spec.dtype), spec, limits)[1]
+    return of_conv.seconds, spec.name
 
 
 def _power_of_two(least: int) -> int:
@@ -95,13 +109,14 @@ def _least(problem: Problem) -> int:
 def _specs(problem: Problem) -> Iterator[FftConvSpec]:
     """Every choice of radices for every ring."""
     for ring, size, wrap in _rings(problem):
-        for n0, n1, n2 in _radices(size):
+        for n0, n1, n2, stack in _radices(size):
             yield FftConvSpec(
                 part="fwd",
                 ring="causal" if ring == "causal" else "cyclic",
                 n0=n0,
                 n1=n1,
                 n2=n2,
+                stack=stack,
                 dtype=problem.dtype,
                 compute="bf16" if problem.wide and problem.dtype != "fp32" else COMPUTE[problem.dtype],
                 pre_gate=problem.pre_gate,
@@ -110,25 +125,27 @@ def _specs(problem: Problem) -> Iterator[FftConvSpec]:
             )
 
 
-def _radices(size: int) -> Iterator[tuple[int, int, int]]:
+def _radices(size: int) -> Iterator[tuple[int, int, int, int]]:
+    """(n0, n1, n2, stack): alone, or stacked to the 64 rows of a matrix unit."""
     for n0 in OUTER:
         if size > ON_CHIP if n0 == 1 else size < STAGED_FROM:
             continue
         for n1 in RADICES:
             if size // (n0 * n1) in RADICES and not (n0 > 1 and max(n1, size // (n0 * n1)) > 64):
-                yield n0, n1, size // (n0 * n1)
+                yield from ((n0, n1, size // (n0 * n1), stack) for stack in {1, max(1, 64 // n1)})
 
 
 def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
-    of_filter, of_conv = fused_estimates(problem, spec, limits, spilled(spec, limits))
+    of_filter, of_conv = fused_estimates(problem, spec, limits)
     transform = Transform("monarch", spec.size, spec.radices)
     conv = FusedConv(of_conv, transform, spec, dk, _programs(problem, limits, spec))
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
 
 
 def _programs(problem: Problem, limits: DeviceLimits, spec: FftConvSpec) -> int:
-    """On chip: a whole number for each channel. Staged: two for each multiprocessor, so that scratch stays in L2."""
-    tiles = -(-problem.b // spec.rows)
+    """On chip: a whole number for each channel. Staged: what all multiprocessors hold at once, one scratch each."""
+    tiles = -(-problem.b // spec.batch_rows)
     if spec.staged:
-        return min(problem.h * tiles, 2 * limits.cores)
-    return problem.h * max(1, min(tiles, _WAVES * limits.cores // problem.h))
+        return min(problem.h * tiles, limits.cores * blocks(spec, limits))
+    wanted = _WAVES * limits.cores * blocks(spec, limits)
+    return problem.h * max(1, min(tiles, wanted // problem.h))
