@@ -1,77 +1,166 @@
-"""The long convolution on a CPU: m2gen beside torch.fft on whole tensors."""
+"""The long convolution on a CPU: m2gen beside torch.fft on whole tensors, scipy.fft and FFTW, H = 768, float32."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import m2gen
+from bench import baselines
+from bench.fma import peak_gflops
 from bench.timing import interleaved, peak_mib, provenance, ratios, summary
 from m2gen.planner.problem import Problem
 from m2gen.testing.operands import operands
 
-SIZES = [(1024, 1), (1024, 4), (4096, 1), (8192, 1), (8192, 4), (32768, 1)]
+POWERS = (1024, 4096, 8192, 16384, 32768)
+OTHERS = (784, 6000, 8191, 10007)
 CHANNELS = 768
+Calls = dict[str, Callable[[], Any]]
 
 
-def whole(u: Tensor, k: Tensor) -> Tensor:
-    """The convolution as most models write it: one rfft, product and irfft over the whole tensor, padded to 2 L."""
-    size = 2 * u.shape[-1]
-    return torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(k, n=size), n=size)[..., : u.shape[-1]]
+def _problem(n: int, b: int = 1, **more: Any) -> Problem:
+    return Problem(n=n, h=CHANNELS, b=b, **more)
 
 
-def contenders(problem: Problem) -> dict[str, Callable[[], Any]]:
+def forward(problem: Problem, everyone: bool = False) -> Calls:
+    """The baselines (or torch.fft alone), then m2gen."""
     args = operands(problem)
-    u, k = args["u"], args["k"]
-    return {"torch.fft": lambda: whole(u, k), "m2gen": lambda: m2gen.fftconv(u, k)}
+    u, k, k_rev = args["u"], args["k"], args.get("k_rev")
+    if problem.mode == "bidirectional":
+        calls: Calls = {"torch.fft": lambda: baselines.torch_fft(u, k, k_rev)}
+    else:
+        others = baselines.available(problem.n)
+        chosen = others if everyone else {"torch.fft": others["torch.fft"]}
+        calls = {name: lambda call=call: call(u, k) for name, call in chosen.items()}
+    return calls | {"m2gen": lambda: m2gen.fftconv(**args)}
 
 
-def peak(problem: Problem, name: str) -> float:
-    """Peak memory of one call beyond its inputs, in a process of its own; the output counts."""
-    code = (
-        "import sys, torch; from bench.cpu import contenders, peak_mib; from m2gen.planner.problem import Problem;"
-        "torch.set_num_threads(1); warm = contenders(Problem.parse('fftconv n=16 causal'))[sys.argv[2]]();"
-        "print(peak_mib(contenders(Problem.parse(sys.argv[1]))[sys.argv[2]]))"
-    )
-    run = subprocess.run([sys.executable, "-c", code, str(problem), name], capture_output=True, text=True, check=True)
-    return float(run.stdout)
+def backward(problem: Problem) -> Calls:
+    """Forward and every gradient."""
+    args = operands(problem)
+    leaves = [args[name].requires_grad_() for name in ("u", "k")]
+    dy = torch.randn_like(args["u"])
+
+    def step(call: Callable[[], Tensor]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(call(), leaves, dy)
+
+    return {"torch.fft": step(lambda: baselines.torch_fft(*leaves)), "m2gen": step(lambda: m2gen.fftconv(**args))}
 
 
-def measure(problem: Problem, rounds: int) -> dict[str, Any]:
-    times = interleaved(contenders(problem), rounds)
+def beside(**problems: Problem) -> Calls:
+    """m2gen on several problems."""
+    every = {name: operands(problem) for name, problem in problems.items()}
+    return {name: lambda args=args: m2gen.fftconv(**args) for name, args in every.items()}
+
+
+def two_threads(problem: Problem) -> Calls:
+    args = operands(problem)
+
+    def call(threads: int) -> Callable[[], Any]:
+        def run() -> Tensor:
+            torch.set_num_threads(threads)
+            y = m2gen.fftconv(**args)
+            torch.set_num_threads(1)
+            return y
+
+        return run
+
+    return {"1 thread": call(1), "2 threads": call(2)}
+
+
+def kept(problem: Problem) -> Calls:
+    """Training, where every call transforms the filter, beside evaluation."""
+    args = operands(problem)
+    train = args | {"k": args["k"].clone().requires_grad_()}
+
+    def evaluation() -> Tensor:
+        with torch.no_grad():
+            return m2gen.fftconv(**args)
+
+    return {"training": lambda: m2gen.fftconv(**train), "evaluation": evaluation}
+
+
+def groups() -> dict[str, list[tuple[str, Callable[[], Calls]]]]:
+    """Every comparison, by group: (what, its calls); the first call of each is what the others are measured by."""
+    at_8k = _problem(8192)
     return {
-        "problem": str(problem),
-        "plan": str(m2gen.plan(problem, "auto")),
-        "ms": {name: summary(values) for name, values in times.items()},
-        "speedup": ratios(times["torch.fft"], times["m2gen"]),
-        "peak_mib": {name: peak(problem, name) for name in times},
-    }
+        "causal": [(str(p), lambda p=p: forward(p)) for n in POWERS for p in (_problem(n), _problem(n, 4))],
+        "bidirectional": [(str(p), lambda p=p: forward(p)) for n in POWERS for p in (_problem(n, mode="bidirectional"),)],
+        "other lengths": [(str(p), lambda p=p: forward(p)) for n in OTHERS for p in (_problem(n),)],
+        "libraries": [(str(at_8k), lambda: forward(at_8k, everyone=True))],
+        "forward and backward": [(str(p), lambda p=p: backward(p)) for n in (1024, 8192) for p in (_problem(n),)],
+        "layouts": [
+            (str(p), lambda p=p: beside(BHL=p, BLH=replace(p, layout="BLH"))) for p in map(_problem, (1024, 8192))
+        ],
+        "dtypes": [(str(at_8k), lambda: beside(fp32=at_8k, bf16=replace(at_8k, dtype="bf16")))],
+        "threads": [(str(p), lambda p=p: two_threads(p)) for p in (at_8k, _problem(8192, 4))],
+        "filter": [(str(at_8k), lambda: kept(at_8k))],
+        "long": [
+            (str(p), lambda p=p: forward(p)) for p in (Problem(n=2**20, h=4), Problem(n=2**22, h=1))
+        ],
+    }  # fmt: skip
 
 
-def main(rounds: int, threads: int, out: str | None) -> None:
+def peak(text: str, name: str) -> float:
+    """Peak memory of one call beyond its inputs and its output, in a process of its own, in MiB."""
+    code = (
+        "import sys, torch; from bench.cpu import forward, peak_mib; from m2gen.planner.problem import Problem;"
+        "torch.set_num_threads(1); warm = Problem.parse(sys.argv[1].replace(sys.argv[3], 'h=1'));"
+        "forward(warm)[sys.argv[2]](); print(peak_mib(forward(Problem.parse(sys.argv[1]))[sys.argv[2]]))"
+    )
+    problem = Problem.parse(text)
+    words = [sys.executable, "-c", code, text, name, f"h={problem.h}"]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(run.stdout) - problem.b * problem.h * problem.n * 4 / 2**20
+
+
+def gflops(problem: Problem, ms: float) -> float:
+    """Rate of 5 N log2 N a complex transform of N = n points: two for each row, one for each filter."""
+    flop = problem.h * (2 * problem.b + 1) * 5 * problem.n * math.log2(problem.n)
+    return flop / ms / 1e6
+
+
+def measure(group: str, text: str, calls: Calls, rounds: int) -> dict[str, Any]:
+    times = interleaved(calls, rounds)
+    first, *others = times
+    row: dict[str, Any] = {"group": group, "problem": text, "plan": str(m2gen.plan(text, "auto"))}
+    row["ms"] = {name: summary(values) for name, values in times.items()}
+    row["ratio"] = {name: ratios(times[first], times[name]) for name in others}
+    if "m2gen" in times and group != "forward and backward":
+        row["peak_mib"] = {name: peak(text, name) for name in ("torch.fft", "m2gen")}
+        row["gflops"] = gflops(Problem.parse(text), row["ms"]["m2gen"]["median"])
+    return row
+
+
+def show(row: dict[str, Any]) -> None:
+    times = ", ".join(f"{name} {ms['median']:.2f}" for name, ms in row["ms"].items())
+    gains = ", ".join(f"{name} {r['median']:.2f} ({r['q1']:.2f} .. {r['q3']:.2f})" for name, r in row["ratio"].items())
+    more = f"; peak MiB {', '.join(f'{v:.1f}' for v in row['peak_mib'].values())}" if "peak_mib" in row else ""
+    rate = f"; {row['gflops']:.0f} GFLOP/s" if "gflops" in row else ""
+    print(f"{row['group']:21} {row['problem']:46} ms: {times}; first/other: {gains}{rate}{more}", flush=True)
+
+
+def main(rounds: int, threads: int, out: str | None, only: str | None = None) -> None:
     torch.set_num_threads(threads)
-    print(json.dumps(provenance()))
-    print(f"{'problem':44} {'torch.fft ms':>13} {'m2gen ms':>9} {'speed-up (quartiles)':>22} {'peak MiB':>15}")
+    found = provenance() | {"fma_peak_gflops": peak_gflops()}
+    print(json.dumps(found))
     results = []
-    for n, batch in SIZES:
-        row = measure(Problem(n=n, h=CHANNELS, b=batch), rounds)
-        results.append(row)
-        ms, gain, mib = row["ms"], row["speedup"], row["peak_mib"]
-        print(
-            f"{row['problem']:44} {ms['torch.fft']['median']:13.1f} {ms['m2gen']['median']:9.1f} "
-            f"{gain['median']:8.2f} ({gain['q1']:.2f} .. {gain['q3']:.2f}) "
-            f"{mib['torch.fft']:7.0f} {mib['m2gen']:7.0f}",
-            flush=True,
-        )
+    for group, cases in groups().items():
+        for text, calls in cases:
+            if only is None or only in group:
+                results.append(measure(group, text, calls(), rounds))
+                show(results[-1])
     if out:
         with open(out, "w") as file:
-            json.dump({"provenance": provenance(), "results": results}, file, indent=1)
+            json.dump({"provenance": found, "results": results}, file, indent=1)
 
 
-__all__ = ["contenders", "main", "peak_mib"]
+__all__ = ["forward", "main", "peak_mib"]
