@@ -93,8 +93,10 @@ def groups() -> dict[str, list[tuple[str, Callable[[], Calls]]]]:
     at_8k = _problem(8192)
     return {
         "causal": [(str(p), lambda p=p: forward(p)) for n in POWERS for p in (_problem(n), _problem(n, 4))],
-        "bidirectional": [(str(p), lambda p=p: forward(p)) for n in POWERS for p in (_problem(n, mode="bidirectional"),)],
-        "other lengths": [(str(p), lambda p=p: forward(p)) for n in OTHERS for p in (_problem(n),)],
+        "bidirectional": [
+            (str(p), lambda p=p: forward(p)) for p in (_problem(n, mode="bidirectional") for n in POWERS)
+        ],
+        "other lengths": [(str(p), lambda p=p: forward(p)) for p in map(_problem, OTHERS)],
         "libraries": [(str(at_8k), lambda: forward(at_8k, everyone=True))],
         "forward and backward": [(str(p), lambda p=p: backward(p)) for n in (1024, 8192) for p in (_problem(n),)],
         "layouts": [
@@ -113,8 +115,9 @@ def peak(text: str, name: str) -> float:
     """Peak memory of one call beyond its inputs and its output, in a process of its own, in MiB."""
     code = (
         "import sys, torch; from bench.cpu import forward, peak_mib; from m2gen.planner.problem import Problem;"
-        "torch.set_num_threads(1); warm = Problem.parse(sys.argv[1].replace(sys.argv[3], 'h=1'));"
-        "forward(warm)[sys.argv[2]](); print(peak_mib(forward(Problem.parse(sys.argv[1]))[sys.argv[2]]))"
+        "from m2gen.runtime import scratch; torch.set_num_threads(1);"
+        "warm = Problem.parse(sys.argv[1].replace(sys.argv[3], 'h=1')); forward(warm)[sys.argv[2]]();"
+        "scratch._free.clear(); print(peak_mib(forward(Problem.parse(sys.argv[1]))[sys.argv[2]]))"
     )
     problem = Problem.parse(text)
     words = [sys.executable, "-c", code, text, name, f"h={problem.h}"]

@@ -19,6 +19,7 @@ from m2gen.demo.training import Progress as TrainingState
 from m2gen.demo.training import Settings, bits_per_byte, train
 from m2gen.models.m2gpt import M2GPT
 from m2gen.planner import search
+from m2gen.planner.plan import NativeConv, Plan
 from m2gen.planner.problem import Problem
 from m2gen.runtime.limits import live
 
@@ -47,8 +48,8 @@ def run(minutes: float, seed: int, corpus: Corpus, settings: Settings, console: 
         corpus.held_out, length=settings.context, count=settings.evaluated // settings.context
     )
     _introduce(console, corpus, model, settings, windows.shape[0])
-    steps = _plan_text(settings)
-    _plain(console, f"plan     {steps}")
+    chosen = _plan(settings)
+    _plain(console, f"plan     {chosen}", f"kernel   {_kernel(chosen)}")
     with console.status("counting bytes for the n-gram models"):
         ngrams = fit_ngrams(corpus.train)
         positions = starts[:, None] + torch.arange(1, settings.context + 1)
@@ -60,7 +61,7 @@ def run(minutes: float, seed: int, corpus: Corpus, settings: Settings, console: 
     console.print(f"n-gram models: {SMOOTHING}.", style="dim", highlight=False)
     sample = _sample(console, model, settings, seed)
     timings = _time(console, settings)
-    return Report(bits, sample, timings, steps, state.steps, time.perf_counter() - begin)
+    return Report(bits, sample, timings, str(chosen), state.steps, time.perf_counter() - begin)
 
 
 def _introduce(console: Console, corpus: Corpus, model: M2GPT, settings: Settings, windows: int) -> None:
@@ -76,9 +77,16 @@ def _introduce(console: Console, corpus: Corpus, model: M2GPT, settings: Setting
     )
 
 
-def _plan_text(settings: Settings) -> str:
+def _plan(settings: Settings) -> Plan:
     problem = f"fftconv n={settings.context} h={settings.d_model} b={settings.batch} fp32 causal gated skip blh"
-    return str(search.plan(Problem.parse(problem), live(torch.device("cpu"))))
+    return search.plan(Problem.parse(problem), live(torch.device("cpu")))
+
+
+def _kernel(chosen: Plan) -> str:
+    """What the long convolutions of the training run on."""
+    if isinstance(chosen.conv, NativeConv):
+        return f"generated C++ for the long convolutions, forward and backward: {chosen.conv.spec.name}"
+    return f"none generated for the long convolutions: solver {chosen.solver} (m2gen doctor tells why)"
 
 
 def _train(

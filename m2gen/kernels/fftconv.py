@@ -92,8 +92,8 @@ class FftConvSpec:
 
     @property
     def columns(self) -> int:
-        """Columns of the ring in one outer product."""
-        return 64 if self.n0 > 32 else 128
+        """Columns of the ring in one outer product: 1024 reals of two batch rows for each warp, more would spill."""
+        return 512 * self.num_warps // self.n0
 
     @property
     def outer_rows(self) -> int:

@@ -29,7 +29,16 @@ def test_report_has_every_part(tmp_path: Path) -> None:
     out = io.StringIO()
     report = m2gen.demo.main(0.05, seed=1, root=library(tmp_path), settings=SMALL, console=Console(file=out, width=200))
     printed = out.getvalue()
-    for part in ("held out", "plan     (plan", "unigram", "bigram", "trigram", "before training", "bits per byte"):
+    for part in (
+        "held out",
+        "plan     (plan",
+        "kernel   ",
+        "unigram",
+        "bigram",
+        "trigram",
+        "before training",
+        "bits per byte",
+    ):
         assert part in printed
     for part in ("20 bytes after 'def '", "torch.fft", "m2gen", "no attention", "Dirichlet"):
         assert part in printed
