@@ -59,7 +59,7 @@ def _operations(radix: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class FftConvCppSpec:
-    """`part` "fwd" is the convolution, "bwd" all its gradients.
+    """`part` "fwd" is the convolution, "bwd" all its gradients, "spectrum" the filters' spectra alone.
 
     size         complex points of the ring, 4 vectors times the radices
     vector       numbers in a vector register
@@ -67,21 +67,23 @@ class FftConvCppSpec:
     compute      of the arithmetic: fp32, fp64
     half         sequences fit the real parts: the imaginary ones are zero, or not wanted
     half_filter  so does the filter, which has no negative lags then
+    kept         with "fwd": spectra are read, not made
     """
 
-    part: Literal["fwd", "bwd"]
+    part: Literal["fwd", "bwd", "spectrum"]
     radices: tuple[int, ...]
     vector: int
     dtype: str
     compute: str
     half: bool
     half_filter: bool
+    kept: bool = False
     arch: str = "native"
 
     @property
     def name(self) -> str:
         """For example fftconv_cpp_fwd_n8192_r8x4x4_v16_fp32_fp32_half_halffilter_native."""
-        flags = [word.replace("_", "") for word in ("half", "half_filter") if getattr(self, word)]
+        flags = [word.replace("_", "") for word in ("half", "half_filter", "kept") if getattr(self, word)]
         radices = "x".join(map(str, self.radices))
         words = ["fftconv_cpp", self.part, f"n{self.size}", f"r{radices}", f"v{self.vector}", self.dtype, self.compute]
         return "_".join([*words, *flags, self.arch])

@@ -123,7 +123,8 @@ class FusedConv(Step):
 class NativeConv(Step):
     """One generated C++ kernel that does the whole convolution, the filter's transform included, row by row.
 
-    `channels` are done together, where channels are neighbours in memory. `bwd` is the kernel of all gradients.
+    `channels` are done together, where channels are neighbours in memory. `bwd` is the kernel of all gradients. `keep`:
+    spectra of filters that do not change are kept from call to call, few enough to stay in cache.
     """
 
     transform: Transform
@@ -131,6 +132,7 @@ class NativeConv(Step):
     bwd: FftConvCppSpec
     channels: int
     fold: bool = False
+    keep: bool = True
 
     def __str__(self) -> str:
         return f"(native-conv {self.transform} (channels {self.channels}){' (fold)' * self.fold} {self.spec.name})"

@@ -1,23 +1,42 @@
-"""The convolution by generated C++ kernels: what tensors are to a kernel, addresses and strides."""
+"""The convolution by generated C++ kernels: what tensors are to a kernel, addresses and strides.
+
+A call makes each filter's spectrum right before its rows. With gradients off, a filter met a second time, unchanged,
+has its spectra kept, and later calls read them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from m2gen.errors import CompileError
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.log import fallback
 from m2gen.planner.plan import NativeConv
 from m2gen.planner.problem import Problem
 from m2gen.runtime.cpp_kernel import load
 from m2gen.runtime.native_table import table
+from m2gen.runtime.remember import Remembered
 from m2gen.runtime.ring import Ring
 from m2gen.runtime.scratch import on_huge_pages
 from m2gen.runtime.spectral import Gradients, Operands
 
 _TORCH = {"fp32": torch.float32, "fp64": torch.float64}
 _ALONE = 2**17  # ring points of all rows below which a second thread costs more than it does
+
+
+@dataclass
+class _Met:
+    """A filter as it was at some call: how often it has been met since, and its spectra once they are kept."""
+
+    calls: int = 0
+    spectra: Tensor | None = None
+
+
+_FILTERS = Remembered()
 
 
 class NativeKernel:
@@ -29,13 +48,33 @@ class NativeKernel:
         tail = ring.hi if step.fold else 0
         self.sizes = [problem.b, problem.h, problem.n, tail, ring.hi, ring.lo, ring.centre, step.channels]
         self.items = -(-problem.h // step.channels)
+        self.keep = step.keep
+        self.how = (step.spec.radices, step.spec.vector, step.spec.compute, ring.lo, ring.hi, ring.centre)
         self.parallel = problem.b * problem.h * step.spec.size >= _ALONE
         load(step.spec)
 
     def forward(self, x: Operands) -> Tensor:
         y = on_huge_pages(torch.empty_like(x.u))
-        self._run(self.step.spec, x, y, Gradients())
+        spectra = self._spectra(x) if self.keep else None
+        self._run(replace(self.step.spec, kept=spectra is not None), x, y, Gradients(), spectra)
         return y
+
+    def _spectra(self, x: Operands) -> Tensor | None:
+        """(H, M) spectra of filters met before and not changed since; none at the first call, nor in training."""
+        met = _FILTERS.get((x.k, x.k_rev, x.skip), self.how, _Met)
+        met.calls += 1
+        if met.calls > 1 and met.spectra is None:
+            spec = self.step.spec
+            spectra = x.k.new_empty((x.k.shape[0], 2 * spec.size), dtype=_TORCH[spec.compute])
+            try:
+                load(replace(spec, kept=True))
+                self._run(replace(spec, part="spectrum"), x, None, Gradients(), on_huge_pages(spectra))
+            except CompileError as error:
+                self.keep = False
+                fallback(f"filters' spectra are not kept from call to call: {error}")
+                return None
+            met.spectra = spectra
+        return met.spectra
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's spectra are computed again."""
@@ -44,16 +83,19 @@ class NativeKernel:
                 on_huge_pages(fresh)
         self._run(self.step.bwd, x, dy, out)
 
-    def _run(self, spec: FftConvCppSpec, x: Operands, y: Tensor, out: Gradients) -> None:
+    def _run(
+        self, spec: FftConvCppSpec, x: Operands, y: Tensor | None, out: Gradients, spectra: Tensor | None = None
+    ) -> None:
         """Run with y, the result or its gradient. Every tensor whose address is used is held until it is done."""
         sequences = [_plain(tensor) for tensor in (x.u, x.pre_gate, x.post_gate, y)]
         filters = [_plain(tensor, _TORCH[spec.compute]) for tensor in (x.k, x.k_rev, x.skip)]
         constants = table(spec)
         inputs = (out.u, out.pre_gate, out.post_gate)
         taps = (out.k, out.k_rev, out.skip)
-        pointers = [_address(tensor) for tensor in (*sequences, *filters, constants, *inputs, *taps)]
+        pointers = [_address(tensor) for tensor in (*sequences, *filters, constants, *inputs, *taps, spectra)]
         strides = [*_strides((*sequences, *inputs), (3,) * 7), *_strides((*filters, *taps), (2, 2, 1) * 2)]
-        load(spec).run(pointers, [*self.sizes, *strides], self.items, parallel=self.parallel)
+        items = self.sizes[1] if spec.part == "spectrum" else self.items
+        load(spec).run(pointers, [*self.sizes, *strides], items, parallel=self.parallel)
 
 
 def _plain(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:

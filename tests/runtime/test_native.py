@@ -282,3 +282,23 @@ def test_a_kernel_that_does_not_compile_is_replaced_and_said(monkeypatch: pytest
         executor.kernel_of.cache_clear()
         executor.bound.cache_clear()
     assert len(said) == 1 and "the compiler gave up" in said[0]
+
+
+def test_spectra_are_kept_from_the_second_call_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as without; made again when the filter changes; never with gradients on or beyond the bound."""
+    made: list[str] = []
+    run = NativeKernel._run
+    monkeypatch.setattr(NativeKernel, "_run", lambda self, spec, *a: made.append(spec.part) or run(self, spec, *a))
+    problem = Problem.parse("fftconv n=200 h=3 b=2 fp32 bidirectional gated skip")
+    kernel, args = kernel_of(native_plan(problem)), operands(problem)
+    x = Operands(*(args.get(name) for name in TENSORS))
+    expected = kernel.forward(x)
+    assert torch.equal(kernel.forward(x), expected) and made == ["fwd", "fwd"]
+    with torch.no_grad():
+        for spectra in (0, 1, 1):
+            assert torch.equal(kernel.forward(x), expected) and made.count("spectrum") == spectra
+        args["k"].mul_(2)
+        changed = kernel.forward(x)
+        assert not torch.equal(changed, expected) and made.count("spectrum") == 1
+        assert torch.equal(kernel.forward(x), changed) and made.count("spectrum") == 2
+    assert not native_plan(Problem.parse("fftconv n=8192 h=768 fp32 causal")).conv.keep

@@ -21,6 +21,7 @@ from m2gen.planner.problem import Problem
 LARGEST_PRIME = 7
 SMALLEST = 16  # places of a result; below, the least ring's rounding passes the tolerance of so short a sum
 LEAST_VECTOR = 16  # bytes; narrower units are given such vectors by the compiler
+_KEPT_BYTES = 8 * 2**20  # of spectra that stay in cache from call to call; larger ones are read slower than made
 _GROUP_BYTES = 48 * 2**20  # of the spectra and rows of channels done together
 
 
@@ -91,7 +92,8 @@ def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvCppSpec) -> Plan:
     of_filter, of_conv = native_estimates(problem, spec, channels, limits)
     transform = Transform("monarch", spec.size, spec.factors)
     fold = problem.mode == "circular"
-    conv = NativeConv(of_conv, transform, spec, replace(spec, part="bwd"), channels, fold)
+    keep = 2 * problem.h * spec.size * spec.real_bytes <= _KEPT_BYTES
+    conv = NativeConv(of_conv, transform, spec, replace(spec, part="bwd"), channels, fold, keep)
     return Plan(problem, limits.arch, "native", (FilterSpectrum(of_filter, transform), conv))
 
 
