@@ -33,6 +33,7 @@ def spec(text: str) -> FftConvSpec:
         n0=outer[0] if outer else 1,
         n1=n1,
         n2=n2,
+        stack=max([int(flag.removeprefix("stack")) for flag in flags if flag.startswith("stack")], default=1),
         dtype=dtype,
         compute=compute,
         pre_gate="gated" in flags,
@@ -58,8 +59,8 @@ ON_SM90 = (  # family by family: order 2 plain and gated on both rings, the larg
     "fwd cyclic 128x64 fp16/fp16 w8 s1 gated",
     "fwd causal 128x64 fp16/fp16 w8 s2",
     "fwd causal 128x64 fp16/fp16 w8 s2 gated",
-    "fwd cyclic 32x32x32 fp16/fp16 w8 s2",
-    "fwd cyclic 32x32x32 fp16/fp16 w8 s2 gated",
+    "fwd cyclic 32x32x32 fp16/fp16 w4 s2 stack2",
+    "fwd cyclic 32x32x32 fp16/fp16 w4 s2 stack2 gated",
     "fwd cyclic 64x64 fp16/bf16 w4 s1",
     "fwd causal 64x64 fp16/fp16 w4 s2 gated transpose",
 )  # fmt: skip
