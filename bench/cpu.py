@@ -77,15 +77,16 @@ def two_threads(problem: Problem) -> Calls:
 
 
 def kept(problem: Problem) -> Calls:
-    """Training, where every call transforms the filter, beside evaluation."""
-    args = operands(problem)
-    train = args | {"k": args["k"].clone().requires_grad_()}
+    """Filters that change from call to call, as in training, beside filters that do not, as in evaluation."""
+    changing, same = operands(problem), operands(problem)
 
-    def evaluation() -> Tensor:
+    def call(args: dict[str, Any], changes: bool) -> Tensor:
         with torch.no_grad():
+            if changes:
+                args["k"][:, :0].zero_()  # writes nothing, and counts as a change
             return m2gen.fftconv(**args)
 
-    return {"training": lambda: m2gen.fftconv(**train), "evaluation": evaluation}
+    return {"changing": lambda: call(changing, True), "same": lambda: call(same, False)}
 
 
 def groups() -> dict[str, list[tuple[str, Callable[[], Calls]]]]:
@@ -102,9 +103,11 @@ def groups() -> dict[str, list[tuple[str, Callable[[], Calls]]]]:
         "layouts": [
             (str(p), lambda p=p: beside(BHL=p, BLH=replace(p, layout="BLH"))) for p in map(_problem, (1024, 8192))
         ],
-        "dtypes": [(str(at_8k), lambda: beside(fp32=at_8k, bf16=replace(at_8k, dtype="bf16")))],
+        "dtypes": [
+            (str(p), lambda p=p: beside(fp32=p, bf16=replace(p, dtype="bf16"))) for p in (at_8k, _problem(8192, 4))
+        ],
         "threads": [(str(p), lambda p=p: two_threads(p)) for p in (at_8k, _problem(8192, 4))],
-        "filter": [(str(at_8k), lambda: kept(at_8k))],
+        "filter": [(str(p), lambda p=p: kept(p)) for p in map(_problem, (512, 1024))],
         "long": [
             (str(p), lambda p=p: forward(p)) for p in (Problem(n=2**20, h=4), Problem(n=2**22, h=1))
         ],
