@@ -82,7 +82,7 @@ def _check_shared(state: State) -> None:
         owner = name.split(".implicit_filter")[0]
         if not torch.equal(first.setdefault(owner, tensor), tensor):
             raise ProblemError(
-                f"loading {name}", "its filter's frequencies differ from layer to layer", "one shared tensor is needed"
+                f"loading {name}", "its filter's frequencies are not one tensor", "one shared tensor is needed"
             )
 
 
