@@ -46,10 +46,11 @@ def make(kind: str, **changes: Any) -> tuple[nn.Module, tuple[int, ...] | None]:
 
 
 def same(found: Any, want: Any) -> None:
-    """All outputs of a model, by name."""
+    """All outputs of a model, by name; transformers takes losses in float32."""
     assert list(found) == list(want)
     for name in want:
-        torch.testing.assert_close(found[name], want[name], rtol=1e-9, atol=1e-9)
+        bound = 1e-6 if name == "loss" else 1e-9
+        torch.testing.assert_close(found[name], want[name], rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("kind", HEADS)

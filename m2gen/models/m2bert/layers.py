@@ -107,7 +107,7 @@ def pool(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     if pooling not in ("first", "mean"):
         raise ProblemError(f"pooling={pooling!r}", "there is no such pooling", "use 'first' or 'mean'")
     if pooling == "first":
-        return x[:, 0] if mask is None else x[torch.arange(len(x), device=x.device), first_real(mask)]
+        return x[:, 0] if mask is None else x[torch.arange(x.shape[0], device=x.device), first_real(mask)]
     if mask is None:
         return x.mean(1)
     total = torch.where(mask[..., None], x, 0).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
