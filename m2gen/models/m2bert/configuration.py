@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -57,8 +57,6 @@ class M2BertConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "m2_bert"
-    # loss options of the trainers and the like are read from here under BERT's names
-    attribute_map: ClassVar[dict[str, str]] = {}
 
     vocab_size: int = 30522
     hidden_size: int = 768

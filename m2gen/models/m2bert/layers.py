@@ -52,15 +52,16 @@ class M2BertEncoder(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-        """x (B, L, d), mask (B, L) true at real tokens or None -> x and the output of every layer, each (B, L, d)."""
+    def forward(self, x: Tensor, mask: Tensor | None, keep: bool = False) -> tuple[Tensor, ...]:
+        """x (B, L, d), mask (B, L) true at real tokens or None -> the last layer's output (B, L, d); with `keep`, x
+        and the output of every layer."""
         states = [x]
         for layer in self.layer:
             if self.gradient_checkpointing and self.training:
                 x = self._gradient_checkpointing_func(layer.__call__, x, mask)
             else:
                 x = layer(x, mask)
-            states.append(x)
+            states = [*states, x] if keep else [x]  # a long text's states take more memory than the model
         return tuple(states)
 
 

@@ -120,12 +120,12 @@ class M2BertModel(M2BertPreTrainedModel):
         mask = real if self.config.mask_padding else None
         if position_ids is None and mask is not None:
             position_ids = (torch.arange(words.shape[1], device=mask.device) - first_real(mask)[:, None]).clamp(min=0)
-        states = self.encoder(self.embeddings(words, token_type_ids, position_ids), mask)
+        wanted = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        states = self.encoder(self.embeddings(words, token_type_ids, position_ids), mask, wanted)
         pooled = None
         if self.pooler is not None:
             # the released mean, too, is over real tokens only
             pooled = self.pooler(states[-1], real if self.pooler.pooling == "mean" else mask)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return BaseModelOutputWithPooling(
             last_hidden_state=states[-1], pooler_output=pooled, hidden_states=states if wanted else None
         )
