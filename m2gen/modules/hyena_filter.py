@@ -163,8 +163,13 @@ class HyenaFilter(nn.Module):
         return self._remembered_filters(length)
 
     def _filters(self, length: int) -> tuple[Tensor, Tensor | None]:
-        k = self._filter(self.implicit_filter, length)
-        return k, None if self.implicit_filter_rev is None else self._filter(self.implicit_filter_rev, length)
+        z, t = self.pos_emb.z[0, :length], self.pos_emb.t[:, :length]
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        with torch.autocast(z.device.type, enabled=False):
+            window = None if self.modulation is None else self.modulation(t.to(dtype))
+            k = self._filter(self.implicit_filter, z.to(dtype), window)
+            rev = self.implicit_filter_rev
+            return k, None if rev is None else self._filter(rev, z.to(dtype), window)
 
     def _remembered_filters(self, length: int) -> tuple[Tensor, Tensor | None]:
         """In evaluation the filters are computed once, and again after any parameter or buffer has changed."""
@@ -193,13 +198,10 @@ class HyenaFilter(nn.Module):
         """Copies and pickles start with nothing remembered."""
         return {**self.__dict__, "_kept": None}
 
-    def _filter(self, network: nn.Sequential, length: int) -> Tensor:
-        z, t = self.pos_emb.z[:, :length], self.pos_emb.t[:, :length]
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        with torch.autocast(z.device.type, enabled=False):
-            k = _evaluate(network, z[0].to(dtype))
-            if self.modulation is not None:
-                k = k * self.modulation(t.to(dtype))
+    def _filter(self, network: nn.Sequential, z: Tensor, window: Tensor | None) -> Tensor:
+        k = _evaluate(network, z)
+        if window is not None:
+            k = k * window if torch.is_grad_enabled() else k.mul_(window)
         return k.repeat(self.heads, 1) if self.heads > 1 else k
 
     def extra_repr(self) -> str:
