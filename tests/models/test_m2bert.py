@@ -16,7 +16,7 @@ from transcription import encode, masked_lm
 from m2gen.errors import MissingError, ProblemError
 from m2gen.models import M2BertConfig, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
 from m2gen.models.m2bert import PRESETS
-from m2gen.modules import HyenaFilter
+from m2gen.modules import HyenaFilter, param_groups
 
 SIZES = ("80M", "110M", "260M", "341M")
 
@@ -297,6 +297,23 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     assert len(calls) == 2, "the layer is computed again in the backward pass"
     for name, grad in found.items():
         torch.testing.assert_close(grad, want[name], rtol=1e-5, atol=1e-7)
+
+
+def test_training_with_the_published_groups_learns() -> None:
+    """One batch by heart, padding and checkpointing included."""
+    model, ids = tiny(M2BertForMaskedLM, hidden_dropout_prob=0.0).train(), tokens(4, 24)
+    model.activation_checkpointing_enable()
+    optimizer = torch.optim.AdamW(param_groups(model, lr=3e-3, weight_decay=1e-5))
+    batch = {"input_ids": ids, "attention_mask": (torch.arange(24) < torch.tensor([[24], [20], [9], [3]])).long()}
+    batch["labels"] = torch.where(batch["attention_mask"].bool(), ids, -100)
+    losses = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.25 * losses[0]
 
 
 def test_filters_are_computed_once_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
