@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,15 +346,20 @@ def test_bfloat16_follows_float32() -> None:
 # -- the optional dependency -------------------------------------------------------------------------------------------
 
 
-def test_without_transformers() -> None:
+@pytest.mark.parametrize("found", ["none", "another version"])
+def test_without_transformers(found: str, tmp_path: Path) -> None:
     """M2-GPT is there, M2-BERT says what to install, and nothing imports transformers before it is asked for."""
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'transformers' else find(name, *a)\n"
+        "if sys.argv[1] == 'none': u.find_spec = lambda name, *a: None if name == 'transformers' else find(name, *a)\n"
+        "else: sys.path.insert(0, sys.argv[2])\n"
         "import m2gen; assert 'transformers' not in sys.modules and 'torch' not in sys.modules\n"
-        "from m2gen.models import M2GPT; assert 'transformers' not in sys.modules\n"
+        "from m2gen.models import M2GPT, M2GPTConfig; M2GPT(M2GPTConfig(d_model=8, n_layers=1)); print('M2-GPT')\n"
         "from m2gen.models import M2BertModel\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "MissingError" in run.stderr and "pip install 'm2gen[models]'" in run.stderr
+    (tmp_path / "transformers.py").touch()
+    run = subprocess.run([sys.executable, "-c", code, found, str(tmp_path)], capture_output=True, text=True)
+    assert run.stdout.split() == ["M2-GPT"]
+    assert "MissingError" in run.stderr and "pip install 'm2gen[models]'" in run.stderr.lower()
+    assert ("m2gen: there is no M2-BERT" in run.stderr) == (found != "none"), "an installed one is told of at once"
     assert issubclass(MissingError, ImportError)
