@@ -26,6 +26,10 @@ class ConfigError(M2GenError, ValueError):
     """An `M2GEN_*` environment variable has a value that means nothing."""
 
 
+class MissingError(M2GenError, ImportError):
+    """An optional dependency is asked for and not installed."""
+
+
 class RenderError(M2GenError):
     """A template cannot be rendered."""
 

@@ -6,7 +6,8 @@ Source: Hyena, arXiv 2302.10866, section 3.3, as used by Monarch Mixer, arXiv 23
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +15,22 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Sine(nn.Module):
-    """sin(freq x) with one learned frequency per unit: `freq` (1, width), initialised at w."""
+    """sin(w_mod freq x) with one learned frequency per unit: `freq` (1, width), initialised at w; w_mod is fixed."""
 
-    def __init__(self, width: int, w: float) -> None:
+    def __init__(self, width: int, w: float, w_mod: float = 1.0) -> None:
         super().__init__()
-        self.freq = nn.Parameter(torch.full((1, width), float(w)))
+        self.w, self.w_mod = float(w), w_mod
+        self.freq = nn.Parameter(torch.full((1, width), self.w))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., width) -> (..., width)."""
-        return torch.sin(self.freq.to(x.dtype) * x)
+        freq = self.freq.to(x.dtype)
+        return torch.sin((freq if self.w_mod == 1 else self.w_mod * freq) * x)
 
 
 class PositionalFeatures(nn.Module):
@@ -39,14 +45,33 @@ class PositionalFeatures(nn.Module):
 
     def __init__(self, max_length: int, emb_dim: int) -> None:
         super().__init__()
-        bands = (emb_dim - 1) // 2
-        # computed in float64, so that long position tables are exact to the last bit of float32
-        t = torch.linspace(0, 1, max_length, dtype=torch.float64)[None, :, None]
-        w = 2 * math.pi * torch.arange(max_length, dtype=torch.float64)[None, :, None] / max_length
-        angle = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64) * w
-        z = torch.cat([t, angle.cos(), -angle.sin()], dim=-1)
-        self.z = nn.Parameter(z.to(torch.get_default_dtype()))
-        self.register_buffer("t", t.to(torch.get_default_dtype()))
+        self.emb_dim = emb_dim
+        t = unit_times(max_length)
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.z = nn.Parameter(position_features(t, max_length, emb_dim).to(dtype))
+        self.register_buffer("t", t.to(dtype))
+
+
+def unit_times(length: int) -> Tensor:
+    """The times of `length` positions, evenly from 0 to 1: (1, length, 1), float64."""
+    return (torch.arange(length, dtype=torch.float64) / max(length - 1, 1))[None, :, None]
+
+
+def position_features(t: Tensor, period: float, emb_dim: int) -> Tensor:
+    """z = [t, cos(f w), -sin(f w)] at times t (1, n, 1), float64, as (1, n, emb_dim).
+
+    `period` is the length L that the times belong to: position i has t = i / (L - 1) and w = 2 pi i / L. In float64, so
+    that long tables are exact to the last bit of float32. Times beyond 1 continue the features past L.
+    """
+    bands = (emb_dim - 1) // 2
+    w = 2 * math.pi * t * ((period - 1 or 1) / period)
+    angle = _evenly(1e-4, bands - 1, bands, t.device) * w
+    return torch.cat([t, angle.cos(), -angle.sin()], dim=-1)
+
+
+def _evenly(first: float, last: float, n: int, device: torch.device | None = None) -> Tensor:
+    """n values from first to last, float64. (torch.linspace is a CPU tensor while transformers builds on meta.)"""
+    return first + torch.arange(n, dtype=torch.float64, device=device) * ((last - first) / max(n - 1, 1))
 
 
 class ExponentialModulation(nn.Module):
@@ -59,8 +84,13 @@ class ExponentialModulation(nn.Module):
 
     def __init__(self, channels: int, fast_decay: float, slow_decay: float) -> None:
         super().__init__()
-        rates = torch.linspace(math.log(0.01) / slow_decay, math.log(0.01) / fast_decay, channels)
-        self.register_buffer("deltas", rates[None, None])
+        self.fast_decay, self.slow_decay = fast_decay, slow_decay
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("deltas", self.rates(channels).to(dtype))
+
+    def rates(self, channels: int) -> Tensor:
+        """The initial `deltas`, (1, 1, channels), float64."""
+        return _evenly(math.log(0.01) / self.slow_decay, math.log(0.01) / self.fast_decay, channels)[None, None]
 
     def forward(self, t: Tensor) -> Tensor:
         """t (1, L, 1) -> the windows, (channels, L)."""
@@ -73,9 +103,9 @@ class HyenaFilter(nn.Module):
         k[c, i] = (W_3 sin(f W_2 sin(f W_1 sin(f W_0 z_i))))_c * exp(-t_i |delta_c|)      with inner_layers = 2
 
     `forward(L)` returns `(k, k_rev)`; k_rev, from a second network that shares the frequencies f, is None unless
-    `bidirectional`. Both are float32 (float64 for a float64 module), also under autocast and in a module cast to half
-    precision: a filter of thousands of taps does not survive bfloat16. `bias` (channels,) is the skip weight D of the
-    convolution this filter is used in; it is only kept here.
+    `bidirectional`. Both are float32 (float64 for a float64 module), also under autocast. A cast to half precision
+    leaves all parameters and buffers of this module in float32: thousands of positions are not told apart in bfloat16.
+    `bias` (channels,) is the skip weight D of the convolution this filter is used in; it is only kept here.
 
     Parameter names are those of the published M2-BERT checkpoints. A shorter L takes the first L rows, so a filter does
     not change with the input's length.
@@ -84,7 +114,7 @@ class HyenaFilter(nn.Module):
     uses
                     number c mod (channels / heads): filters shared across heads, as in H3 and M2-GPT
     emb_dim         positional features per position, odd and at least 3
-    width, inner_layers, w     of the network; w is the initial frequency of the sines
+    width, inner_layers, w     of the network; w is the initial frequency of the sines, w_mod a fixed factor of it
     modulate        whether to multiply by the decaying window, with `fast_decay` and `slow_decay` in units of
     max_length
 
@@ -100,6 +130,7 @@ class HyenaFilter(nn.Module):
         width: int = 128,
         inner_layers: int = 2,
         w: float = 10.0,
+        w_mod: float = 1.0,
         bidirectional: bool = False,
         modulate: bool = True,
         fast_decay: float = 0.3,
@@ -113,7 +144,7 @@ class HyenaFilter(nn.Module):
         distinct = channels // heads
         self.bias = nn.Parameter(torch.randn(channels))
         self.pos_emb = PositionalFeatures(max_length, emb_dim)
-        sine = Sine(width, w)
+        sine = Sine(width, w, w_mod)
         self.implicit_filter = _network(emb_dim, width, inner_layers, distinct, sine)
         self.implicit_filter_rev = _network(emb_dim, width, inner_layers, distinct, sine) if bidirectional else None
         self.modulation = ExponentialModulation(distinct, fast_decay, slow_decay) if modulate else None
@@ -132,8 +163,13 @@ class HyenaFilter(nn.Module):
         return self._remembered_filters(length)
 
     def _filters(self, length: int) -> tuple[Tensor, Tensor | None]:
-        k = self._filter(self.implicit_filter, length)
-        return k, None if self.implicit_filter_rev is None else self._filter(self.implicit_filter_rev, length)
+        z, t = self.pos_emb.z[0, :length], self.pos_emb.t[:, :length]
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        with torch.autocast(z.device.type, enabled=False):
+            window = None if self.modulation is None else self.modulation(t.to(dtype))
+            k = self._filter(self.implicit_filter, z.to(dtype), window)
+            rev = self.implicit_filter_rev
+            return k, None if rev is None else self._filter(rev, z.to(dtype), window)
 
     def _remembered_filters(self, length: int) -> tuple[Tensor, Tensor | None]:
         """In evaluation the filters are computed once, and again after any parameter or buffer has changed."""
@@ -147,17 +183,25 @@ class HyenaFilter(nn.Module):
                 kept = self._kept = (seen, state, self._filters(length))
         return kept[2]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `half`, `bfloat16`, `cuda` go through; a half precision asked for becomes float32."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            half = moved.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(device=moved.device, dtype=torch.float32) if half else moved
+
+        super()._apply(wide, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start with nothing remembered."""
         return {**self.__dict__, "_kept": None}
 
-    def _filter(self, network: nn.Sequential, length: int) -> Tensor:
-        z, t = self.pos_emb.z[:, :length], self.pos_emb.t[:, :length]
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        with torch.autocast(z.device.type, enabled=False):
-            k = _evaluate(network, z[0].to(dtype))
-            if self.modulation is not None:
-                k = k * self.modulation(t.to(dtype))
+    def _filter(self, network: nn.Sequential, z: Tensor, window: Tensor | None) -> Tensor:
+        k = _evaluate(network, z)
+        if window is not None:
+            k = k * window if torch.is_grad_enabled() else k.mul_(window)
         return k.repeat(self.heads, 1) if self.heads > 1 else k
 
     def extra_repr(self) -> str:

@@ -59,6 +59,25 @@ def test_plain_formula(order: int, expand: int, activation: str | None) -> None:
     torch.testing.assert_close(m(X), sigma(m.kernel * (X @ m3.T)) @ m4.T, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["glu", "plain"])
+@pytest.mark.parametrize("norm", ["post", "pre", None])
+@pytest.mark.parametrize("rows", [3, 4, 9, 10])
+def test_blocks_of_rows_change_nothing(kind: str, norm: str | None, rows: int) -> None:
+    """Ten rows in blocks of 3, 4, 9 and at once, from memory in another order, and under autocast."""
+    torch.manual_seed(0)
+    m = DimensionMixer(D, kind=kind, norm=norm).double()
+    want = m(X).detach()
+    m.block_rows = rows
+    with torch.no_grad():
+        torch.testing.assert_close(m(X), want, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(m(X.mT.contiguous().mT), want, rtol=1e-12, atol=1e-12)
+        m.float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = m(X.float())
+    assert found.dtype == (torch.float32 if norm else torch.bfloat16)
+    torch.testing.assert_close(found.double(), want, rtol=0.05, atol=0.05)
+
+
 def test_order_two_glu_trains() -> None:
     m = DimensionMixer(D, order=2)
     m(X.float()).square().sum().backward()

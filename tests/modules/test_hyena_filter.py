@@ -11,6 +11,7 @@ from torch import nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules import HyenaFilter, SequenceMixer, param_groups
+from m2gen.modules.hyena_filter import position_features, unit_times
 
 
 def transcription(state: dict[str, torch.Tensor], length: int, channels: int, rev: str = "") -> torch.Tensor:
@@ -83,6 +84,24 @@ def test_shorter_length_is_a_prefix() -> None:
     assert filter_fn()[0].shape == (4, 32)
 
 
+def test_fixed_frequency_factor() -> None:
+    once, twice = HyenaFilter(4, 16, w=10.0, w_mod=1.0), HyenaFilter(4, 16, w=5.0, w_mod=2.0)
+    state = once.state_dict()
+    twice.load_state_dict({name: t / 2 if name.endswith("freq") else t for name, t in state.items()})
+    torch.testing.assert_close(once(16)[0], twice(16)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_times_beyond_one_continue_the_features() -> None:
+    """Positions 128 to 191 of a table for 128: the same cosines and sines, further on."""
+    t = torch.arange(192, dtype=torch.float64)[None, :, None] / 127
+    z = position_features(t, 128, 5)
+    torch.testing.assert_close(z[0, :128], position_features(unit_times(128), 128, 5)[0])
+    for i in (128, 191):
+        w = 2 * math.pi * i / 128
+        want = [i / 127, math.cos(1e-4 * w), math.cos(w), -math.sin(1e-4 * w), -math.sin(w)]
+        torch.testing.assert_close(z[0, i], torch.tensor(want, dtype=torch.float64))
+
+
 def test_heads_share_filters() -> None:
     filter_fn = HyenaFilter(12, 16, heads=3)
     k, _ = filter_fn(16)
@@ -111,6 +130,8 @@ def test_filter_stays_float32(half: str) -> None:
         assert torch.equal(k, want)
     else:
         k, _ = filter_fn.to(getattr(torch, half))(16)
+        assert torch.equal(k, want), "a cast to half precision rounds neither positions nor weights"
+        assert {t.dtype for t in filter_fn.state_dict().values()} == {torch.float32}
     assert k.dtype == torch.float32
     assert filter_fn.double()(16)[0].dtype == torch.float64
 
