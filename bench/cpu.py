@@ -37,8 +37,7 @@ def forward(problem: Problem, everyone: bool = False) -> Calls:
     if problem.mode == "bidirectional":
         calls: Calls = {"torch.fft": lambda: baselines.torch_fft(u, k, k_rev)}
     else:
-        others = baselines.available(problem.n)
-        chosen = others if everyone else {"torch.fft": others["torch.fft"]}
+        chosen = baselines.available(problem.n) if everyone else {"torch.fft": baselines.torch_fft}
         calls = {name: lambda call=call: call(u, k) for name, call in chosen.items()}
     return calls | {"m2gen": lambda: m2gen.fftconv(**args)}
 
@@ -171,9 +170,9 @@ def main(rounds: int, threads: int, out: str | None, only: str | None = None) ->
             if only is None or only in group:
                 results.append(measure(group, text, calls(), rounds))
                 show(results[-1])
-    if out:
-        with open(out, "w") as file:
-            json.dump({"provenance": found, "results": results}, file, indent=1)
+                if out:  # after every row: nothing is lost if a later one fails
+                    with open(out, "w") as file:
+                        json.dump({"provenance": found, "results": results}, file, indent=1)
 
 
 __all__ = ["forward", "main", "peak_mib"]
