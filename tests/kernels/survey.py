@@ -2,7 +2,7 @@
 
     python tests/kernels/survey.py > surveyed.py && mv surveyed.py m2gen/kernels/surveyed.py
 
-Twenty minutes on two cores.
+The better part of an hour on two cores.
 """
 
 from __future__ import annotations
