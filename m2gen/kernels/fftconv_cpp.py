@@ -232,18 +232,21 @@ class FftConvCppSpec:
 
     @property
     def scratch_fixed(self) -> int:
-        """Bytes of scratch a call: the ring (backward: two, and the taps), and what a row of taps has more places."""
-        rings = 1 if self.part == "fwd" else 2
-        return self.real_bytes * (rings * 2 * self.size + (2 * self.size - (self.places if self.part == "fwd" else 0)))
+        """Bytes of scratch a call, backward: two rings and the taps."""
+        return 6 * self.size * self.real_bytes
 
     @property
     def scratch_each(self) -> int:
-        """Bytes of scratch more for each channel done together: a row and its spectrum; backward, two of each."""
-        return self.real_bytes * (2 * self.size + self.row) * (1 if self.part == "fwd" else 2)
+        """Bytes of scratch more for each channel done together, backward: two rows and two spectra."""
+        return 2 * (2 * self.size + self.row) * self.real_bytes
 
-    def scratch_bytes(self, channels: int) -> int:
-        """Bytes of scratch a thread, where `channels` are done together."""
-        return self.scratch_fixed + channels * self.scratch_each
+    def scratch_bytes(self, channels: int, batch: int = 2) -> int:
+        """Bytes of scratch a thread, where `channels` are done together. Forward: the ring, a row of each channel, and
+        spectra: of each where a batch shares them, else of one."""
+        if self.part == "bwd":
+            return self.scratch_fixed + channels * self.scratch_each
+        spectra = channels if batch > 1 else 1
+        return self.real_bytes * (2 * self.size * (1 + spectra) + channels * self.row)
 
     def resources(self) -> Resources:
         return Resources(shared_bytes=0, threads=1)

@@ -123,8 +123,9 @@ class FusedConv(Step):
 class NativeConv(Step):
     """One generated C++ kernel that does the whole convolution, the filter's transform included, row by row.
 
-    `channels` are done together, where channels are neighbours in memory. `bwd` is the kernel of all gradients. `keep`:
-    spectra of filters that do not change are kept from call to call, few enough to stay in cache.
+    `channels` are done together, where channels are neighbours in memory. `bwd` is the kernel of all gradients, which
+    does at most a vector of them. `keep`: spectra of filters that do not change are kept from call to call, few enough
+    to stay in cache.
     """
 
     transform: Transform

@@ -25,6 +25,7 @@ from m2gen.runtime.scratch import on_huge_pages
 from m2gen.runtime.spectral import Gradients, Operands
 
 _TORCH = {"fp32": torch.float32, "fp64": torch.float64}
+_ITEMS = 4  # groups of channels for each thread, at least, before groups are widened
 _ALONE = 2**17  # ring points of all rows below which a second thread costs more than it does
 
 
@@ -46,8 +47,7 @@ class NativeKernel:
         self.step = step
         ring = Ring(problem, 2 * step.spec.size)
         tail = ring.hi if step.fold else 0
-        self.sizes = [problem.b, problem.h, problem.n, tail, ring.hi, ring.lo, ring.centre, step.channels]
-        self.items = -(-problem.h // step.channels)
+        self.sizes = [problem.b, problem.h, problem.n, tail, ring.hi, ring.lo, ring.centre]
         self.keep = step.keep
         self.how = (step.spec.radices, step.spec.vector, step.spec.compute, ring.lo, ring.hi, ring.centre)
         self.parallel = problem.b * problem.h * step.spec.size >= _ALONE
@@ -93,9 +93,19 @@ class NativeKernel:
         inputs = (out.u, out.pre_gate, out.post_gate)
         taps = (out.k, out.k_rev, out.skip)
         pointers = [_address(tensor) for tensor in (*sequences, *filters, constants, *inputs, *taps, spectra)]
+        group = 1 if spec.part == "spectrum" else self._group(spec)
         strides = [*_strides((*sequences, *inputs), (3,) * 7), *_strides((*filters, *taps), (2, 2, 1) * 2)]
-        items = self.sizes[1] if spec.part == "spectrum" else self.items
-        load(spec).run(pointers, [*self.sizes, *strides], items, parallel=self.parallel)
+        items = -(-self.sizes[1] // group)
+        load(spec).run(pointers, [*self.sizes, group, *strides], items, parallel=self.parallel)
+
+    def _group(self, spec: FftConvCppSpec) -> int:
+        """Channels done together: as planned, fewer vectors of them where threads would be left without work."""
+        group, vector = self.step.channels, spec.vector
+        threads = torch.get_num_threads() if self.parallel else 1
+        least = _ITEMS * threads if threads > 1 else 1
+        while group > vector and (spec.part == "bwd" or self.sizes[1] < least * group):
+            group = max(vector, group // 2)
+        return group
 
 
 def _plain(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:

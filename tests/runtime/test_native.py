@@ -194,7 +194,7 @@ def test_threads_do_not_change_bits(layout: str) -> None:
     args = as_bhl(operands(problem))
     x = Operands(*(args.get(name) for name in TENSORS))
     kernel, dy = kernel_with(native_plan(problem)), torch.randn_like(args["u"])
-    assert kernel.parallel and kernel.items > 1
+    assert kernel.parallel and problem.h > kernel.step.channels
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -255,6 +255,19 @@ def test_scratch_is_small() -> None:
             spec = plan.conv.spec
             assert isinstance(spec, FftConvCppSpec)
             assert spec.scratch_bytes(group) <= most * 2**20, (n, layout)
+
+
+def test_wide_groups_of_channels() -> None:
+    """More than a vector of neighbouring channels together, and a last group that is none: the same bits."""
+    for h, batch in ((64, 1), (150, 2)):
+        problem = Problem.parse(f"fftconv n=100 h={h} b={batch} fp32 causal gated skip blh")
+        plan = native_plan(problem)
+        assert plan.conv.channels == 64
+        check_everything(problem, kernel_with(plan))
+        args = as_bhl(operands(problem))
+        x = Operands(*(args.get(name) for name in TENSORS))
+        narrow = NativeKernel(problem, replace(plan.conv, channels=16))
+        assert torch.equal(kernel_with(plan).forward(x), narrow.forward(x))
 
 
 @pytest.mark.parametrize("vector", [4, 8, 16])

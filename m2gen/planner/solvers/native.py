@@ -23,6 +23,8 @@ SMALLEST = 16  # places of a result; below, the least ring's rounding passes the
 LEAST_VECTOR = 16  # bytes; narrower units are given such vectors by the compiler
 _KEPT_BYTES = 8 * 2**20  # of spectra that stay in cache from call to call; larger ones are read slower than made
 _GROUP_BYTES = 48 * 2**20  # of the spectra and rows of channels done together
+_NEAR_BYTES = 4 * 2**20  # of scratch, up to which more than a vector of channels are done together
+_WIDEST = 4  # vectors of channels: runs of 256 bytes of each time step
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,13 @@ def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvCppSpec) -> Plan:
 
 
 def _channels(problem: Problem, spec: FftConvCppSpec) -> int:
-    """Channels done together: a vector of them where they are neighbours in memory, fewer where rings are large."""
+    """Channels done together: where they are neighbours in memory, vectors of them, as memory is read by runs of lines;
+    fewer where rings are large."""
     if problem.layout == "BHL":
         return 1
+    for vectors in (_WIDEST, _WIDEST // 2):
+        channels = vectors * spec.vector
+        if channels <= problem.h and spec.scratch_bytes(channels, problem.b) <= _NEAR_BYTES:
+            return channels
     fitting = _GROUP_BYTES // (spec.size * spec.real_bytes * 4)
     return min(spec.vector, max(1, fitting, min(4, problem.h)))
