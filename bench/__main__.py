@@ -13,13 +13,19 @@ parser.add_argument(
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
 parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
 parser.add_argument("--only", help="of the CPU benchmark: the groups whose name has this in it")
+parser.add_argument(
+    "--memory",
+    choices=["kept", "fresh"],
+    default="fresh",
+    help="of the CPU benchmark: see settle_allocator in bench/cpu.py",
+)
 parser.add_argument("--out", help="write the raw results there as JSON")
 arguments = parser.parse_args()
 
 if arguments.what == "cpu":
     from bench import cpu
 
-    cpu.main(arguments.rounds, arguments.threads, arguments.out, arguments.only)
+    cpu.main(arguments.rounds, arguments.threads, arguments.out, arguments.only, arguments.memory)
 elif arguments.what == "short":
     from bench import short
 
