@@ -71,12 +71,14 @@ class M2GPT(nn.Module):
             input_ids: (B, L) int64.
             labels: (B, L): labels[b, i] is the token that follows input_ids[b, i] (nothing is shifted here), or -100
                 where it does not count. The loss is the mean cross-entropy in nats.
-            mask: (B, L), bool or 0/1, true at real tokens; what stands at the others reaches no real token.
+            mask: (B, L), bool or 0/1, true at real tokens; what stands at the others reaches no real token. Padding
+                on the left changes nothing, but is refused with a CausalMonarch, which tells positions apart.
             cache: from `new_cache`: input_ids are the next part, of any length, of sequences whose earlier parts the
                 cache has seen, and it takes them in. For inference: gradients have to be off.
 
         Raises:
-            ProblemError: for more than max_length tokens, or more than the cache has room for.
+            ProblemError: for more than max_length tokens, or more than the cache has room for, or another number of
+                rows than it has; for a cache with gradients on; for a mask as said.
         """
         logits = self.logits(self.states(self.embedding(input_ids), mask, cache))
         if labels is None:
@@ -88,6 +90,8 @@ class M2GPT(nn.Module):
         """Embedded tokens x (B, L, d_model) -> what the head sees, likewise; mask and cache as in `forward`."""
         if cache is not None:
             _check_part(x, cache)
+        if mask is not None and self.config.causal == "monarch" and (cache is None or cache.position == 0):
+            _check_begin(mask)
         for i, layer in enumerate(self.layers):
             if self.gradient_checkpointing and self.training and cache is None:
                 x = self._gradient_checkpointing_func(layer.__call__, x, mask)
@@ -175,6 +179,16 @@ def _check_part(x: Tensor, cache: MixerCache) -> None:
             f"{x.shape[0]} sequences with a cache", f"it was made for {cache.batch}", "make it with new_cache(batch)"
         )
     cache.check(x.shape[1])
+
+
+def _check_begin(mask: Tensor) -> None:
+    """A CausalMonarch is not shift-invariant: a text that begins later would mean something else."""
+    if not bool(mask[:, 0].all()):
+        raise ProblemError(
+            'an M2-GPT with causal="monarch"',
+            "rows are padded on the left, which would shift their positions",
+            "pad on the right, or give texts of the same length",
+        )
 
 
 def _block(config: M2GPTConfig) -> MixerBlock:
