@@ -17,6 +17,7 @@ from m2gen.errors import ProblemError
 from m2gen.models.m2gpt.configuration import M2GPTConfig
 from m2gen.models.m2gpt.generation import stream
 from m2gen.modules.dimension_mixer import DimensionMixer
+from m2gen.modules.linear import dense_linear
 from m2gen.modules.mixer_block import MixerBlock
 from m2gen.modules.mixer_cache import MixerCache, filter_bank
 from m2gen.modules.online_conv import FilterBank
@@ -104,7 +105,7 @@ class M2GPT(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """states (..., d_model) -> logits (..., vocab_size)."""
-        return F.linear(states, self.embedding.weight)
+        return dense_linear(states, self.embedding.weight)
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache:
         """An empty cache for `batch` sequences of up to `capacity` tokens (default and most: max_length).
