@@ -14,6 +14,7 @@ on. The folder gets checkpoints, the model, and loss.png in bits per byte; a sam
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -68,7 +70,7 @@ class Options:
     filter_heads: int = field(default=1, metadata={"help": "heads that share filters"})
     fast_decay: float = field(default=0.02, metadata={"help": "windows of the filters, in units of the length"})
     slow_decay: float = 1.0
-    head_width: int = field(default=32, metadata={"help": "of the Transformer's attention"})
+    head_width: int = field(default=48, metadata={"help": "of the Transformer's attention"})
     dropout: float = field(default=0.0, metadata={"help": "of M2-GPT and of the attention"})
     text: list[str] = field(default_factory=list, metadata={"help": "text files; default the standard library"})
     held_out: list[str] = field(
@@ -195,7 +197,7 @@ def checkpoint(folder: str, resume: bool) -> str | None:
     return found
 
 
-def make_trainer(options: Options, arguments: TrainingArguments) -> M2Trainer:
+def make_trainer(options: Options, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback]) -> M2Trainer:
     """Reads the text, makes data and model."""
     train, held_out = read_bytes(options.text, options.held_out)
     set_seed(arguments.seed)
@@ -205,7 +207,7 @@ def make_trainer(options: Options, arguments: TrainingArguments) -> M2Trainer:
         args=arguments,
         train_dataset=Windows(train, options.length, arguments.seed),
         eval_dataset=Windows(held_out, options.length, 0, max(1, options.evaluated // options.length)),
-        callbacks=[LossCurve(label="bits per byte", scale=1 / math.log(2))],
+        callbacks=[LossCurve(label="bits per byte", scale=1 / math.log(2)), *callbacks],
         filter_lr=filter_lr,
         filter_weight_decay=options.filter_weight_decay,
     )
@@ -219,13 +221,13 @@ def sample(model: PreTrainedModel, prompt: str, count: int, length: int) -> str:
     return bytes(out[0].tolist()).decode(errors="replace")
 
 
-def main(command: list[str] | None = None) -> M2Trainer:
-    """Train and evaluate as the command line says; returns the trainer, with its log."""
+def main(command: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> M2Trainer:
+    """Train and evaluate as the command line says; returns the trainer, with its log. `callbacks` are added."""
     parser = HfArgumentParser((Options, TrainingArguments), description=__doc__.splitlines()[0])
     parser.set_defaults(**DEFAULTS)
     options, arguments = parser.parse_args_into_dataclasses(command)
     begin = checkpoint(arguments.output_dir, options.resume)
-    trainer = make_trainer(options, arguments)
+    trainer = make_trainer(options, arguments, callbacks)
     if trainer.is_world_process_zero():
         sizes = f"{len(trainer.train_dataset)} windows of {options.length} bytes, {len(trainer.eval_dataset)} held out"
         print(f"{options.model}: {trainer.model.num_parameters():,} parameters; {sizes}", flush=True)
