@@ -1,4 +1,4 @@
-"""The benchmarks: `python -m bench cpu | products | short | gpu [--rounds 9] [--threads 1] [--out FILE]`."""
+"""The benchmarks: `python -m bench cpu | products | short | generate | gpu [--rounds 9] [--threads 1] [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import argparse
 parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
 parser.add_argument(
     "what",
-    choices=["cpu", "products", "short", "gpu"],
+    choices=["cpu", "products", "short", "generate", "gpu"],
     help="the long convolution beside torch.fft on whole tensors; block-diagonal products beside the library; the "
-    "short convolution beside conv1d; the convolution on a GPU",
+    "short convolution beside conv1d; M2-GPT's time per token; the convolution on a GPU",
 )
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
 parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
@@ -20,6 +20,8 @@ parser.add_argument(
     default="fresh",
     help="of the CPU benchmark: see settle_allocator in bench/cpu.py",
 )
+parser.add_argument("--batch", type=int, default=1, help="of generation")
+parser.add_argument("--causal", choices=["fft", "monarch"], default="fft", help="of generation")
 parser.add_argument("--out", help="write the raw results there as JSON")
 arguments = parser.parse_args()
 
@@ -31,6 +33,10 @@ elif arguments.what == "short":
     from bench import short
 
     short.main(arguments.rounds, arguments.threads, arguments.out)
+elif arguments.what == "generate":
+    from bench import generate
+
+    generate.main(arguments.rounds, arguments.threads, arguments.batch, arguments.causal, arguments.out)
 elif arguments.what == "products":
     from bench import products
 

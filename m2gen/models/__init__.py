@@ -1,7 +1,8 @@
 """Whole models on top of `m2gen.modules`.
 
-M2-BERT follows the conventions of transformers, which is optional (`pip install 'm2gen[models]'`). Where it is
-installed, importing this package registers M2-BERT with its Auto classes; where it is not, the M2-BERT names raise.
+M2GPT is a plain module. M2-BERT, and M2-GPT once more, follow the conventions of transformers, which is optional
+(`pip install 'm2gen[models]'`). Where it is installed, importing this package registers them with its Auto classes;
+where it is not, their names raise.
 """
 
 from __future__ import annotations
@@ -16,6 +17,19 @@ from m2gen.models.m2gpt import M2GPT, M2GPTConfig
 
 if TYPE_CHECKING:
     from m2gen.models.m2bert import M2BertConfig, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+    from m2gen.models.m2gpt.pretrained import M2GPTForCausalLM, M2GPTPretrainedConfig
+
+_M2BERT = "m2gen.models.m2bert"
+_M2GPT = "m2gen.models.m2gpt.pretrained"
+# the names that need transformers, and where they are
+_MODULES = {
+    "M2BertConfig": _M2BERT,
+    "M2BertForMaskedLM": _M2BERT,
+    "M2BertForSequenceClassification": _M2BERT,
+    "M2BertModel": _M2BERT,
+    "M2GPTForCausalLM": _M2GPT,
+    "M2GPTPretrainedConfig": _M2GPT,
+}
 
 __all__ = [
     "M2GPT",
@@ -24,17 +38,20 @@ __all__ = [
     "M2BertForSequenceClassification",
     "M2BertModel",
     "M2GPTConfig",
+    "M2GPTForCausalLM",
+    "M2GPTPretrainedConfig",
 ]
 
 
 def _register() -> str | None:
-    """Import M2-BERT, which registers it; why that is not possible, or None."""
+    """Import what needs transformers, which registers it; why that is not possible, or None."""
     if find_spec("transformers") is None:
         return "transformers is not installed"
     try:
-        importlib.import_module("m2gen.models.m2bert")
-    except ImportError as error:  # another version of it; M2-GPT does without
-        fallback(f"there is no M2-BERT: transformers does not fit ({error})")
+        for module in sorted(set(_MODULES.values())):
+            importlib.import_module(module)
+    except ImportError as error:  # another version of it; M2GPT does without
+        fallback(f"there are only plain modules, no M2-BERT: transformers does not fit ({error})")
         return f"transformers does not fit ({error})"
     return None
 
@@ -43,8 +60,8 @@ _MISSING = _register()
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'm2gen.models' has no attribute {name!r}")
     if _MISSING is not None:
         raise MissingError(f"m2gen.models.{name}", _MISSING, "pip install 'm2gen[models]'")
-    return getattr(importlib.import_module("m2gen.models.m2bert"), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
