@@ -24,7 +24,7 @@ from examples.image_classification import main as train
 MODELS = ("M2-ViT-fashion", "ViT-fashion")
 RATES = (1e-3, 2.5e-3, 6e-3)
 SEEDS = (1, 2, 3)
-SHORT, LONG = 2, 5  # epochs
+SHORT, LONG = 1, 4  # epochs
 
 
 def run(data: str, model: str, learning_rate: float, seed: int, epochs: int, hold_out: int) -> dict[str, Any]:

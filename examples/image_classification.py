@@ -45,6 +45,7 @@ DEFAULTS = {
     "save_steps": 200,
     "save_total_limit": 2,
     "report_to": "none",
+    "dataloader_pin_memory": torch.cuda.is_available(),
     "remove_unused_columns": False,
 }
 
