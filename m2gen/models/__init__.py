@@ -1,6 +1,6 @@
 """Whole models on top of `m2gen.modules`.
 
-M2GPT is a plain module. M2-BERT, and M2-GPT once more, follow the conventions of transformers, which is optional
+M2GPT is a plain module. M2-BERT, M2-ViT, and M2-GPT once more, follow the conventions of transformers, which is optional
 (`pip install 'm2gen[models]'`). Where it is installed, importing this package registers them with its Auto classes;
 where it is not, their names raise.
 """
@@ -18,18 +18,7 @@ from m2gen.models.m2gpt import M2GPT, M2GPTConfig
 if TYPE_CHECKING:
     from m2gen.models.m2bert import M2BertConfig, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
     from m2gen.models.m2gpt.pretrained import M2GPTForCausalLM, M2GPTPretrainedConfig
-
-_M2BERT = "m2gen.models.m2bert"
-_M2GPT = "m2gen.models.m2gpt.pretrained"
-# the names that need transformers, and where they are
-_MODULES = {
-    "M2BertConfig": _M2BERT,
-    "M2BertForMaskedLM": _M2BERT,
-    "M2BertForSequenceClassification": _M2BERT,
-    "M2BertModel": _M2BERT,
-    "M2GPTForCausalLM": _M2GPT,
-    "M2GPTPretrainedConfig": _M2GPT,
-}
+    from m2gen.models.m2vit import M2ViTConfig, M2ViTForImageClassification, M2ViTModel
 
 __all__ = [
     "M2GPT",
@@ -40,7 +29,12 @@ __all__ = [
     "M2GPTConfig",
     "M2GPTForCausalLM",
     "M2GPTPretrainedConfig",
+    "M2ViTConfig",
+    "M2ViTForImageClassification",
+    "M2ViTModel",
 ]
+# the modules that need transformers, by the start of the names in them
+_FAMILIES = {"M2Bert": "m2gen.models.m2bert", "M2GPT": "m2gen.models.m2gpt.pretrained", "M2ViT": "m2gen.models.m2vit"}
 
 
 def _register() -> str | None:
@@ -48,10 +42,10 @@ def _register() -> str | None:
     if find_spec("transformers") is None:
         return "transformers is not installed"
     try:
-        for module in sorted(set(_MODULES.values())):
-            importlib.import_module(module)
+        for family in _FAMILIES.values():
+            importlib.import_module(family)
     except ImportError as error:  # another version of it; M2GPT does without
-        fallback(f"there are only plain modules, no M2-BERT: transformers does not fit ({error})")
+        fallback(f"there are only plain modules, no M2-BERT and no M2-ViT: transformers does not fit ({error})")
         return f"transformers does not fit ({error})"
     return None
 
@@ -60,8 +54,9 @@ _MISSING = _register()
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module 'm2gen.models' has no attribute {name!r}")
     if _MISSING is not None:
         raise MissingError(f"m2gen.models.{name}", _MISSING, "pip install 'm2gen[models]'")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    family = next(module for start, module in _FAMILIES.items() if name.startswith(start))
+    return getattr(importlib.import_module(family), name)
