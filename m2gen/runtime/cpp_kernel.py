@@ -83,7 +83,7 @@ def load_all(specs: Iterable[KernelSpec]) -> None:
 
 def compile_text(spec: KernelSpec, arch: str) -> str:
     """The assembly of a spec for a CPU that need not be this one: "avx512", "avx2", "neon" or "generic"."""
-    return compiler.assembly(render(spec), arch)
+    return compiler.portable(render(spec), arch, "-S").decode()
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +97,7 @@ def available() -> str | None:
 
 
 def _open(source: Source, flags: tuple[str, ...]) -> ctypes.CDLL:
-    path: Path = compiler.shared_library(source, flags)
+    path: Path = compiler.compiled_ahead(source) or compiler.shared_library(source, flags)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
