@@ -1,4 +1,4 @@
-"""The benchmarks: `python -m bench cpu | gpu | short [--rounds 9] [--threads 1] [--out FILE]`."""
+"""The benchmarks: `python -m bench cpu | products | short | gpu [--rounds 9] [--threads 1] [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import argparse
 parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
 parser.add_argument(
     "what",
-    choices=["cpu", "gpu", "short"],
-    help="the long convolution beside torch.fft on whole tensors; the short one beside conv1d",
+    choices=["cpu", "products", "short", "gpu"],
+    help="the long convolution beside torch.fft on whole tensors; block-diagonal products beside the library; the "
+    "short convolution beside conv1d; the convolution on a GPU",
 )
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
 parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
@@ -30,6 +31,10 @@ elif arguments.what == "short":
     from bench import short
 
     short.main(arguments.rounds, arguments.threads, arguments.out)
+elif arguments.what == "products":
+    from bench import products
+
+    products.main(arguments.rounds, arguments.threads, arguments.out)
 else:
     from bench import gpu
 
