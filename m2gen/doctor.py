@@ -81,7 +81,7 @@ def _ahead() -> str:
     """The folder of `m2gen compile` in use, and how many kernels it has for this CPU."""
     from m2gen.cache import compiled
     from m2gen.config import config
-    from m2gen.runtime.compiler import runnable
+    from m2gen.runtime.ahead import runnable
 
     folder = config().compiled_dir
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +19,12 @@ from m2gen.codegen.render import render
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import CompileError, M2GenError
 from m2gen.kernels.dispatch import DispatchSpec
-from m2gen.planner import search
 from m2gen.planner.plan import FusedConv, NativeConv, Plan
+from m2gen.runtime import planning
 
 if TYPE_CHECKING:
     from m2gen.kernels.spec import KernelSpec
 
-SHORT = "depthwise_conv1d"  # short convolutions pose no Problem; their kernels stand under this name
 _SUFFIX = {"source": "py", "amdgcn": "s"}  # of texts that are not called like their files
 Tell = Callable[[str, str], None]  # a kernel's name, and what became of it
 
@@ -40,18 +40,19 @@ class Result:
     failed: list[str] = field(default_factory=list)
 
 
-def build(out: Path, limits: DeviceLimits, wanted: Wanted, tell: Tell) -> Result:
+def build(out: Path, target: str, wanted: Wanted, tell: Tell) -> Result:
     """Compile all that is wanted for a target into out/<target>, beside what is there already.
 
     A kernel that is there, made from the same source, is left alone, so a broken-off run goes on where it was. Raises
     M2GenError where the folder cannot be written, or no compiler for the target works.
     """
+    limits = planning.limits_of(target)
     maker = _gpu if limits.kind == "gpu" else _cpu
     tool = "Triton, for inspection" if limits.kind == "gpu" else _tool(limits.arch)
     folder = _folder(out, limits.arch)  # not before there is a compiler
     manifest = compiled.read(folder) or Manifest(limits.arch, __version__, tool)
     manifest.m2gen, manifest.compiler = __version__, tool
-    jobs = _plan_all(manifest, wanted, limits)
+    jobs = _plan_all(manifest, wanted, target, limits)
     missing = [job for job in jobs if not compiled.whole(folder, manifest.kernels.get(job.name), job.text)]
     result = Result(folder, len(wanted.problems), there=len(jobs) - len(missing))
     try:
@@ -100,27 +101,30 @@ def _unwritable(folder: Path, error: OSError) -> M2GenError:
     return M2GenError(f"kernels in {folder}", f"it cannot be written ({error.strerror or error})", "use another --out")
 
 
-def _plan_all(manifest: Manifest, wanted: Wanted, limits: DeviceLimits) -> list[_Job]:
+def _plan_all(manifest: Manifest, wanted: Wanted, target: str, limits: DeviceLimits) -> list[_Job]:
     """Every kernel of every problem, each once; the manifest is told which problem has which."""
     jobs: dict[str, _Job] = {}
     for problem, who in wanted.problems.items():
-        chosen = search.plan(problem, limits)
+        chosen = planning.plan(problem, target)
         own = [_Job(spec, problem.layout) for spec in _kernels(chosen, problem in wanted.trained)]
-        _note(manifest, str(problem), str(chosen), own, who)
+        _note(manifest, str(problem), chosen, own, who)
         jobs |= {job.name: job for job in own if job.name not in jobs}
-    short = [_Job(spec) for spec in sorted(wanted.short, key=lambda spec: spec.name)]
-    if short:
-        _note(manifest, SHORT, "one kernel for each width, layout and dtype", short, [])
+    for op, specs in wanted.others.items():
+        own = [_Job(spec) for spec in specs]
+        _note(manifest, op, None, own, [])
+        jobs |= {job.name: job for job in own}
     if limits.kind == "cpu":
-        short.append(_Job(DispatchSpec()))  # which every kernel needs
-    return [*jobs.values(), *short]
+        jobs[DispatchSpec().name] = _Job(DispatchSpec())  # which every kernel needs
+    return list(jobs.values())
 
 
-def _note(manifest: Manifest, problem: str, plan: str, jobs: list[_Job], who: list[str]) -> None:
+def _note(manifest: Manifest, problem: str, plan: Plan | None, jobs: list[_Job], who: list[str]) -> None:
     """The problem's entry; kernels and askers of an earlier run with the same plan stay."""
+    text, steps = ("", {}) if plan is None else (str(plan), json.loads(plan.to_json()))
     entry = manifest.problems.get(problem)
-    if entry is None or entry.plan != plan:
-        entry = manifest.problems[problem] = Planned(plan, [])
+    if entry is None or entry.plan != text:
+        entry = manifest.problems[problem] = Planned(text, [])
+    entry.steps = steps
     entry.kernels = list(dict.fromkeys((*entry.kernels, *(job.name for job in jobs))))
     entry.of = list(dict.fromkeys((*entry.of, *who)))
 

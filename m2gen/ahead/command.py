@@ -39,7 +39,7 @@ def run(
         wanted = _named(asked, corpus, backward)
         for name in models:
             record(wanted, name, limits, dtype=dtype, gradients=backward, **sizes)
-        result = build(Path(out), limits, wanted, lambda name, what: say(f"{name}: {what}"))
+        result = build(Path(out), target, wanted, lambda name, what: say(f"{name}: {what}"))
         failed += result.failed
         say(f"{result.folder}: {result.problems} problems, {result.new} kernels compiled, {result.there} were there")
     return failed

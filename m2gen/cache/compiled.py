@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from m2gen.cache import store
 from m2gen.errors import ConfigError
@@ -38,10 +39,13 @@ class Kernel:
 
 @dataclass(slots=True)
 class Planned:
-    """One problem: its plan as text, its kernels by name, and who asked for it."""
+    """One problem: its plan, as text and as what is read back, its kernels by name, and who asked for it.
+
+    An operator that poses no problem has its kernels under its name, and no plan."""
 
     plan: str
     kernels: list[str]
+    steps: dict[str, Any] = field(default_factory=dict)
     of: list[str] = field(default_factory=list)
 
 
@@ -119,6 +123,14 @@ def find(folder: str, targets: Iterable[str], name: str, text: str) -> Path | No
             return file
         fallback(f"{file} is not used: {why}")
     fallback(f"{name} is not among the kernels compiled ahead in {folder}: m2gen compile adds it")
+    return None
+
+
+def planned(folder: str, targets: Iterable[str], problem: str) -> dict[str, Any] | None:
+    """The plan that the problem's kernels in the folder were made for. Raises ConfigError, as `find` does."""
+    for _, manifest in opened(folder, tuple(targets)):
+        if problem in manifest.problems:
+            return manifest.problems[problem].steps
     return None
 
 

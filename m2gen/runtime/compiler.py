@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from m2gen.cache import binaries, compiled, store
+from m2gen.cache import binaries, store
 from m2gen.codegen.render import Source
 from m2gen.config import config
 from m2gen.errors import CompileError
@@ -128,18 +128,6 @@ def portable_flags(arch: str) -> tuple[str, ...]:
     if arch not in _ARCH_FLAGS:
         raise CompileError(f"code for {arch}", "not a CPU of the table", f"use one of {', '.join(_ARCH_FLAGS)}")
     return (*_FLAGS, *_ARCH_FLAGS[arch])
-
-
-def runnable() -> tuple[str, ...]:
-    """The rows of the device table whose code this CPU runs, its own first."""
-    local = cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine())
-    return tuple(reversed(_X86[: _X86.index(local) + 1])) if local in _X86 else (local,)
-
-
-def compiled_ahead(source: Source) -> Path | None:
-    """The source's binary from the folder of kernels compiled ahead, if there is one. Raises ConfigError."""
-    folder = config().compiled_dir
-    return compiled.find(folder, runnable(), source.name, source.text) if folder else None
 
 
 def shared_library(source: Source, flags: tuple[str, ...]) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from click.testing import CliRunner, Result
 from fresh import results
 from transformers import AutoModel
 
+import m2gen
 from m2gen.ahead import command
 from m2gen.ahead.record import Wanted, record
 from m2gen.cache import compiled
 from m2gen.cli import main
-from m2gen.device.limits import target
+from m2gen.config import Config
 from m2gen.models import M2BertConfig, M2BertModel
+from m2gen.planner import search
 from m2gen.planner.problem import Problem
-from m2gen.runtime import compiler, executor
+from m2gen.runtime import ahead, blockdiag, compiler, cpp_kernel, depthwise, executor, native, planning
+from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
+from m2gen.runtime.spectral import Gradients, Operands
 
 HERE = Path(__file__).parent
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 40}
@@ -90,6 +95,7 @@ def test_the_manifest_says_what_is_there(model: Path, kernels: Path) -> None:
     assert manifest is not None and manifest.target == place.name and "-march" in manifest.compiler
     problem = "fftconv n=40 h=32 b=2 fp64 bidirectional gated skip blh"
     assert manifest.problems[problem].of == [str(model)] and " native " in manifest.problems[problem].plan
+    assert {"blockdiag_linear", "depthwise_conv1d"} < set(manifest.problems)
     named = {name for entry in manifest.problems.values() for name in entry.kernels}
     assert named | {"m2gen_dispatch"} == set(manifest.kernels)
     files = {name for kernel in manifest.kernels.values() for name in kernel.files}
@@ -97,26 +103,30 @@ def test_the_manifest_says_what_is_there(model: Path, kernels: Path) -> None:
 
 
 def test_recorded_is_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The problems and kernels that fake tensors show are those that real ones meet."""
-    limits = target("avx512")
+    """The problems and kernels that fake tensors show are those that real ones load."""
+    limits = live(torch.device("cpu"))
     config = M2BertConfig(vocab_size=50, hyena_filter_order=8, **SMALL)
     monkeypatch.setattr("m2gen.ahead.record.config_of", lambda name: config)
     wanted = Wanted()
     record(wanted, "small", limits, lengths=(24, 40), batches=(1, 3), gradients=True)
     met: set[Problem] = set()
-    bound = executor.bound
+    loaded: set[str] = set()
+    bound, load = executor.bound, cpp_kernel.load
     monkeypatch.setattr(executor, "bound", lambda problem, limits: (met.add(problem), bound(problem, limits))[1])
+    for module in (blockdiag, depthwise):
+        module._bound.cache_clear()
+        monkeypatch.setattr(module, "load", lambda spec: (loaded.add(spec.name), load(spec))[1])
     model = M2BertModel(config)
-    for length, batch in ((24, 1), (24, 3), (40, 1), (40, 3)):
-        model(torch.zeros((batch, length), dtype=torch.long))[0].sum().backward()
+    for length, batch in product((24, 40), (1, 3)):
+        ids = torch.zeros((batch, length), dtype=torch.long)
+        model(ids)[0].sum().backward()
+        with torch.no_grad():
+            model(ids)
     assert met == set(wanted.problems) == wanted.trained
-    assert {spec.part for spec in wanted.short} == {"fwd", "dw"} and {spec.layout for spec in wanted.short} == {"BLH"}
+    assert {spec.name for specs in wanted.others.values() for spec in specs} == loaded
 
 
 def test_a_plan_lists_every_kernel_that_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from m2gen.runtime import native
-    from m2gen.runtime.spectral import Gradients, Operands
-
     loaded: set[Any] = set()
     load = native.load
     monkeypatch.setattr(native, "load", lambda spec: (loaded.add(spec), load(spec))[1])
@@ -132,11 +142,22 @@ def test_a_plan_lists_every_kernel_that_it_loads(monkeypatch: pytest.MonkeyPatch
 
 
 def native_step(problem: Problem) -> Any:
-    from m2gen.planner import search
-
-    best = search.rank(problem, target(compiler.runnable()[0])).best("native")
+    best = search.rank(problem, live(torch.device("cpu"))).best("native")
     assert best is not None
     return best.conv
+
+
+def test_what_was_compiled_ahead_is_done_as_it_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would be planned now: another plan's kernels are not there."""
+    problem, limits = Problem.parse("fftconv n=70 h=2 b=2 causal"), live(torch.device("cpu"))
+    odd = search.rank(problem, limits).plans[-1]
+    monkeypatch.setattr(planning.search, "plan", lambda *_: odd)
+    assert run(str(problem), tmp_path).exit_code == 0
+    monkeypatch.undo()
+    assert m2gen.plan(problem) != odd
+    monkeypatch.setattr(ahead, "config", lambda: Config(compiled_dir=str(tmp_path)))
+    assert m2gen.plan(problem) == odd == ahead.plan(problem, limits)
+    assert ahead.plan(Problem(n=71), limits) is None
 
 
 @pytest.mark.slow
