@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.timing import interleaved, peak_mib, provenance, ratios, rounded, summary, write
+from bench.timing import interleaved, provenance, ratios, rounded, summary, write
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -65,8 +65,9 @@ def room(kind: str, length: int, dtype: str) -> str | None:
 def peak(kind: str, length: int, dtype: str) -> float:
     """MiB that a call takes beyond the model and what earlier calls left, the calls before it having been made."""
     code = (
-        "import sys, torch; from bench import models; torch.set_num_threads(int(sys.argv[4]));"
-        "call = models.call(sys.argv[1], int(sys.argv[2]), sys.argv[3]); call(); call(); print(models.peak_mib(call))"
+        "import sys, torch; from bench import models; from bench.timing import peak_mib;"
+        "torch.set_num_threads(int(sys.argv[4]));"
+        "call = models.call(sys.argv[1], int(sys.argv[2]), sys.argv[3]); call(); call(); print(peak_mib(call))"
     )
     words = [sys.executable, "-c", code, kind, str(length), dtype, str(torch.get_num_threads())]
     return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])

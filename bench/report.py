@@ -68,11 +68,11 @@ def memory_law(sizes: Sequence[int], values: Sequence[float]) -> Power | None:
 
 
 def formula(name: str, sizes: Sequence[int]) -> tuple[str, float]:
-    """The cost's formula, and its exponent over these sizes: p N^((p+1)/p), or N log N for transforms of order log N."""
+    """The cost's formula, and its exponent over these sizes: p N^((p+1)/p), or N log N for order log N."""
     if name.startswith("order "):
         order = int(name.split()[1])
-        return f"N^({order + 1}/{order})", (order + 1) / order
-    return "N log N", power(sizes, [n * math.log2(2 * n) for n in sizes]).exponent
+        return f"N^{{{order + 1}/{order}}}", (order + 1) / order
+    return r"N \log N", power(sizes, [n * math.log2(2 * n) for n in sizes]).exponent
 
 
 def traffic(problem: Problem) -> tuple[float, float]:
@@ -101,8 +101,9 @@ def _short(value: float, digits: int = 3) -> str:
     return f"{value:,.0f}" if value >= 10**digits else f"{value:.{digits}g}"
 
 
-def timings(rows: Sequence[Row]) -> str:
-    """Medians of every contender, and how many times as fast the later ones are as the first."""
+def timings(rows: Sequence[Row], peak: float | None = None) -> str:
+    """Medians of every contender, how many times as fast the later ones are as the first, useful work as a share of the
+    measured `peak` in GFLOP/s, and memory."""
     names = list(dict.fromkeys(name for row in rows for name in row["ms"]))
     lines = [
         [
@@ -112,7 +113,18 @@ def timings(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return table(["problem", *(f"{name} ms" for name in names), "times as fast as the first (quartiles)"], lines)
+    more = ["GFLOP/s, share of peak", "peak MiB"] if any("gflops" in row for row in rows) else []
+    lines = [[*line, *_work(row, peak)][: len(line) + len(more)] for line, row in zip(lines, rows, strict=True)]
+    return table(["problem", *(f"{name} ms" for name in names), "times as fast as the first (quartiles)", *more], lines)
+
+
+def _work(row: Row, peak: float | None) -> tuple[str, str]:
+    """Useful work done in a second, and memory beyond inputs and output."""
+    if "gflops" not in row:
+        return "", ""
+    share = f" ({row['gflops'] / peak:.0%})" if peak else ""
+    memory = ", ".join(f"{name} {max(mib, 0):.1f}" for name, mib in row["peak_mib"].items())
+    return f"{row['gflops']:.0f}{share}", memory
 
 
 def gains(row: Row) -> str:
@@ -123,14 +135,14 @@ def growth(rows: Sequence[Row]) -> str:
     lines = []
     for name, (sizes, _, law) in laws(rows).items():
         text, exponent = formula(name, sizes)
-        lines.append([name, f"{law.exponent:.3f} ± {law.error:.3f}", text, f"{exponent:.3f}"])
+        lines.append([name, f"{law.exponent:.3f} ± {law.error:.3f}", f"${text}$", f"{exponent:.3f}"])
     time = table(["time of one row", "fitted exponent", "formula", "its exponent there"], lines)
     lines = []
     for name, (sizes, values) in memory(rows).items():
         law = memory_law(sizes, values)
         fitted = "too little to fit" if law is None else f"{law.exponent:.3f} ± {law.error:.3f}"
         meant = "N: one row at a time" if name == "m2gen" else "constant: every row at once"
-        lines.append([name, f"{min(values):.1f} to {max(values):.1f}", fitted, meant])
+        lines.append([name, f"{max(min(values), 0):.1f} to {max(values):.1f}", fitted, meant])
     return "\n\n".join([time, table(["memory of a call", "MiB", "fitted exponent", "formula"], lines)])
 
 
@@ -169,14 +181,16 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
 def page(runs: Sequence[Run], pictures: Sequence[tuple[str, str]]) -> str:
     """The whole Markdown text; `pictures` are (file, caption)."""
     parts = ["# Measured", "Written by `python -m bench report`. Medians; quartiles in brackets."]
-    parts += [f"![{caption}]({file})\n\n{caption}" for file, caption in pictures]
+    parts += [f"![{Path(file).stem}]({file})\n\n{caption}" for file, caption in pictures]
     for run in runs:
         facts = ", ".join(
             f"{key} {value if isinstance(value, str) else _short(value)}" for key, value in run.provenance.items()
         )
         parts += [f"## {run.file}", facts]
         for group in dict.fromkeys(row["group"] for row in run.rows if "group" in row):
-            parts += [f"### {group}", TABLES.get(group, timings)(run.of(group))]
+            rows = run.of(group)
+            text = TABLES[group](rows) if group in TABLES else timings(rows, run.provenance.get("fma_peak_gflops"))
+            parts += [f"### {group}", text]
     return "\n\n".join(parts) + "\n"
 
 
