@@ -5,6 +5,7 @@
 | M2GEN_LOG            | debug, info, warning (default)  | what the `m2gen` logger shows on stderr                     |
 | M2GEN_CHECK_FINITE   | 0 (default), 1                  | 1: every op raises on NaN or infinity in its inputs         |
 | M2GEN_CACHE_DIR      | a folder                        | where generated kernels are kept; default ~/.cache/m2gen    |
+| M2GEN_COMPILED_DIR   | a folder of `m2gen compile`     | kernels compiled ahead; only read                           |
 
 Two variables of others are heeded: CXX, the C++ compiler (a command, arguments allowed), and TRITON_INTERPRET.
 """
@@ -24,6 +25,7 @@ class Config:
     log: str = "warning"
     check_finite: bool = False
     cache_dir: str = ""
+    compiled_dir: str = ""  # empty: nothing is compiled ahead
     cxx: str = ""  # the C++ compiler's command; empty: the first of the usual ones
     triton_interpret: bool = False  # Triton's own TRITON_INTERPRET: its kernels run on CPU tensors
 
@@ -32,7 +34,7 @@ _CHOICES: dict[str, dict[str, object]] = {
     "M2GEN_LOG": {"debug": "debug", "info": "info", "warning": "warning"},
     "M2GEN_CHECK_FINITE": {"0": False, "1": True},
 }
-_FREE = ("M2GEN_CACHE_DIR",)
+_FREE = ("M2GEN_CACHE_DIR", "M2GEN_COMPILED_DIR")
 FOREIGN = {"cxx": "CXX", "triton_interpret": "TRITON_INTERPRET"}  # fields of Config that others' variables set
 
 

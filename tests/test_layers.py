@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "models": {"modules"},
     "testing": {"device", "kernels", "planner", "codegen", "reference"},
 }
-ANYTHING = {"__init__", "__main__", "cli", "demo", "doctor", "show"}  # they import late
+ANYTHING = {"__init__", "__main__", "ahead", "cli", "demo", "doctor", "show"}  # they import late
 NO_TORCH = {*BASE, "device", "kernels", "planner", "codegen", "cache", "cli", "doctor", "show", "__init__", "__main__"}
 
 

@@ -21,9 +21,18 @@ def plan(problem: str | Problem, target: str = "auto") -> Plan:
     """The cheapest legal plan of `problem` on `target`, by estimate.
 
     `problem` is a `Problem` or its text, such as `"fftconv n=8192 h=768 b=4 bf16 causal gated"`; `target` is "auto" or
-    an architecture such as "sm90" or "avx2". Nothing is run and nothing is timed.
+    an architecture such as "sm90" or "avx2". Nothing is run and nothing is timed. A problem whose kernels were compiled
+    ahead (M2GEN_COMPILED_DIR) has the plan that they were compiled for.
     """
-    return search.plan(_problem(problem), limits_of(target))
+    asked, limits = _problem(problem), limits_of(target)
+    return _ahead(asked, limits) or search.plan(asked, limits) if target == "auto" else search.plan(asked, limits)
+
+
+def _ahead(problem: Problem, limits: DeviceLimits) -> Plan | None:
+    """The plan that was compiled ahead, which runs."""
+    from m2gen.runtime import ahead  # late: as above
+
+    return ahead.plan(problem, limits)
 
 
 def ranking(problem: str | Problem, target: str = "auto") -> search.Ranking:
