@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "codegen": {"device", "kernels"},
     "cache": set(),
     "reference": set(),
-    "runtime": {"device", "kernels", "planner", "codegen", "cache", "reference"},
+    "runtime": {"device", "kernels", "planner", "codegen", "cache", "reference", "testing"},
     "ops": {"device", "kernels", "planner", "runtime", "reference"},
     "monarch": {"ops", "reference"},
     "modules": {"ops", "monarch", "reference"},

@@ -43,6 +43,11 @@ class DeviceLimits:
     registers: int = 0  # 32-bit registers per multiprocessor (GPU)
     vector_bytes: int = 0  # vector register (CPU)
     native_rate: float = 0.0  # operations/s of generated C++ transforms in float32 (CPU)
+    native_shares: tuple[tuple[int, float], ...] = ((1, 1.0),)  # (points of a ring, share of that rate), between by log
+    native_pass: float = 0.0  # operations for each point that a pass costs beyond its FLOP
+    native_numbers: float = 1e9  # numbers/s that are converted, gated and copied into rows and back
+    native_across: float = 1e9  # the same, where channels are neighbours in memory
+    native_call: float = 0.0  # seconds of one call; 0: call_seconds
     languages: tuple[str, ...] = ("cpp",)  # that generated kernels can be written in for it
     sources: tuple[tuple[str, str], ...] = ()  # (fields, where the figure is from)
 
@@ -54,6 +59,10 @@ class DeviceLimits:
         """FLOP/s of the FFT library on `rows` rows of `points` points a call."""
         shape = 1.0 if points.bit_count() == 1 else self.fft_mixed[points % 2]
         return _between(self.fft_rates, points) * _between(self.fft_rows, rows) * shape
+
+    def native_share(self, points: int) -> float:
+        """The share of `native_rate` that a ring of `points` points reaches."""
+        return _between(self.native_shares, points)
 
 
 def _between(curve: tuple[tuple[int, float], ...], at: float) -> float:

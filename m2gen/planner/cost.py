@@ -10,8 +10,9 @@ D bandwidth of the user's tensors, t cost of a call, P memory passes of the libr
 its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a tile, s transforms
 stacked in a product, Q bytes of its operand, X rate of its products, V vector rate, A threads of a block, I
 instructions that a warp issues for a tile (one that spills counts 16), l seconds that a tile waits for memory and
-barriers, m multiprocessors, O blocks that each holds at once. Of a native kernel:
-J operations for each point of a transform, X rate of them.
+barriers, m multiprocessors, O blocks that each holds at once. Of a native kernel: J operations for each point of a
+transform, what a pass costs beyond its FLOP among them, X rate of them, L 1 where the user's numbers are gathered into
+rows (another dtype, a gate, or channels as neighbours), Y numbers gathered a second.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -36,7 +37,7 @@ from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.kernels.survey import blocks, found
 from m2gen.planner.factor import largest_prime
-from m2gen.planner.plan import Estimate, Transform
+from m2gen.planner.plan import Estimate, FusedConv, NativeConv, Plan, Transform
 from m2gen.planner.problem import Problem
 
 BLUESTEIN_ABOVE = 13  # libraries have kernels for the primes up to this; beyond, three longer transforms
@@ -80,6 +81,8 @@ class Values(NamedTuple):
     l: Any = 0  # noqa: E741
     m: Any = 1
     O: Any = 1  # noqa: E741
+    L: Any = 0
+    Y: Any = 1.0
 
 
 @dataclass(frozen=True)
@@ -250,13 +253,14 @@ def native_filter(v: Values, a: Arithmetic) -> Cost:
 def native_conv(v: Values, a: Arithmetic) -> Cost:
     """One call; a row is transformed, multiplied and transformed back in cache, and memory is read ahead meanwhile."""
     flop = v.B * v.H * (2 * v.N * v.J + 6 * v.N)
+    gathered = v.B * v.H * v.n * (2 + v.G) * v.L
     moved = _user_bytes(v)
     return Cost(
         flop=flop,
         bytes=moved,
         launches=1,
         working_set=2 * v.c * v.N * (1 + v.C),
-        seconds=a.maximum(flop / v.X, moved / v.D) + v.t,
+        seconds=a.maximum(flop / v.X + gathered / v.Y, moved / v.D) + v.t,
     )
 
 
@@ -333,8 +337,15 @@ def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -
 def native_values(problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
     """The numbers of a native kernel's steps."""
     slower = limits.fp64_ratio if spec.compute == "fp64" else 1.0
+    passes = sum(radix > 1 for radix in spec.radices)
+    across = problem.layout == "BLH"
     return _sizes(problem, Transform("monarch", spec.size, spec.factors), channels)._replace(
-        D=limits.dram_bandwidth, t=limits.call_seconds, J=spec.operations, X=limits.native_rate * slower
+        D=limits.dram_bandwidth,
+        t=limits.native_call or limits.call_seconds,
+        J=spec.operations + limits.native_pass * passes,
+        X=limits.native_rate * limits.native_share(spec.size) * slower,
+        L=int(across or problem.gates > 0 or spec.dtype != spec.compute),
+        Y=(limits.native_across if across else limits.native_numbers) * slower,
     )
 
 
@@ -395,3 +406,16 @@ def estimate(problem: Problem, transform: Transform, channels: int, limits: Devi
     for radix in sorted(set(transform.radices)):
         total = total.plus(monarch_stage(numbers, NUMBERS, radix, step), transform.radices.count(radix))
     return Estimate(*map(float, total))
+
+
+def expected(plan: Plan, limits: DeviceLimits) -> float:
+    """The seconds that `limits` let one expect of a plan that may have been made with others."""
+    conv = plan.conv
+    if isinstance(conv, NativeConv):
+        both = native_estimates(plan.problem, conv.spec, conv.channels, limits)
+    elif isinstance(conv, FusedConv):
+        both = fused_estimates(plan.problem, conv.spec, limits)
+    else:
+        steps = ("filter", "conv")
+        both = tuple(estimate(plan.problem, conv.transform, conv.channels, limits, step) for step in steps)  # type: ignore[assignment]
+    return both[0].seconds + both[1].seconds

@@ -35,7 +35,8 @@ LEGEND = (
     "Q bytes of an operand, "
     "X rate of its products, V vector rate, A threads of a block, I instructions that a warp issues for a tile, "
     "l seconds that a tile waits, m multiprocessors, O blocks that each holds at once, "
-    "J operations a point of a native transform, X their rate"
+    "J operations a point of a native transform, X their rate, L 1 where numbers are gathered into rows, Y numbers a "
+    "second"
 )
 
 
@@ -47,6 +48,7 @@ def explain(plan: Plan, limits: DeviceLimits | None = None) -> str:
         f"device    {row.arch}: {row.description}",
         f"figures   {_figures(row)}",
         f"solver    {plan.solver}",
+        f"chosen by {plan.origin}",
         *_transform_lines(plan),
         f"estimate  {_amounts(plan.estimate)}",
         f"floor     {duration(cost.memory_floor(plan.problem, row))} to read sequence and gates and write the result",

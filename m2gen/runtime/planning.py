@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner import search
+from m2gen.planner.advice import Knowledge
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 
@@ -17,13 +20,33 @@ def limits_of(name: str = "auto") -> DeviceLimits:
     return live(default_device())
 
 
-def plan(problem: str | Problem, target: str = "auto") -> Plan:
-    """The cheapest legal plan of `problem` on `target`, by estimate.
+def plan(problem: str | Problem, target: str = "auto", rigor: str = "estimate") -> Plan:
+    """The plan of `problem` on `target`; its `origin` says how it was found, `explain()` everything else.
 
     `problem` is a `Problem` or its text, such as `"fftconv n=8192 h=768 b=4 bf16 causal gated"`; `target` is "auto" or
-    an architecture such as "sm90" or "avx2". Nothing is run and nothing is timed.
+    an architecture such as "sm90" or "avx2". Nothing is run and nothing is timed with rigor "estimate": what was
+    measured of the problem decides, else what was measured of the nearest one, else the cost model. "measure" tunes a
+    problem that was not tuned before, on the device at hand; "wisdom_only" raises WisdomError for such a problem.
     """
-    return search.plan(_problem(problem), limits_of(target))
+    return search.plan(_problem(problem), limits_of(target), known(target), rigor)
+
+
+def known(target: str = "auto") -> Knowledge:
+    """The wisdom for a target: in the circumstances at hand, or, for a named one, in any."""
+    from m2gen.runtime import wisdom  # late: as above
+
+    if target != "auto":
+        return _named(target)
+    import torch
+
+    return wisdom.knowledge(limits_of(), torch.get_num_threads())
+
+
+@lru_cache(maxsize=16)
+def _named(target: str) -> Knowledge:
+    from m2gen.runtime.wisdom import entries
+
+    return Knowledge(entries(limits_of(target).arch))
 
 
 def ranking(problem: str | Problem, target: str = "auto") -> search.Ranking:
