@@ -32,8 +32,21 @@ MAY_IMPORT = {
     "models": {"modules"},
     "testing": {"device", "kernels", "planner", "codegen", "reference"},
 }
-ANYTHING = {"__init__", "__main__", "cli", "demo", "doctor", "show"}  # they import late
-NO_TORCH = {*BASE, "device", "kernels", "planner", "codegen", "cache", "cli", "doctor", "show", "__init__", "__main__"}
+ANYTHING = {"__init__", "__main__", "cli", "demo", "doctor", "show", "tuning"}  # they import late
+NO_TORCH = {
+    *BASE,
+    "device",
+    "kernels",
+    "planner",
+    "codegen",
+    "cache",
+    "cli",
+    "doctor",
+    "show",
+    "tuning",
+    "__init__",
+    "__main__",
+}
 
 
 def layer(path: Path) -> str:

@@ -60,6 +60,7 @@ class Entry:
     choice: str
     style: str
     default: str  # what the estimate would have chosen
+    measured: str  # the problem that was timed: with fewer channels, where it was too large
     seconds: Mapping[str, float] = field(hash=False)
     dropped: Mapping[str, str] = field(default_factory=dict, hash=False)  # candidates that failed, and why
     date: str = ""
@@ -179,6 +180,29 @@ def read_json(file: Path) -> object:
     except (OSError, ValueError, RecursionError) as error:
         fallback(f"left out: {file} ({error})")
         return None
+
+
+def put_constants(arch: str, processor: str, constants: Mapping[str, Any], date: str) -> Path:
+    """Keep the fitted constants of a device's row. Raises WisdomError where they cannot be written."""
+    path = place() / f"{arch}.limits.json"
+    data = {"format": FORMAT, "arch": arch, "processor": processor, "date": date, "constants": dict(constants)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_whole(path, (json.dumps(data, indent=1) + "\n").encode())
+    except OSError as error:
+        raise WisdomError(
+            f"fitted constants in {path}", f"they cannot be written ({error.strerror})", "set M2GEN_WISDOM to a folder"
+        ) from error
+    return path
+
+
+def constants(arch: str, processor: str) -> Mapping[str, Any]:
+    """The constants that were fitted for an architecture on this processor; none otherwise. Unchecked."""
+    data = read_json(place() / f"{arch}.limits.json") if place().is_dir() else None
+    if not isinstance(data, dict) or (data.get("format"), data.get("arch")) != (FORMAT, arch):
+        return {}
+    found = data.get("constants")
+    return found if data.get("processor") == processor and isinstance(found, dict) else {}
 
 
 def shipped(arch: str) -> list[Entry]:

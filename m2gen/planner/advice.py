@@ -54,6 +54,8 @@ class Record(Protocol):
     @property
     def style(self) -> str: ...
     @property
+    def default(self) -> str: ...
+    @property
     def date(self) -> str: ...
 
 
@@ -106,9 +108,12 @@ def advise(problem: Problem, arch: str, plans: tuple[Plan, ...], known: Knowledg
         if plan is not None:
             again = "" if exact else ", then among other candidates"
             return Advice(plan, f"measured {record.date[:10]} on {record.key.processor}{again}", exact)
+        if record.choice == record.default:
+            where = f"{record.key.problem}, which differs in {_and(differing)}"
+            return Advice(plans[0], f"the estimate, which was right for the nearest, {where}")
         plan = _like(record, plans)
         if plan is not None:
-            return Advice(plan, f"like the nearest wisdom, {record.key.problem}, which differs in {_and(differing)}")
+            return Advice(plan, f"like the nearest, {record.key.problem}, which differs in {_and(differing)}")
     _, differing, record = near[0]
     return Advice(
         None, f"the nearest wisdom, {record.key.problem}, differs in {_and(differing)}, and its way is none here"

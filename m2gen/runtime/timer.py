@@ -35,13 +35,13 @@ class Samples:
         return median(self.seconds)
 
     def ratio(self, other: Samples) -> tuple[float, float]:
-        """This call's time over the other's in the same round: the median, and how uncertain it is (the distance of the
-        quartiles over the root of the number of rounds)."""
+        """This call's time over the other's in the same round: the median, and how uncertain it is: twice the
+        distance of the quartiles over the root of the number of rounds, about two standard errors."""
         ratios = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
         if len(ratios) < 2:
             return ratios[0], math.inf
         low, middle, high = quantiles(ratios, n=4)
-        return middle, (high - low) / math.sqrt(len(ratios))
+        return middle, 2 * (high - low) / math.sqrt(len(ratios))
 
 
 def interleaved(

@@ -39,7 +39,7 @@ NOISE = 0.02  # a plan that is not faster by more than this is not faster
 SECONDS = 6.0  # of timing a problem, at most
 _LIKELY = 1.6  # times the best estimate: candidates beyond are not tried
 _HOPELESS = 1.5  # times the best time of the first rounds: not timed further
-_SLOWEST = 3.0  # seconds a call: another solver's best is not tried beyond, by estimate
+_SLOWEST = 0.5  # seconds a call: another solver's best is not tried beyond, by estimate
 _NUMBERS = 2**26  # in a tensor: larger problems are timed on fewer channels
 _FIRST_ROUNDS = 3
 
@@ -260,6 +260,7 @@ def _entry(
         choice=choice(winner),
         style=style(winner),
         default=choice(default),
+        measured=str(outcome.measured or problem),
         seconds=seconds,
         dropped=outcome.dropped,
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,6 +21,7 @@ from m2gen.planner import search
 from m2gen.planner.advice import Circumstances, Knowledge
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.runtime.limits import default_device, live, processor
 
 T = TypeVar("T")
 
@@ -56,21 +56,6 @@ def refresh() -> None:
     entries.cache_clear()
     knowledge.cache_clear()
     executor.bound.cache_clear()
-
-
-@lru_cache(maxsize=1)
-def processor() -> str:
-    """What the system calls this machine's processor; its family and model too, as virtual machines hide the name."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    if "model name" not in told:
-        return platform.processor() or platform.machine()
-    return f"{told['model name']}, family {told.get('cpu family')} model {told.get('model')}"
 
 
 def circumstances(limits: DeviceLimits, threads: int) -> Circumstances:
@@ -147,8 +132,6 @@ def share_wisdom(device: str | torch.device | None = None) -> int:
     A collective call: every rank makes it, after init_process_group and before the first convolution. Returns the
     number of entries.
     """
-    from m2gen.runtime.limits import default_device, live
-
     arch = live(torch.device(device) if device is not None else default_device()).arch
     shared = agreed(entries(arch))
     if rank() > 0:
