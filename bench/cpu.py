@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import subprocess
@@ -24,6 +25,7 @@ POWERS = (1024, 4096, 8192, 16384, 32768)
 OTHERS = (784, 6000, 8191, 10007)
 CHANNELS = 768
 Calls = dict[str, Callable[[], Any]]
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # options of glibc's mallopt
 
 
 def _problem(n: int, b: int = 1, **more: Any) -> Problem:
@@ -153,16 +155,24 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['group']:21} {row['problem']:46} ms: {times}; first/other: {gains}{rate}{more}", flush=True)
 
 
-def settle_allocator() -> None:
-    """Free a tensor of 31 MiB: from then on glibc keeps what is smaller, as it does in a process that has run a while;
-    before, every call of anyone's would pay for fresh pages."""
+def settle_allocator(kept: bool) -> None:
+    """What becomes of freed memory. As it is with glibc, in the state of a process that has run a while: what is up to
+    32 MiB stays, what is larger is mapped anew at every call, and its first touch costs what the system makes it cost
+    (ten times as much where a virtual machine has handed idle memory back to its host). Kept: all of it stays with the
+    process, for everyone alike, as allocators made for servers do.
+    """
+    if kept:
+        libc = ctypes.CDLL(None)
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**30)):
+            if not libc.mallopt(option, value):
+                raise RuntimeError(f"mallopt({option}, {value}) was refused")
     torch.zeros(31 * 2**18)
 
 
-def main(rounds: int, threads: int, out: str | None, only: str | None = None) -> None:
+def main(rounds: int, threads: int, out: str | None, only: str | None = None, memory: str = "fresh") -> None:
     torch.set_num_threads(threads)
-    settle_allocator()
-    found = provenance() | {"fma_peak_gflops": peak_gflops()}
+    settle_allocator(memory == "kept")
+    found = provenance() | {"memory": memory, "fma_peak_gflops": peak_gflops()}
     print(json.dumps(found))
     results = []
     for group, cases in groups().items():

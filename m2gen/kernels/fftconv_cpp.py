@@ -15,7 +15,7 @@ from m2gen.kernels.spec import Resources
 
 NEAR_POINTS = 2048  # of a complex block whose passes are done while it stays in the nearest cache
 REAL = {"fp32": ("float", 4), "fp64": ("double", 8)}
-DATA = {"fp32": "float", "fp64": "double", "bf16": "uint16_t", "fp16": "_Float16"}
+DATA = {"fp32": "float", "fp64": "double", "bf16": "uint16_t", "fp16": "uint16_t"}
 
 
 class Pass(NamedTuple):

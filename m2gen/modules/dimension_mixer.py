@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
+from m2gen.ops.blockdiag_linear import blockdiag_glu
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
-_IN_CACHE = 2**21  # hidden values, 8 MiB of float32: 1.5 to 1.8 times as fast as whole sequences of 2K and 8K
+_IN_CACHE = 2**21  # hidden values, 8 MiB of float32, which stay in cache between the two products
 
 
 class DimensionMixer(nn.Module):
@@ -58,7 +59,7 @@ class DimensionMixer(nn.Module):
         _check_choices(kind, order, activation, norm)
         self.kind, self.activation, self.norm = kind, activation, norm
         hidden = expand * d_model
-        self.block_rows = max(16, _IN_CACHE // (2 * hidden))
+        self.block_rows = max(64, _IN_CACHE // hidden // 64 * 64)
         self.dropout = nn.Dropout(dropout)
         self.layernorm: nn.LayerNorm | None = None if norm is None else nn.LayerNorm(d_model, eps=eps)
         if kind == "glu":
@@ -95,11 +96,18 @@ class DimensionMixer(nn.Module):
 
     def _mix(self, x: Tensor) -> Tensor:
         if self.kind == "glu":
-            gate, value = self.gated_layers(x).chunk(2, dim=-1)
-            out: Tensor = self.wo(self.dropout(self._activate(gate) * value))
+            out: Tensor = self.wo(self.dropout(self._gated(x)))
         else:
             out = self.m4(self.dropout(self._activate(self.kernel.to(x.dtype) * self.m3(x))))
         return out
+
+    def _gated(self, x: Tensor) -> Tensor:
+        layer = self.gated_layers
+        if isinstance(layer, BlockDiagLinear) and layer.nblocks % 2 == 0:
+            return blockdiag_glu(x, layer.weight, self.activation)
+        gate, value = layer(x).chunk(2, dim=-1)
+        gated: Tensor = self._activate(gate) * value
+        return gated
 
     def _activate(self, x: Tensor) -> Tensor:
         return x if self.activation is None else _ACTIVATIONS[self.activation](x)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules.hyena_filter import HyenaFilter
+from m2gen.modules.linear import DenseLinear
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d
 from m2gen.ops.fftconv import fftconv
 
@@ -59,13 +60,13 @@ class SequenceMixer(nn.Module):
         self.mode = "bidirectional" if bidirectional else "causal"
         self.layernorm = nn.LayerNorm(d_model) if norm else None
         self.dropout = nn.Dropout(dropout)
-        self.in_linear = nn.Linear(d_model, 3 * d_model)
+        self.in_linear = DenseLinear(d_model, 3 * d_model)
         # holds the published parameter names and initialisation; the computation is m2gen's own op
         self.short_filter = nn.Conv1d(3 * d_model, 3 * d_model, short_kernel, groups=3 * d_model)
         filter_options["bidirectional"] = bidirectional
         self.filter_fn = HyenaFilter(d_model, max_length, **filter_options)
         self.filter_fn2 = HyenaFilter(d_model, max_length, **filter_options) if residual_long_conv else None
-        self.out_linear = nn.Linear(d_model, d_model)
+        self.out_linear = DenseLinear(d_model, d_model)
 
     def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
         """u (B, L, d_model), mask (B, L) or None -> (B, L, d_model). Raises ProblemError for a mask of another kind."""

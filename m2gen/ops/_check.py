@@ -136,6 +136,15 @@ def blockdiag_linear(
     finite(op, x=x, weight=weight, bias=bias)
 
 
+def even_blocks(op: str, weight: Tensor) -> None:
+    if weight.shape[0] % 2:
+        raise ProblemError(
+            f"{op}: weight",
+            f"its {weight.shape[0]} blocks are not halves of gate and value",
+            "use an even number of blocks, or blockdiag_linear and the gate after it",
+        )
+
+
 def _last_axis(op: str, x: Tensor, nblocks: int, block_in: int) -> None:
     tensor(op, "x", x, tuple(["..."] * max(1, x.dim())) if isinstance(x, Tensor) else ("...",))
     if x.shape[-1] != nblocks * block_in:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.ops import _check as check
-from m2gen.ops._register import Args, Definition, register
+from m2gen.ops._register import Args, Definition, multilinear_jvp, register
+from m2gen.runtime import blockdiag as native
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -37,15 +38,40 @@ def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, acti
     return y if activation is None else ACTIVATIONS[activation](y)
 
 
+def blockdiag_glu(x: Tensor, weight: Tensor, activation: str | None = "gelu") -> Tensor:
+    """activation(g) * h with g, h = halves of `blockdiag_linear(x, weight)`, in one kernel where there is one.
+
+    Args and errors as in `blockdiag_linear`; nblocks must be even, so that either half is whole blocks. Returns
+    (..., nblocks * out_per_block / 2). With gradients on, the two steps are taken one after the other: what stands
+    between them is needed.
+    """
+    check.blockdiag_linear(x, weight, None, activation, tuple(ACTIVATIONS))
+    check.even_blocks("blockdiag_glu", weight)
+    if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
+        return _gate(blockdiag_linear_op(x, weight, None), activation)
+    y: Tensor = blockdiag_glu_op(x, weight, activation)
+    return y
+
+
+def _gate(z: Tensor, activation: str | None) -> Tensor:
+    gate, value = z.chunk(2, dim=-1)
+    return (gate if activation is None else ACTIVATIONS[activation](gate)) * value
+
+
 def matmul_blocks(x: Tensor, weight: Tensor) -> Tensor:
     """x (..., nblocks * block_in) by weight (nblocks, block_out, block_in), as plain differentiable torch."""
     nblocks, block_out, block_in = weight.shape
+    if nblocks == 1:
+        return F.linear(x, weight[0])
     rows = x.reshape(-1, nblocks, block_in).transpose(0, 1)
     y = torch.bmm(rows, weight.transpose(1, 2))
     return y.transpose(0, 1).reshape(*x.shape[:-1], nblocks * block_out)
 
 
 def _impl(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = native.product(x, weight, bias)
+    if y is not None:
+        return y
     y = matmul_blocks(x, weight)
     y = y if bias is None else y.add_(bias)
     return y.contiguous()
@@ -53,12 +79,6 @@ def _impl(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
-
-
-def outer_blocks(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
-    """The gradient in the weight: per block, the sum over rows of dy x^T."""
-    dy_rows = dy.reshape(-1, nblocks, dy.shape[-1] // nblocks).permute(1, 2, 0)
-    return torch.bmm(dy_rows, x.reshape(-1, nblocks, x.shape[-1] // nblocks).transpose(0, 1))
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
@@ -106,5 +126,84 @@ blockdiag_linear_op: Any = register(
         jvp=_jvp,
         vmap=_vmap,
         autocast=(0, 1, 2),
+    )
+)
+
+
+def outer_blocks(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
+    """The gradient in the weight, (nblocks, block_out, block_in): per block, the sum over rows of dy x^T."""
+    dw: Tensor = blockdiag_outer_op(dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]), nblocks)
+    return dw
+
+
+def _outer_impl(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
+    dw = native.outer(dy, x, nblocks)
+    if dw is not None:
+        return dw
+    rows = x.shape[0]
+    columns = dy.reshape(rows, nblocks, dy.shape[1] // nblocks).permute(1, 2, 0)
+    return torch.bmm(columns, x.reshape(rows, nblocks, x.shape[1] // nblocks).transpose(0, 1))
+
+
+def _outer_vjp(args: Args, grad: Tensor, needs: Args) -> Args:
+    dy, x, _ = args
+    return [
+        blockdiag_linear_op(x, grad, None) if needs[0] else None,
+        blockdiag_linear_op(dy, grad.transpose(1, 2), None) if needs[1] else None,
+        None,
+    ]
+
+
+def _outer_vmap(info: Any, in_dims: tuple[Any, ...], dy: Tensor, x: Tensor, nblocks: int) -> tuple[Tensor, int]:
+    """Samples side by side, as more blocks."""
+
+    def beside(tensor: Tensor, dim: int | None) -> Tensor:
+        tensor = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return tensor.movedim(0, 1).flatten(1)
+
+    dw = blockdiag_outer_op(beside(dy, in_dims[0]), beside(x, in_dims[1]), info.batch_size * nblocks)
+    return dw.unflatten(0, (info.batch_size, nblocks)), 0
+
+
+blockdiag_outer_op: Any = register(
+    Definition(
+        schema="blockdiag_outer(Tensor dy, Tensor x, int nblocks) -> Tensor",
+        impl=_outer_impl,
+        fake=lambda dy, x, nblocks: x.new_empty((nblocks, dy.shape[1] // nblocks, x.shape[1] // nblocks)),
+        vjp=_outer_vjp,
+        jvp=lambda args, tangents: multilinear_jvp(blockdiag_outer_op, ((0,), (1,)))(args, tangents),
+        vmap=_outer_vmap,
+    )
+)
+
+
+def _glu_impl(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:
+    y = native.gated_product(x, weight, activation)
+    return _gate(_impl(x, weight, None), activation) if y is None else y
+
+
+def _glu_vmap(
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, activation: str | None
+) -> tuple[Tensor, int]:
+    samples = [
+        blockdiag_glu_op(
+            x if in_dims[0] is None else x.select(in_dims[0], i),
+            weight if in_dims[1] is None else weight.select(in_dims[1], i),
+            activation,
+        )
+        for i in range(info.batch_size)
+    ]
+    return torch.stack(samples), 0
+
+
+blockdiag_glu_op: Any = register(
+    Definition(
+        schema="blockdiag_glu(Tensor x, Tensor weight, str? activation) -> Tensor",
+        impl=_glu_impl,
+        fake=lambda x, weight, activation: x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1] // 2)),
+        vjp=None,
+        jvp=None,
+        vmap=_glu_vmap,
+        autocast=(0, 1),
     )
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from m2gen.errors import ProblemError
 from m2gen.ops import _check as check
 from m2gen.ops._register import Args, Definition, register
-from m2gen.ops.blockdiag_linear import matmul_blocks, outer_blocks
+from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks
 
 
 def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -86,7 +86,7 @@ def _stages(x: Tensor, factors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]
     for factor, width in zip(factors, inner_widths(_shapes(factors)), strict=True):
         x = gather_blocks(x, factor, width) if len(factors) > 1 else x
         inputs.append(x)
-        x = matmul_blocks(x, factor)
+        x = blockdiag_linear_op(x, factor, None)
         x = scatter_blocks(x, factor) if len(factors) > 1 else x
     return inputs, x
 
@@ -110,7 +110,7 @@ def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
         nblocks, block_out, block_in = factor.shape
         dy = swap(dy, block_out, nblocks) if many else dy
         grads[i] = outer_blocks(dy, inputs[i], nblocks) if needs[1][i] else None
-        dy = matmul_blocks(dy, factor.transpose(1, 2))
+        dy = blockdiag_linear_op(dy, factor.transpose(1, 2), None)
         dy = swap(dy, width, block_in) if many else dy
     return [dy if needs[0] else None, grads]
 

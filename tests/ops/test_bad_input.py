@@ -12,6 +12,7 @@ from torch import Tensor
 import m2gen
 from m2gen import ProblemError
 from m2gen.ops import _check as check
+from m2gen.ops.blockdiag_linear import blockdiag_glu
 
 U, K, GATE = torch.randn(2, 3, 8), torch.randn(3, 5), torch.randn(2, 3, 8)
 
@@ -55,6 +56,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "blockdiag dtype": (
         lambda: m2gen.blockdiag_linear(torch.randn(2, 6).double(), torch.randn(2, 4, 3)),
         r"weight: its dtype is torch.float32",
+    ),
+    "blockdiag_glu blocks": (
+        lambda: blockdiag_glu(torch.randn(2, 3), torch.randn(1, 4, 3)),
+        r"blockdiag_glu: weight: its 1 blocks are not halves",
     ),
     "blockdiag activation": (
         lambda: m2gen.blockdiag_linear(torch.randn(2, 6), torch.randn(2, 4, 3), activation="tanh"),

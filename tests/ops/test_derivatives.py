@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import m2gen
-from m2gen.ops.blockdiag_linear import blockdiag_linear_op
+from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
 from m2gen.ops.monarch_matmul import monarch_matmul_op
@@ -60,6 +60,8 @@ CASES: dict[str, Callable[[], tuple[Function, list[Tensor]]]] = {
         )
         for activation in ("gelu", "silu", "relu")
     },
+    "blockdiag_outer": lambda: (lambda dy, x: blockdiag_outer_op(dy, x, 2), [normal(3, 4), normal(3, 6)]),
+    "blockdiag_linear of many rows": lambda: (m2gen.blockdiag_linear, [normal(24, 2), normal(2, 2, 1), normal(4)]),
     "monarch_matmul order 1": lambda: (lambda x, a: m2gen.monarch_matmul(x, [a]), [normal(3, 6), normal(2, 2, 3)]),
     "monarch_matmul order 2": lambda: (
         lambda x, a, b: m2gen.monarch_matmul(x, [a, b]),
@@ -178,6 +180,7 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
             (how, fftconv_op, (of(u), of(k), None, None, of(g), of(s), "circular", "auto")),
             (how, fftconv_dk_op, (of(u), of(g), 5, "bidirectional", "auto")),
             (how, blockdiag_linear_op, (of(normal(4, 3, 6)), of(normal(2, 4, 3)), of(normal(8)))),
+            (how, blockdiag_outer_op, (of(normal(30, 6)), of(normal(30, 4)), 2)),
             (how, monarch_matmul_op, (of(normal(4, 3, 6)), [of(normal(2, 4, 3)), of(normal(4, 2, 2))])),
             (how, depthwise_conv1d_op, (of(u), of(k), of(s), 4, 0)),
             (how, depthwise_conv1d_dw_op, (of(u), of(g), 5, 4, 0)),
@@ -187,6 +190,7 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
     found.append(
         ("no grad", fftconv_bwd_op, (permuted(g), permuted(u), k, None, None, None, None, "same", "auto", [True] * 6))
     )
+    found.append(("no grad", blockdiag_glu_op, (normal(30, 6), permuted(normal(2, 4, 3)), "gelu")))
     return found
 
 

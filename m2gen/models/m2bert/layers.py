@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from m2gen.errors import ProblemError
 from m2gen.models.m2bert.configuration import M2BertConfig
 from m2gen.modules.dimension_mixer import DimensionMixer
+from m2gen.modules.linear import DenseLinear
 from m2gen.modules.mixer_block import MixerBlock
 from m2gen.modules.sequence_mixer import SequenceMixer
 
@@ -92,7 +93,7 @@ class M2BertPooler(nn.Module):
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = DenseLinear(config.hidden_size, config.hidden_size)
         self.pooling = "mean" if config.pool_all else "first"
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -144,7 +145,7 @@ class M2BertPredictionTransform(nn.Module):
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = DenseLinear(config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class M2BertPredictions(nn.Module):
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
         self.transform = M2BertPredictionTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Linear = DenseLinear(config.hidden_size, config.vocab_size)  # transformers may put another in
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d) -> (..., V)."""

@@ -1,0 +1,116 @@
+"""Products with block-diagonal matrices on a CPU: y[r, c N + n] = sum over k of x[r, c K + k] weight[c, n, k].
+
+A tile of `rows` x `columns` vectors of results stays in registers while k runs. One block is a dense linear layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from m2gen.kernels.spec import Resources
+
+TILE_ROWS = {
+    32: {3: 8, 4: 6, 2: 12, 1: 16},
+    16: {3: 4, 2: 6, 1: 8},
+}  # by registers and vectors of columns: the best first
+ACTIVATIONS = ("gelu", "relu", "silu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockdiagMmSpec:
+    """`part` "fwd" is the product, "pack" the order in which it reads the weight, "outer" the weight's gradient.
+
+    columns      vectors of a tile
+    dtype        fp32 or fp64
+    glu          with "fwd": y = activation(first half of the blocks) times their second half
+    activation   of what is written, or of the gate; None for none
+    registers    vector registers of the machine
+    """
+
+    part: Literal["fwd", "pack", "outer"]
+    columns: int
+    dtype: str
+    glu: bool = False
+    activation: str | None = None
+    vector_bytes: int = 64
+    registers: int = 32
+    arch: str = "native"
+
+    @property
+    def name(self) -> str:
+        """For example blockdiag_mm_fwd_c3_fp32_glu_gelu_v64_r32_native."""
+        words = ["blockdiag_mm", self.part, f"c{self.columns}", self.dtype]
+        words += ["glu"] * self.glu + ([] if self.activation is None else [self.activation])
+        return "_".join([*words, f"v{self.vector_bytes}", f"r{self.registers}", self.arch])
+
+    @property
+    def template(self) -> str:
+        return f"cpp/blockdiag_mm/{self.part}.cpp.jinja"
+
+    @property
+    def real_bytes(self) -> int:
+        return 8 if self.dtype == "fp64" else 4
+
+    @property
+    def vector(self) -> int:
+        """Numbers in a vector."""
+        return self.vector_bytes // self.real_bytes
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile, in numbers: the width of a panel of the packed weight."""
+        return self.columns * self.vector
+
+    @property
+    def rows(self) -> int:
+        return TILE_ROWS[self.registers][self.columns]
+
+    @property
+    def tails(self) -> tuple[int, ...]:
+        """Heights of tiles for the rows that are left, from high to low: together they make any number below `rows`."""
+        return tuple(2**i for i in reversed(range((self.rows - 1).bit_length())))
+
+    @property
+    def levels(self) -> list[tuple[int, str, str]]:
+        """The transpose of a square of vectors: at each step s, vectors i and i + s become these lanes of both."""
+        lanes = range(self.vector)
+        found = []
+        for step in (2**i for i in range(self.vector.bit_length() - 1)):
+            low = [j if not j & step else self.vector + j - step for j in lanes]
+            high = [j + step if not j & step else self.vector + j for j in lanes]
+            found.append((step, ", ".join(map(str, low)), ", ".join(map(str, high))))
+        return found
+
+    @property
+    def erfcx(self) -> list[float]:
+        """exp(z^2) erfc(z) for z >= 0 as a polynomial in t = 1 / (1 + z/2), relative error 4e-8: its coefficients."""
+        return list(_erfcx())
+
+    @property
+    def exponential(self) -> list[str]:
+        """Taylor coefficients of exp, enough for float32 up to ln(2) / 2."""
+        return [repr(1 / math.factorial(i)) for i in range(8)]
+
+    def resources(self) -> Resources:
+        return Resources(shared_bytes=0, threads=1)
+
+
+@lru_cache(maxsize=1)
+def _erfcx() -> tuple[float, ...]:
+    """By least squares on Chebyshev's points, up to z = 9.5, where erfc is below float32's range."""
+    import numpy as np
+
+    first = 1 / (1 + 9.5 / 2)
+    t = (1 + first) / 2 + (1 - first) / 2 * np.cos(np.pi * (np.arange(2000) + 0.5) / 2000)
+    z = 2 / t - 2
+    exact = np.array([math.exp(at * at) * math.erfc(at) for at in z])
+    terms = np.vander(t, 10, increasing=True) / exact[:, None]
+    return tuple(float(one) for one in np.linalg.lstsq(terms, np.ones_like(t), rcond=None)[0])
+
+
+def columns_for(outputs: int, vector: int, registers: int) -> int:
+    """Vectors of a tile for blocks of `outputs` columns: those that compute least in vain, the best tile among them."""
+    return min(TILE_ROWS[registers], key=lambda columns: -(-outputs // (columns * vector)) * columns)

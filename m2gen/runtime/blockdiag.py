@@ -1,0 +1,135 @@
+"""Products with block-diagonal weights by generated C++ kernels: tensors on a CPU in, tensors out.
+
+A weight is packed anew at every call, in a twentieth of the time of the product from some hundred rows on: a packed one
+that was kept would go stale in silence where somebody writes through `weight.data`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from m2gen.errors import M2GenError
+from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec, columns_for
+from m2gen.log import fallback
+from m2gen.runtime.cpp_kernel import CppKernel, available, load
+from m2gen.runtime.limits import live
+from m2gen.runtime.scratch import on_huge_pages
+
+_DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}  # 16-bit products have units of their own, which PyTorch uses
+_FEWEST = 24  # rows below which reading the weight is what takes time, and packing it would double that
+_ALONE = 2**19  # multiplications below which a second thread costs more than it does
+_ROWS = 64  # rows of an item
+_ITEMS = 4  # items for each thread, at least
+
+Bound = tuple[CppKernel, BlockdiagMmSpec]
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """x (..., nblocks * block_in) by weight (nblocks, block_out, block_in) and bias -> (..., nblocks * block_out),
+    contiguous; None where PyTorch does it as well, or where there is no C++ compiler."""
+    return _product(x, weight, bias, glu=False, activation=None)
+
+
+def gated_product(x: Tensor, weight: Tensor, activation: str | None) -> Tensor | None:
+    """activation(first half) * second half of the product, nblocks even: (..., nblocks * block_out / 2); or None."""
+    return _product(x, weight, None, glu=True, activation=activation)
+
+
+def outer(dy: Tensor, x: Tensor, nblocks: int) -> Tensor | None:
+    """(nblocks, block_out, block_in): for each block the sum over rows of dy x^T, the weight's gradient; or None. The
+    same bits with any number of threads."""
+    rows, wide_out, wide_in = dy.shape[0], dy.shape[1], x.shape[1]
+    k, n = wide_in // nblocks, wide_out // nblocks
+    bound = _kernel("outer", x, k, rows)
+    if bound is None or n < bound[1].rows:
+        return None
+    kernel, spec = bound
+    dw = torch.empty(nblocks, n, k, dtype=x.dtype)
+    dy, x = _side_by_side(dy), _side_by_side(x)
+    items = nblocks * -(-n // (12 * spec.rows))
+    pointers = [dy.data_ptr(), x.data_ptr(), dw.data_ptr()]
+    kernel.run(pointers, [rows, nblocks, k, n, dy.stride(0), x.stride(0)], items, parallel=rows * dw.numel() >= _ALONE)
+    return dw
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, glu: bool, activation: str | None) -> Tensor | None:
+    nblocks, n, k = weight.shape
+    rows = x.numel() // max(1, nblocks * k)
+    bound = _kernel("fwd", x, n, rows, glu, activation)
+    if bound is None:
+        return None
+    packed = _pack(weight)
+    if packed is None:
+        return None
+    kernel, spec = bound
+    x2 = _side_by_side(x.reshape(rows, nblocks * k))
+    bias = None if bias is None else bias.contiguous()
+    wide = nblocks * n // (2 if glu else 1)
+    y = on_huge_pages(x.new_empty((*x.shape[:-1], wide)))
+    panels, parallel = -(-n // spec.width), rows * weight.numel() >= _ALONE
+    parts = max(1, rows // _ROWS)
+    blocks = nblocks // 2 if glu else nblocks
+    wanted = _ITEMS * torch.get_num_threads() if parallel else 1
+    together = max(1, panels * parts * blocks // max(wanted, parts * blocks))
+    pointers = [x2.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()]
+    sizes = [rows, nblocks, k, n, x2.stride(0), wide, parts, together]
+    kernel.run(pointers, sizes, parts * blocks * -(-panels // together), parallel=parallel)
+    return y
+
+
+def _pack(weight: Tensor) -> Tensor | None:
+    """The weight in panels, as tiles read it."""
+    nblocks, n, k = weight.shape
+    bound = _kernel("pack", weight, n, _FEWEST)
+    if bound is None:
+        return None
+    kernel, spec = bound
+    panels = -(-n // spec.width)
+    packed = torch.empty(nblocks * panels * k * spec.width, dtype=weight.dtype)
+    sizes = [nblocks, k, n, weight.stride(0), weight.stride(1), weight.stride(2)]
+    kernel.run([weight.data_ptr(), packed.data_ptr()], sizes, nblocks * panels, parallel=weight.numel() >= _ALONE)
+    return packed
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """x (rows, width) with the numbers of a row side by side."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _kernel(
+    part: str, x: Tensor, outputs: int, rows: int, glu: bool = False, activation: str | None = None
+) -> Bound | None:
+    """The kernel for x, or None."""
+    if x.device.type != "cpu" or x.dtype not in _DTYPES or rows < _FEWEST or x.is_neg():
+        return None
+    limits = live(x.device)
+    vector_bytes = max(16, limits.vector_bytes)
+    return _bound(part, outputs, _DTYPES[x.dtype], glu, activation, vector_bytes, limits.arch)
+
+
+@lru_cache(maxsize=1024)
+def _bound(
+    part: str, outputs: int, dtype: str, glu: bool, activation: str | None, vector_bytes: int, arch: str
+) -> Bound | None:
+    """The compiled kernel, or None with a line in the log; found out once in a process."""
+    if available():
+        return None  # said once where the device is looked at
+    registers = 32 if vector_bytes == 64 or arch == "neon" else 16
+    columns = columns_for(outputs, vector_bytes // (8 if dtype == "fp64" else 4), registers)
+    spec = BlockdiagMmSpec(
+        part=part,  # type: ignore[arg-type]
+        columns=columns,
+        dtype=dtype,
+        glu=glu,
+        activation=activation,
+        vector_bytes=vector_bytes,
+        registers=registers,
+    )
+    try:
+        return load(spec), spec
+    except M2GenError as error:
+        fallback(f"products with block-diagonal weights are done by PyTorch: {error}")
+        return None

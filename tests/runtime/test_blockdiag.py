@@ -1,0 +1,136 @@
+"""Generated products with block-diagonal weights against float64: every tile height, remainder, stride and part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec
+from m2gen.runtime import blockdiag
+from m2gen.runtime.cpp_kernel import available, compile_text
+from m2gen.testing.tolerances import check
+
+pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
+ROWS = (24, 25, 31, 63, 65, 200)
+SIZES = ((1, 16, 7), (1, 40, 33), (3, 17, 16), (4, 48, 20), (2, 100, 64), (2, 1, 5), (4, 192, 80))
+DTYPES = (torch.float32, torch.float64)
+
+
+def blocks(x: Tensor, weight: Tensor) -> Tensor:
+    """The product, in the dtype of its arguments."""
+    nblocks, _, k = weight.shape
+    return torch.einsum("rck,cnk->rcn", x.view(-1, nblocks, k), weight).flatten(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_product(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    nblocks, n, k = sizes
+    for rows in ROWS:
+        x, w = torch.randn(rows, nblocks * k, dtype=dtype), torch.randn(nblocks, n, k, dtype=dtype)
+        bias = torch.randn(nblocks * n, dtype=dtype)
+        reference, size = blocks(x.double(), w.double()), blocks(x.double().abs(), w.double().abs())
+        wide = torch.cat([x, torch.full_like(x, torch.nan)], 1)[:, : nblocks * k]  # rows farther apart
+        for one, weight in ((x, w), (wide, w.mT.contiguous().mT), (x.t().contiguous().t(), w[:, :, :])):
+            y = blockdiag.product(one, weight, bias)
+            assert y is not None
+            check(y, reference + bias, size + bias.abs(), k + 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_outer(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    nblocks, n, k = sizes
+    for rows in (24, 255, 257, 600):
+        dy, x = torch.randn(rows, nblocks * n, dtype=dtype), torch.randn(rows, nblocks * k, dtype=dtype)
+        found = blockdiag.outer(dy, x, nblocks)
+        if found is None:
+            assert n < 16  # fewer rows than a tile has
+            continue
+        parts = dy.double().view(rows, nblocks, n), x.double().view(rows, nblocks, k)
+        reference, size = (torch.einsum("rcn,rck->cnk", *(f(p) for p in parts)) for f in (lambda p: p, torch.abs))
+        check(found, reference, size, rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "activation"), [("gelu", F.gelu), ("silu", F.silu), ("relu", F.relu), (None, lambda z: z)]
+)
+def test_gated_product(name: str | None, activation: object, dtype: torch.dtype) -> None:
+    for sizes in ((4, 48, 20), (2, 100, 64)):
+        nblocks, n, k = sizes
+        x, w = torch.randn(70, nblocks * k, dtype=dtype), torch.randn(nblocks, n, k, dtype=dtype)
+        gate, value = blocks(x.double(), w.double()).chunk(2, -1)
+        big, wide = blocks(x.double().abs(), w.double().abs()).chunk(2, -1)
+        y = blockdiag.gated_product(x, w, name)
+        assert y is not None
+        check(y, activation(gate) * value, big * wide, 2 * k)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "relu"])
+def test_activations_over_the_whole_range(name: str) -> None:
+    """gate z, value 1: the activation itself, also where it is tiny, infinite or not a number."""
+    z = torch.cat(
+        [torch.linspace(-14, 14, 3970), torch.tensor([-200.0, 200.0, torch.inf, torch.nan, 0.0, -0.0, 1e-30])]
+    )
+    w = torch.zeros(2, 1, 2)
+    w[0, 0, 0] = w[1, 0, 1] = 1
+    x = torch.stack([z, torch.zeros_like(z), torch.zeros_like(z), torch.ones_like(z)], 1)
+    y = blockdiag.gated_product(x.nan_to_num(0, 3e38), w, name)
+    assert y is not None
+    finite = x[:, 0].nan_to_num(0, 3e38)
+    exact = getattr(F, name)(finite.double())
+    if name == "gelu":  # torch's own loses the tail
+        exact = finite.double() * torch.special.erfc(-finite.double() / 2**0.5) / 2
+    error = (y[:, 0].double() - exact).abs()
+    # exp(-z^2 / 2) turns a rounding of z into z^2 of them, 90 eps at z = 14; below 1e-35 nothing is told apart
+    assert (error <= 2e-5 * exact.abs() + 1e-35).all()
+    assert (error / exact.abs())[exact.abs() > 1e-3].max() < 2e-6
+    nan = blockdiag.gated_product(torch.full((24, 4), torch.nan), w, name)
+    assert nan is not None and nan.isnan().all()
+
+
+def test_the_same_bits_with_any_number_of_threads_and_rows() -> None:
+    torch.manual_seed(0)
+    x, w, dy = torch.randn(700, 96), torch.randn(2, 200, 48), torch.randn(700, 400)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            y, dw = blockdiag.product(x, w, None), blockdiag.outer(dy, x, 2)
+            part = blockdiag.product(x[100:151], w, None)
+            assert y is not None and dw is not None and part is not None
+            assert torch.equal(part, y[100:151])
+            found.append((y, dw))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(y, found[0][0]) and torch.equal(dw, found[0][1]) for y, dw in found)
+
+
+@pytest.mark.parametrize(("arch", "bytes_", "registers"), [("avx512", 64, 32), ("avx2", 32, 16)])
+def test_tiles_stay_in_registers(arch: str, bytes_: int, registers: int) -> None:
+    """The inner loop of the widest tile stores nothing: every product adds to a register."""
+    for columns in TILE_ROWS[registers]:
+        spec = BlockdiagMmSpec(
+            part="outer", columns=columns, dtype="fp32", vector_bytes=bytes_, registers=registers, arch=arch
+        )
+        lines = [line.strip() for line in compile_text(spec, arch).splitlines()]
+        loops = _inner_loops(lines)
+        full = [loop for loop in loops if sum("vfmadd" in line for line in loop) == spec.rows * columns]
+        assert full, spec.name
+        for loop in full:
+            assert not [line for line in loop if line.startswith("vmov") and line.endswith("(%rsp)")], spec.name
+
+
+def _inner_loops(lines: list[str]) -> list[list[str]]:
+    """Stretches from a label to the jump back to it, without another label between."""
+    found, start = [], 0
+    for i, line in enumerate(lines):
+        if line.endswith(":"):
+            start = i
+        elif line.startswith("j") and lines[start].rstrip(":") == line.split()[-1]:
+            found.append(lines[start : i + 1])
+    return found
