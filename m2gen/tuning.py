@@ -162,11 +162,12 @@ def fit(limits: DeviceLimits, keep: bool) -> Iterator[str]:
     from m2gen.cache import wisdom as store
     from m2gen.runtime import fit as fitting
     from m2gen.runtime.limits import processor
-    from m2gen.runtime.wisdom import entries
 
     if limits.kind != "cpu":
         raise WisdomError(f"a fit of {limits.arch}", "only rows of CPUs are fitted", "run it on a CPU")
-    known = [entry for entry in entries(limits.arch) if (entry.key.threads, entry.key.processor) == (1, processor())]
+    known = [
+        entry for entry in store.known(limits.arch) if (entry.key.threads, entry.key.processor) == (1, processor())
+    ]
     data = fitting.samples(known, limits)
     if not data:
         raise WisdomError(

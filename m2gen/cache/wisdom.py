@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -231,3 +232,34 @@ def export(entries: Iterable[Entry], path: Path) -> None:
         raise WisdomError(
             f"a table of wisdom in {path}", f"it cannot be written ({error.strerror})", "choose another place"
         ) from error
+
+
+# -- what this process knows -------------------------------------------------------------------------------------------
+
+_here: dict[Key, Entry] = {}  # measured by this process, or by rank 0 for it
+_given: dict[str, tuple[Entry, ...]] = {}  # by architecture: in place of what the files say
+
+
+@lru_cache(maxsize=16)
+def known(arch: str) -> tuple[Entry, ...]:
+    """Every entry for an architecture: this process's own over the user's over the shipped ones."""
+    user: list[Entry] = []
+    if arch not in _given:
+        user = load(place() / arch if place().is_dir() else place())
+    base = _given[arch] if arch in _given else shipped(arch)
+    layers = (base, user, _here.values())
+    return tuple({entry.key: entry for layer in layers for entry in layer if entry.key.arch == arch}.values())
+
+
+def remember(entry: Entry) -> None:
+    """Let `known` return an entry from now on, whatever the files say."""
+    _here[entry.key] = entry
+    known.cache_clear()
+
+
+def replace_all(arch: str, entries: Iterable[Entry]) -> None:
+    """Let `known` return these entries for an architecture and no others."""
+    _given[arch] = tuple(entries)
+    for key in [key for key in _here if key.arch == arch]:
+        del _here[key]
+    known.cache_clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from m2gen.cache import wisdom as store
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner import search
 from m2gen.planner.advice import Knowledge
@@ -33,20 +34,19 @@ def plan(problem: str | Problem, target: str = "auto", rigor: str = "estimate") 
 
 def known(target: str = "auto") -> Knowledge:
     """The wisdom for a target: in the circumstances at hand, or, for a named one, in any."""
-    from m2gen.runtime import wisdom  # late: as above
-
     if target != "auto":
-        return _named(target)
-    import torch
+        return _anywhere(store.known(limits_of(target).arch))
+    import torch  # late, as above
+
+    from m2gen.runtime import wisdom
 
     return wisdom.knowledge(limits_of(), torch.get_num_threads())
 
 
 @lru_cache(maxsize=16)
-def _named(target: str) -> Knowledge:
-    from m2gen.runtime.wisdom import entries
-
-    return Knowledge(entries(limits_of(target).arch))
+def _anywhere(entries: tuple[store.Entry, ...]) -> Knowledge:
+    """One value for the same entries: plans are remembered by it."""
+    return Knowledge(entries)
 
 
 def ranking(problem: str | Problem, target: str = "auto") -> search.Ranking:

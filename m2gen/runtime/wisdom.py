@@ -25,27 +25,10 @@ from m2gen.runtime.limits import default_device, live, processor
 
 T = TypeVar("T")
 
-_here: dict[store.Key, store.Entry] = {}  # measured by this process, or by rank 0 for it
-_shared: dict[str, tuple[store.Entry, ...]] = {}  # rank 0's, on the other ranks, by architecture
-
-
-@lru_cache(maxsize=16)
-def entries(arch: str) -> tuple[store.Entry, ...]:
-    """Every entry for an architecture: this process's own over the user's over the shipped ones."""
-    if arch in _shared:
-        user: list[store.Entry] = []
-        base = list(_shared[arch])
-    else:
-        place = store.place()
-        user = store.load(place / arch if place.is_dir() else place)
-        base = store.shipped(arch)
-    over = {entry.key: entry for layer in (base, user, _here.values()) for entry in layer if entry.key.arch == arch}
-    return tuple(over.values())
-
 
 def remember(entry: store.Entry) -> None:
     """Let plans of this process follow an entry from now on."""
-    _here[entry.key] = entry
+    store.remember(entry)
     refresh()
 
 
@@ -53,7 +36,7 @@ def refresh() -> None:
     """Read wisdom again at the next plan."""
     from m2gen.runtime import executor  # late: it plans with this module
 
-    entries.cache_clear()
+    store.known.cache_clear()
     knowledge.cache_clear()
     executor.bound.cache_clear()
 
@@ -81,7 +64,7 @@ def _compiler(limits: DeviceLimits) -> str:
 @lru_cache(maxsize=64)
 def knowledge(limits: DeviceLimits, threads: int) -> Knowledge:
     """What is known of the live device."""
-    return Knowledge(entries(limits.arch), circumstances(limits, threads), _measure)
+    return Knowledge(store.known(limits.arch), circumstances(limits, threads), _measure)
 
 
 def _measure(problem: Problem, limits: DeviceLimits) -> store.Entry | None:
@@ -133,10 +116,8 @@ def share_wisdom(device: str | torch.device | None = None) -> int:
     number of entries.
     """
     arch = live(torch.device(device) if device is not None else default_device()).arch
-    shared = agreed(entries(arch))
+    shared = agreed(store.known(arch))
     if rank() > 0:
-        _shared[arch] = shared
-        for key in [key for key in _here if key.arch == arch]:
-            del _here[key]
+        store.replace_all(arch, shared)
     refresh()
     return len(shared)

@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for module in (store, wisdom):
         monkeypatch.setattr(module, "config", lambda: Config(wisdom=str(tmp_path)))
     monkeypatch.setattr(store, "shipped", lambda arch: [])
-    monkeypatch.setattr(wisdom, "_here", {})
+    monkeypatch.setattr(store, "_here", {})
     wisdom.refresh()
     yield tmp_path
     monkeypatch.undo()
