@@ -95,7 +95,6 @@ class Totals:
     before: int = 0
     failed: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
-    gains: list[float] = field(default_factory=list)
 
 
 def run(problems: Sequence[Problem], budget: float, again: bool, console: Console) -> Totals:
@@ -138,7 +137,8 @@ def _line(outcome: Outcome, totals: Totals) -> str:
         return f"{outcome.problem}: {took}, the estimate's choice: {entry.choice}"
     totals.changed += 1
     gain = entry.seconds.get(entry.default, 0.0) / entry.seconds[entry.choice]
-    totals.gains.append(gain)
+    if gain == 1.0:
+        return f"{outcome.problem}: {took}, the estimate's choice, but better with {entry.choice.rpartition(', ')[2]}"
     return f"{outcome.problem}: {took}, {gain:.3f} times as fast as the estimate's choice: {entry.choice}"
 
 

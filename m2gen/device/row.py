@@ -11,8 +11,8 @@ from typing import Any, Literal
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 # the constants of a CPU's row that measurements can be fitted to: figures, curves of (at, figure), a pair
-SCALARS = ("native_pass", "native_numbers", "native_across", "native_call", "call_seconds", "matrix32")
-CURVES = ("native_shares", "fft_rates", "fft_rows", "bandwidths")
+SCALARS = ("native_numbers", "native_across", "native_call", "call_seconds", "matrix32")
+CURVES = ("native_shares", "native_passes", "native_streams", "fft_rates", "fft_rows", "bandwidths")
 PAIRS = ("fft_mixed",)
 
 
@@ -43,7 +43,8 @@ class DeviceLimits:
     vector_bytes: int = 0  # vector register (CPU)
     native_rate: float = 0.0  # operations/s of generated C++ transforms in float32 (CPU)
     native_shares: tuple[tuple[int, float], ...] = ((1, 1.0),)  # (points of a ring, share of that rate), between by log
-    native_pass: float = 0.0  # operations for each point that a pass costs beyond its FLOP
+    native_passes: tuple[tuple[int, float], ...] = ()  # (radix, operations for each point beyond the FLOP of its pass)
+    native_streams: tuple[tuple[int, float], ...] = ((1, 1e10),)  # (bytes a call, bytes/s of the user's tensors)
     native_numbers: float = 1e9  # numbers/s that are converted, gated and copied into rows and back
     native_across: float = 1e9  # the same, where channels are neighbours in memory
     native_call: float = 0.0  # seconds of one call; 0: call_seconds
@@ -62,6 +63,10 @@ class DeviceLimits:
     def native_share(self, points: int) -> float:
         """The share of `native_rate` that a ring of `points` points reaches."""
         return _between(self.native_shares, points)
+
+    def native_stream(self, moved: float) -> float:
+        """Bytes/s at which a native kernel's call reads and writes `moved` bytes of the user's tensors."""
+        return _between(self.native_streams, moved)
 
 
 def _between(curve: tuple[tuple[int, float], ...], at: float) -> float:

@@ -251,7 +251,8 @@ def native_filter(v: Values, a: Arithmetic) -> Cost:
 
 
 def native_conv(v: Values, a: Arithmetic) -> Cost:
-    """One call; a row is transformed, multiplied and transformed back in cache, and memory is read ahead meanwhile."""
+    """One call; a row is transformed, multiplied and transformed back in cache. Memory is read ahead meanwhile, but what
+    comes from beyond the caches is felt."""
     flop = v.B * v.H * (2 * v.N * v.J + 6 * v.N)
     gathered = v.B * v.H * v.n * (2 + v.G) * v.L
     moved = _user_bytes(v)
@@ -260,7 +261,7 @@ def native_conv(v: Values, a: Arithmetic) -> Cost:
         bytes=moved,
         launches=1,
         working_set=2 * v.c * v.N * (1 + v.C),
-        seconds=a.maximum(flop / v.X + gathered / v.Y, moved / v.D) + v.t,
+        seconds=flop / v.X + gathered / v.Y + moved / v.D + v.t,
     )
 
 
@@ -337,12 +338,13 @@ def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -
 def native_values(problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
     """The numbers of a native kernel's steps."""
     slower = limits.fp64_ratio if spec.compute == "fp64" else 1.0
-    passes = sum(radix > 1 for radix in spec.radices)
+    extra = dict(limits.native_passes)
     across = problem.layout == "BLH"
-    return _sizes(problem, Transform("monarch", spec.size, spec.factors), channels)._replace(
-        D=limits.dram_bandwidth,
+    transform = Transform("monarch", spec.size, spec.factors)
+    return _sizes(problem, transform, channels)._replace(
+        D=limits.native_stream(_user_bytes(_sizes(problem, transform, channels))),
         t=limits.native_call or limits.call_seconds,
-        J=spec.operations + limits.native_pass * passes,
+        J=spec.operations + sum(extra.get(radix, 0.0) for radix in spec.radices),
         X=limits.native_rate * limits.native_share(spec.size) * slower,
         L=int(across or problem.gates > 0 or spec.dtype != spec.compute),
         Y=(limits.native_across if across else limits.native_numbers) * slower,

@@ -25,7 +25,8 @@ from m2gen.planner.problem import Problem
 FITTED = (*SCALARS, *CURVES, *PAIRS)
 _PRIOR = 0.1  # weight of log(factor) beside the errors
 _OUTLIER = 0.25  # errors of the logarithm beyond count linearly
-_ROUNDS = 40
+_ORDER = 3.0  # weight of how a plan compares with others of its problem and solver: that is what choices depend on
+_ROUNDS = 60
 _STEP = 1e-3
 
 Vector = Any  # numpy's arrays, whose types say nothing here
@@ -88,7 +89,7 @@ def fitted(data: Sequence[Sample], limits: DeviceLimits) -> DeviceLimits:
 
 def _weights(data: Sequence[Sample], errors: Vector) -> Vector:
     """The root of each sample's weight, Huber's for outliers."""
-    own = np.array([sample.weight for sample in data])
+    own = np.array([sample.weight for sample in data] * 2)
     return np.sqrt(own * np.minimum(1.0, _OUTLIER / np.maximum(np.abs(errors), 1e-9)))
 
 
@@ -97,8 +98,12 @@ def _loss(errors: Vector, root: Vector, logs: Vector) -> float:
 
 
 def _errors(data: Sequence[Sample], limits: DeviceLimits, logs: Vector) -> Vector:
+    """log(estimate / measured) of every sample, then how it differs from the mean of its problem and solver."""
     row = _with(limits, logs)
-    return np.array([math.log(expected(sample.plan, row) / sample.seconds) for sample in data])
+    errors = np.array([math.log(expected(sample.plan, row) / sample.seconds) for sample in data])
+    _, group = np.unique([f"{sample.plan.problem} {sample.plan.solver}" for sample in data], return_inverse=True)
+    means = np.bincount(group, errors) / np.bincount(group)
+    return np.concatenate([errors, _ORDER * (errors - means[group])])
 
 
 def _values(limits: DeviceLimits) -> list[float]:

@@ -232,8 +232,8 @@ def test_a_read_only_disk(tiny_disk: Path, said: list[str], monkeypatch: pytest.
 
 
 def test_constants_are_for_their_own_processor(folder: Path, said: list[str]) -> None:
-    path = wisdom.put_constants("avx512", "a processor", {"native_pass": 2.0}, "2026-11-24")
-    assert wisdom.constants("avx512", "a processor") == {"native_pass": 2.0}
+    path = wisdom.put_constants("avx512", "a processor", {"native_call": 2.0}, "2026-11-24")
+    assert wisdom.constants("avx512", "a processor") == {"native_call": 2.0}
     assert wisdom.constants("avx512", "another") == wisdom.constants("avx2", "a processor") == {}
     assert wisdom.load(folder) == [] and said == [], "constants are no entry"
     path.write_text("{")
