@@ -68,16 +68,18 @@ def tune_all(
     stopped goes on where it was. Problems tuned before in these circumstances are passed over unless `again`."""
     here = limits or live(default_device())
     todo = list(dict.fromkeys(problems))
-    end = time.perf_counter() + budget
+    started, tuned = time.perf_counter(), 0
     for i, problem in enumerate(todo):
         if not again and _known(problem, here):
             yield Outcome(problem, why="tuned before")
             continue
-        left = wisdom.agreed(end - time.perf_counter())
-        if left <= 0:
+        spent = time.perf_counter() - started
+        left = wisdom.agreed(budget - spent)
+        if left <= (wisdom.agreed(spent) / tuned if tuned else 0.0):
             yield Outcome(problem, why="the budget is spent")
             continue
         yield tune(problem, here, seconds=min(SECONDS, left / (len(todo) - i)), best=best)
+        tuned += 1
 
 
 def _known(problem: Problem, limits: DeviceLimits) -> bool:
