@@ -65,9 +65,10 @@ def test_estimates_come_near_the_measurements(noise: float, outlier: float, erro
     before = fit.quality(known, ROW)
     after = fit.quality(known, fit.fitted(fit.samples(known, ROW), ROW))
     assert before.error > 1.3 and after.error < error
-    assert after.mean_regret <= before.mean_regret + 1e-9 and not after.unmeasured
-    if noise == 0 and outlier == 1:
-        assert after.worst_regret < 1.005
+    assert not after.unmeasured
+    if outlier == 1:
+        assert after.mean_regret <= before.mean_regret
+        assert after.worst_regret < (1.05 if noise else 1.005)
 
 
 def test_an_outlier_moves_little() -> None:
@@ -87,8 +88,9 @@ def test_without_need_nothing_moves() -> None:
 
 def test_regret_is_the_price_of_the_choice() -> None:
     (first, *_) = known = entries(ROW)
-    slow = replace(first, seconds=dict(first.seconds) | {first.default: 3 * min(first.seconds.values())})
-    assert fit.quality([slow], ROW).worst_regret == pytest.approx(3, rel=0.3)
+    others = [seconds for name, seconds in first.seconds.items() if name != first.default]
+    slow = replace(first, seconds=dict(first.seconds) | {first.default: 3 * min(others)})
+    assert fit.quality([slow], ROW).worst_regret == pytest.approx(3)
     assert fit.quality(known, ROW).regrets.keys() == set(TEXTS)
 
 
