@@ -63,6 +63,7 @@ class Entry:
     default: str  # what the estimate would have chosen
     measured: str  # the problem that was timed: with fewer channels, where it was too large
     seconds: Mapping[str, float] = field(hash=False)
+    unchanging: Mapping[str, float] = field(default_factory=dict, hash=False)  # seconds with filters that stay
     dropped: Mapping[str, str] = field(default_factory=dict, hash=False)  # candidates that failed, and why
     date: str = ""
 
@@ -100,9 +101,9 @@ def _check(entry: Entry) -> None:
                 raise ValueError(f"{one.name} is no short printable text")
     if not _ARCH.fullmatch(entry.key.arch) or not 0 <= entry.key.threads <= 2**20:
         raise ValueError(f"arch {entry.key.arch!r}, threads {entry.key.threads}")
-    if not isinstance(entry.seconds, dict) or not isinstance(entry.dropped, dict):
-        raise TypeError("seconds and dropped are objects")
-    for text, value in entry.seconds.items():
+    if not all(isinstance(value, dict) for value in (entry.seconds, entry.unchanging, entry.dropped)):
+        raise TypeError("seconds, unchanging and dropped are objects")
+    for text, value in [*entry.seconds.items(), *entry.unchanging.items()]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
             raise ValueError(f"seconds of {text!r} are {value!r}")
     if entry.choice not in entry.seconds or not all(isinstance(why, str) for why in entry.dropped.values()):

@@ -55,6 +55,7 @@ class Outcome:
     why: str = ""
     dropped: dict[str, str] = field(default_factory=dict)
     samples: dict[str, Samples] = field(default_factory=dict)
+    unchanging: dict[str, Samples] = field(default_factory=dict)  # with filters that stay
     measured: Problem | None = None  # with fewer channels, where it was too large
 
 
@@ -125,7 +126,7 @@ def _measured(problem: Problem, limits: DeviceLimits, seconds: float, best: int)
     # a plan that left the contest early was slower than the noise allows
     finalists = {name: one for name, one in outcome.samples.items() if len(one.seconds) > _FIRST_ROUNDS}
     winner = plans[best_of(finalists or outcome.samples, default, NOISE)]
-    winner = _keeping(winner, ranking, x, limits, seconds / 4)
+    winner, outcome.unchanging = _keeping(winner, ranking, x, limits, seconds / 4)
     outcome.entry = _entry(problem, limits, ranking, winner, plans[default], outcome)
     return outcome
 
@@ -223,11 +224,13 @@ def _contest(kernels: dict[str, Kernel], x: Operands, limits: DeviceLimits, seco
     return found
 
 
-def _keeping(winner: Plan, ranking: search.Ranking, x: Operands, limits: DeviceLimits, seconds: float) -> Plan:
+def _keeping(
+    winner: Plan, ranking: search.Ranking, x: Operands, limits: DeviceLimits, seconds: float
+) -> tuple[Plan, dict[str, Samples]]:
     """The winner with spectra kept or made anew, whichever is faster where filters stay."""
     both = [plan for plan in ranking.plans if plan in (winner, _other_keep(winner))]
     if len(both) < 2:
-        return winner
+        return winner, {}
     measured = reduced(winner.problem)
     kernels = {choice(plan): kernel_of(_for(plan, measured)) for plan in both}
 
@@ -241,14 +244,17 @@ def _keeping(winner: Plan, ranking: search.Ranking, x: Operands, limits: DeviceL
         calls = {name: (lambda name=name: call(kernels[name], filters[name])) for name in kernels}
         samples = interleaved(calls, _device(limits), seconds=seconds, least=7)
     best = best_of(samples, choice(both[0]), NOISE)
-    return next(plan for plan in both if choice(plan) == best)
+    return next(plan for plan in both if choice(plan) == best), samples
 
 
 def _entry(
     problem: Problem, limits: DeviceLimits, ranking: search.Ranking, winner: Plan, default: Plan, outcome: Outcome
 ) -> store.Entry:
     here = wisdom.circumstances(limits, torch.get_num_threads())
-    seconds = {name: float(f"{one.median:.4g}") for name, one in outcome.samples.items()}
+    seconds, unchanging = (
+        {name: float(f"{one.median:.4g}") for name, one in found.items()}
+        for found in (outcome.samples, outcome.unchanging)
+    )
     if choice(winner) not in seconds:  # timed with filters that change, where keeping makes no difference
         seconds[choice(winner)] = seconds[choice(_other_keep(winner))]
     key = store.Key(
@@ -266,6 +272,7 @@ def _entry(
         default=choice(default),
         measured=str(outcome.measured or problem),
         seconds=seconds,
+        unchanging=unchanging,
         dropped=outcome.dropped,
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )

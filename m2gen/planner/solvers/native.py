@@ -80,9 +80,10 @@ def orders(leaves: int) -> tuple[tuple[int, ...], ...]:
     if rest == 1 and eights:
         eights, rest = eights - 1, 4
     few = (*[8] * eights, *[4] * (rest // 2), *[2] * (rest % 2))
-    pure = (*[8] * (twos // 3), *[2 ** (twos % 3)] * (twos % 3 > 0))
     fours = (*[4] * (twos // 2), *[2] * (twos % 2))
-    split = [(few, "first"), (few, "last"), (few[::-1], "first"), (pure, "first"), (fours, "first")]
+    split = [(few, "first"), (few, "last"), (few[::-1], "first"), (fours, "first")]
+    if few == (4, 4):
+        split.insert(0, ((8, 2), "first"))
     found = [((*odd, *twos_) if where == "first" else (*twos_, *odd)) or (1,) for twos_, where in split]
     return tuple(dict.fromkeys(found))
 
