@@ -1,4 +1,4 @@
-"""The one program: m2gen demo | plan | show | compile | doctor.
+"""The one program: m2gen demo | plan | show | tune | wisdom | compile | doctor.
 
 Everything heavy is imported inside the command that needs it.
 """
@@ -45,6 +45,8 @@ def main() -> None:
     \b
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated
     m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90
+    m2gen tune fftconv n=8192 h=768 b=4 bf16 causal gated skip
+    m2gen wisdom show
     m2gen compile --model 80M --out kernels
     m2gen doctor
     m2gen demo
@@ -68,9 +70,10 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
     from m2gen.planner import search
     from m2gen.planner.problem import Problem
     from m2gen.runtime.planning import limits_of
+    from m2gen.runtime.planning import plan as planned
 
     asked, limits = Problem.parse(" ".join(problem)), limits_of(target)
-    chosen = search.plan(asked, limits)
+    chosen = planned(asked, target)
     if as_json:
         click.echo(chosen.to_json())
         return
@@ -199,3 +202,127 @@ def demo(minutes: float, seed: int) -> None:
     from m2gen.demo import main as run
 
     run(minutes=minutes, seed=seed)
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("problem", nargs=-1)
+@click.option(
+    "--corpus", is_flag=True, help="The named problems of real models that are meant for this kind of device."
+)
+@click.option("--model", type=click.Path(), help="The convolutions of a saved transformers model, a folder.")
+@click.option("--length", type=int, multiple=True, help="With --model: lengths; default the longest it allows.")
+@click.option("--batch", default=1, show_default=True, help="With --model.")
+@click.option("--budget", default=600.0, show_default=True, help="Seconds that it may take, about.")
+@click.option("--threads", type=int, help="Of torch; default as torch chooses.")
+@click.option("--again", is_flag=True, help="Problems that were tuned before, too.")
+@click.option("--fit", is_flag=True, help="Then fit this CPU's constants of the cost model; measures with one thread.")
+@click.option("--print", "only_print", is_flag=True, help="With --fit: print the constants, keep nothing.")
+def tune(
+    problem: tuple[str, ...],
+    corpus: bool,
+    model: str | None,
+    length: tuple[int, ...],
+    batch: int,
+    budget: float,
+    threads: int | None,
+    again: bool,
+    fit: bool,
+    only_print: bool,
+) -> None:
+    """Measure which plan is fastest for each PROBLEM on this device, and remember it.
+
+    \b
+    m2gen tune fftconv n=8192 h=768 b=4 bf16 causal gated skip
+    m2gen tune --corpus --budget 600
+    m2gen tune --model path/to/m2-bert --length 2048 --length 8192 --batch 4
+    m2gen tune --fit
+    Every result is kept at once: a tuning that is stopped goes on where it was.
+    """
+    import torch
+
+    from m2gen import tuning
+    from m2gen.runtime.planning import limits_of
+
+    if threads or fit:
+        torch.set_num_threads(1 if fit else threads or 1)
+    limits, console = limits_of(), _console()
+    asked = tuning.problems_of_text(problem) + (tuning.problems_of_corpus(limits.kind) if corpus else [])
+    asked += tuning.problems_of_model(model, length, batch) if model else []
+    if not asked and not fit:
+        raise click.UsageError("give a PROBLEM, --corpus, --model or --fit")
+    for line in tuning.summary(tuning.run(asked, budget, again, console)) if asked else ():
+        console.print(line)
+    for line in tuning.fit(limits, keep=not only_print) if fit else ():
+        console.print(line)
+
+
+@main.group(context_settings=_CONTEXT)
+def wisdom() -> None:
+    """Look at, move and merge what tuning measured.
+
+    \b
+    m2gen wisdom show
+    m2gen wisdom export table.json
+    m2gen wisdom import table.json
+    m2gen wisdom merge a.json b.json --out table.json
+    m2gen wisdom forget fftconv n=8192 h=768 b=4 bf16 causal gated skip
+    """
+
+
+@wisdom.command("show", context_settings=_CONTEXT)
+def show_() -> None:
+    """Every entry, the user's first."""
+    from rich.table import Table
+
+    from m2gen import tuning
+    from m2gen.cache.wisdom import place
+    from m2gen.planner.plan import duration
+
+    table = Table(title=f"wisdom in {place()}, then what is shipped", title_justify="left")
+    for column in ("problem", "arch", "threads", "choice", "time", "measured"):
+        table.add_column(column, overflow="fold")
+    for entry in tuning.listed():
+        key, took = entry.key, duration(entry.seconds[entry.choice])
+        table.add_row(key.problem, key.arch, str(key.threads), entry.choice, took, f"{entry.date[:10]} {key.processor}")
+    _console().print(table)
+
+
+@wisdom.command("merge", context_settings=_CONTEXT)
+@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="The table to write.")
+def merge_(paths: tuple[str, ...], out: str) -> None:
+    """Merge tables or folders of entries; of equal keys the newest entry stays."""
+    from m2gen.tuning import merged
+
+    click.echo(merged(paths, out))
+
+
+@wisdom.command("export", context_settings=_CONTEXT)
+@click.argument("out", type=click.Path())
+def export_(out: str) -> None:
+    """Write the user's entries to a table."""
+    from m2gen.cache.wisdom import place
+    from m2gen.tuning import merged
+
+    click.echo(merged([str(place())], out))
+
+
+@wisdom.command("import", context_settings=_CONTEXT)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True))
+def import_(paths: tuple[str, ...]) -> None:
+    """Take the entries of tables or folders among the user's own, unless a newer one stands there."""
+    from m2gen.tuning import imported
+
+    click.echo(imported(paths))
+
+
+@wisdom.command("forget", context_settings=_CONTEXT)
+@click.argument("problem", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every entry of the user's.")
+def forget_(problem: tuple[str, ...], everything: bool) -> None:
+    """Delete the user's entries for PROBLEM."""
+    from m2gen.tuning import forgotten
+
+    if not problem and not everything:
+        raise click.UsageError("give a PROBLEM, or --all")
+    click.echo(forgotten(problem, everything))

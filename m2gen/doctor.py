@@ -29,7 +29,7 @@ def report(cxx: str | None = None) -> Iterator[tuple[str, Rows]]:
     yield "compilers", [*named, ("generated C++", _trial())]
     yield "settings in force", _settings()
     caches = [("plans", "in memory, per process"), ("compiled ahead", _ahead()), ("kernel sources", _sources())]
-    yield "caches", caches
+    yield "caches", [*caches, ("wisdom", _wisdom(limits))]
     yield "what will run, and why (n=1024 h=64 b=2 causal)", _choices(limits)
 
 
@@ -103,6 +103,17 @@ def _sources() -> str:
     except M2GenError as error:
         return f"refused: {error}"
     return f"{folder}: {sum(path.suffix in ('.py', '.cpp') for path in folder.iterdir())} files"
+
+
+def _wisdom(limits: DeviceLimits) -> str:
+    """Where tuning's results are, and how many are known for this device."""
+    from m2gen.cache import wisdom
+
+    try:
+        known, shipped = len(wisdom.known(limits.arch)), len(wisdom.shipped(limits.arch))
+        return f"{wisdom.place()}: {known} entries known for {limits.arch}, with {shipped} that are shipped"
+    except M2GenError as error:
+        return f"refused: {error}"
 
 
 def _settings() -> Rows:

@@ -36,3 +36,7 @@ class RenderError(M2GenError):
 
 class CompileError(M2GenError):
     """Generated C++ cannot be compiled or loaded here."""
+
+
+class WisdomError(M2GenError):
+    """Wisdom that is asked for is missing, damaged or stale."""

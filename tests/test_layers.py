@@ -25,15 +25,28 @@ MAY_IMPORT = {
     "codegen": {"device", "kernels"},
     "cache": set(),
     "reference": set(),
-    "runtime": {"device", "kernels", "planner", "codegen", "cache", "reference"},
+    "runtime": {"device", "kernels", "planner", "codegen", "cache", "reference", "testing"},
     "ops": {"device", "kernels", "planner", "runtime", "reference"},
     "monarch": {"ops", "reference"},
     "modules": {"ops", "monarch", "reference"},
     "models": {"modules"},
     "testing": {"device", "kernels", "planner", "codegen", "reference"},
 }
-ANYTHING = {"__init__", "__main__", "ahead", "cli", "demo", "doctor", "show"}  # they import late
-NO_TORCH = {*BASE, "device", "kernels", "planner", "codegen", "cache", "cli", "doctor", "show", "__init__", "__main__"}
+ANYTHING = {"__init__", "__main__", "ahead", "cli", "demo", "doctor", "show", "tuning"}  # they import late
+NO_TORCH = {
+    *BASE,
+    "device",
+    "kernels",
+    "planner",
+    "codegen",
+    "cache",
+    "cli",
+    "doctor",
+    "show",
+    "tuning",
+    "__init__",
+    "__main__",
+}
 
 
 def layer(path: Path) -> str:

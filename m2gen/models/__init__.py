@@ -1,8 +1,8 @@
 """Whole models on top of `m2gen.modules`.
 
-M2GPT is a plain module. M2-BERT, M2-ViT, and M2-GPT once more, follow the conventions of transformers, which is optional
-(`pip install 'm2gen[models]'`). Where it is installed, importing this package registers them with its Auto classes;
-where it is not, their names raise.
+M2GPT is a plain module. M2-BERT, M2-ViT, and M2-GPT once more, follow the conventions of transformers, which is
+optional (`pip install 'm2gen[models]'`). Where it is installed, importing this package registers them with its Auto
+classes; where it is not, their names raise.
 """
 
 from __future__ import annotations

@@ -1,34 +1,9 @@
-"""The cost model: what a step costs, as formulas that print and plan alike.
-
-A formula is a function of `Values` and an `Arithmetic`. On numbers it plans, in microseconds; on sympy's symbols
-(explain.py) the same function is the expression that `explain` prints.
-
-Symbols: B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and of a
-computed real number, G gates, K 1 with a skip, p order, r a radix, R2 the sum of r^2, T FLOP of the library's real
-transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set),
-D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT. Of a fused kernel: n1 and n2
-its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a tile, s transforms
-stacked in a product, Q bytes of its operand, X rate of its products, V vector rate, A threads of a block, I
-instructions that a warp issues for a tile (one that spills counts 16), l seconds that a tile waits for memory and
-barriers, m multiprocessors, O blocks that each holds at once. Of a native kernel:
-J operations for each point of a transform, X rate of them.
-
-Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
-equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
-smaller than the matrix unit gets r/U of its rate: the shape of FlashFFTConv's cost model (equation 2; remembered,
-not checked against the paper; its constants are not used).
-Library. A real transform of an even size is 5/2 N log2 N FLOP (a complex one of half the size), of an odd one a
-complex one of all N. Where a prime passes 13, Bluestein: that complex transform as three of m points, a power of two.
-Every figure is an estimate; none has been fitted on a device but those whose row in device/limits.py says measured.
-"""
+"""What a plan's steps cost on a device: the numbers of formulas.py put in, and the working sets that limit chunks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
@@ -36,245 +11,21 @@ from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.kernels.survey import blocks, found
 from m2gen.planner.factor import largest_prime
-from m2gen.planner.plan import Estimate, Transform
+from m2gen.planner.formulas import (
+    BARRIERS,
+    BLUESTEIN_ABOVE,
+    FETCH,
+    FORMULAS,
+    NUMBERS,
+    SPILL,
+    Values,
+    monarch_stage,
+    table_bytes,
+    transform_work,
+    user_bytes,
+)
+from m2gen.planner.plan import Estimate, FusedConv, NativeConv, Plan, Transform
 from m2gen.planner.problem import Problem
-
-BLUESTEIN_ABOVE = 13  # libraries have kernels for the primes up to this; beyond, three longer transforms
-QUANTITIES = ("flop", "bytes", "launches", "working_set", "seconds")
-
-
-class Values(NamedTuple):
-    """The symbols above, in one order: numbers to plan with, or sympy symbols to print."""
-
-    B: Any
-    H: Any
-    n: Any
-    N: Any
-    C: Any
-    e: Any
-    c: Any
-    G: Any
-    K: Any
-    p: Any
-    R2: Any
-    T: Any
-    F: Any = 1.0
-    M: Any = 1.0
-    U: Any = 1.0
-    W: Any = 1.0
-    D: Any = 1.0
-    t: Any = 1.0
-    P: Any = 1.0
-    n1: Any = 0
-    n2: Any = 0
-    n0: Any = 0
-    S: Any = 0
-    R: Any = 1
-    s: Any = 1
-    Q: Any = 0
-    X: Any = 1.0
-    V: Any = 1.0
-    A: Any = 0
-    J: Any = 0
-    I: Any = 0  # noqa: E741
-    l: Any = 0  # noqa: E741
-    m: Any = 1
-    O: Any = 1  # noqa: E741
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """The functions of a formula beyond + - * /."""
-
-    ceiling: Callable[[Any], Any]
-    maximum: Callable[[Any, Any], Any]
-    minimum: Callable[[Any, Any], Any]
-    log2: Callable[[Any], Any]
-
-
-NUMBERS = Arithmetic(math.ceil, max, min, math.log2)
-
-
-class Cost(NamedTuple):
-    """A value, or an expression, for each of QUANTITIES."""
-
-    flop: Any = 0
-    bytes: Any = 0
-    launches: Any = 0
-    working_set: Any = 0
-    seconds: Any = 0
-
-    def plus(self, other: Cost, count: Any = 1) -> Cost:
-        return Cost(*(a + count * b for a, b in zip(self, other, strict=True)))
-
-
-def _user_bytes(v: Values) -> Any:
-    """u, gates and y, once each."""
-    return v.B * v.H * v.n * v.e * (2 + v.G)
-
-
-def _table_bytes(v: Values) -> Any:
-    """DFT matrices and twiddles."""
-    return 2 * v.c * (v.R2 + v.N * (v.p - 1))
-
-
-def library_filter(v: Values, a: Arithmetic) -> Cost:
-    launches = 3 * a.ceiling(v.H / v.C)
-    return Cost(
-        flop=v.H * v.T,
-        bytes=v.H * v.c * v.N * (2 + 2 * v.P),
-        launches=launches,
-        working_set=3 * v.C * v.c * v.N,
-        seconds=a.maximum(v.H * v.T / v.F, 2 * v.H * v.c * v.N * v.P / v.W)
-        + 2 * v.H * v.c * v.N / v.W
-        + launches * v.t,
-    )
-
-
-def library_conv(v: Values, a: Arithmetic) -> Cost:
-    rows = v.B * v.H
-    elementwise = rows * v.c * (3 * v.N + v.n * (4 + 2 * v.G + 2 * v.K)) + v.H * v.N * v.c
-    passes = 4 * rows * v.c * v.N * v.P
-    launches = a.ceiling(v.H / v.C) * (7 + v.G + 2 * v.K)
-    return Cost(
-        flop=rows * (2 * v.T + 3 * v.N + v.n * (v.G + 2 * v.K)),
-        bytes=_user_bytes(v) + elementwise + passes,
-        launches=launches,
-        working_set=v.C * v.c * v.N * (3 * v.B + 1),
-        seconds=a.maximum(2 * rows * v.T / v.F, passes / v.W)
-        + elementwise / v.W
-        + _user_bytes(v) / v.D
-        + launches * v.t,
-    )
-
-
-def monarch_filter(v: Values, a: Arithmetic) -> Cost:
-    calls = a.ceiling(v.H / v.C)
-    copies = 3 * v.H * v.c * v.N
-    return Cost(
-        bytes=copies,
-        launches=3 * calls,
-        working_set=6 * v.C * v.c * v.N + _table_bytes(v),
-        seconds=copies / v.W + 3 * calls * v.t,
-    ).plus(_twiddles(v, v.H, calls))
-
-
-def monarch_conv(v: Values, a: Arithmetic) -> Cost:
-    rows, calls = v.B * v.H, a.ceiling(v.H / v.C)
-    elementwise = rows * v.c * (7 * v.N + v.n * (4 + 2 * v.G + 2 * v.K)) + 2 * v.H * v.N * v.c
-    launches = calls * (8 + v.G + 2 * v.K)
-    return Cost(
-        flop=rows * (6 * v.N + v.n * (v.G + 2 * v.K)),
-        bytes=_user_bytes(v) + elementwise,
-        launches=launches,
-        working_set=v.C * v.c * v.N * (6 * v.B + 2) + _table_bytes(v),
-        seconds=elementwise / v.W + _user_bytes(v) / v.D + launches * v.t,
-    ).plus(_twiddles(v, 2 * rows, 2 * calls))
-
-
-def _twiddles(v: Values, transforms: Any, calls: Any) -> Cost:
-    """The products between the stages of `transforms` transforms, in `calls` batched calls; nothing is permuted."""
-    moved = 4 * v.c * v.N * (v.p - 1) * transforms
-    launches = calls * (v.p - 1)
-    return Cost(
-        flop=6 * v.N * (v.p - 1) * transforms, bytes=moved, launches=launches, seconds=moved / v.W + launches * v.t
-    )
-
-
-def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
-    """One stage of radix r of all transforms of the step: N/r blocks of r x r each."""
-    once = step == "filter"
-    transforms = v.H if once else 2 * v.B * v.H
-    calls = a.ceiling(v.H / v.C) * (1 if once else 2)
-    product = a.maximum(8 * v.N * r / (v.M * a.minimum(1, r / v.U)), 4 * v.c * v.N / v.W)
-    return Cost(
-        flop=8 * v.N * r * transforms,
-        bytes=4 * v.c * v.N * transforms,
-        launches=calls,
-        seconds=transforms * product + calls * v.t,
-    )
-
-
-# Of a fused kernel: what a launch loses to its ends, how much slower than issue a lone block's instructions follow
-# one another, the seconds a tile waits at its barriers and, where nothing prefetches it, for its data, and the share of
-# what goes on beside the slowest that shows all the same. An instruction that spills counts as many: few warps hide it.
-# To be fitted.
-_ENDS, _FOLLOW, _BARRIERS, _FETCH, _SHOWS, _SPILL = 1.15, 1.7, 0.3e-6, 0.5e-6, 0.1, 16
-_SCHEDULED = 128  # threads that a multiprocessor issues for at once
-
-
-def fused_filter(v: Values, a: Arithmetic) -> Cost:
-    """One library FFT of every filter, and the copies that put it into the kernel's order and dtype."""
-    moved = v.H * v.N * (6 * 8 + 2 * v.Q)
-    return Cost(
-        flop=10 * v.H * v.N * a.log2(v.N) / 2,
-        bytes=moved,
-        launches=8,
-        working_set=v.H * v.N * (3 * 8 + 2 * v.Q),
-        seconds=moved / v.W + 8 * v.t,
-    )
-
-
-def fused_conv(v: Values, a: Arithmetic) -> Cost:
-    """One launch. A tile of s N points is 2 products with A1, of s diagonal blocks, and 2 with B2.
-
-    That is 8 R s N n1 + 16 s N n2 FLOP. With an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and
-    scratch is written twice and read twice. Memory, matrix units and issue go on side by side; one block's tiles
-    follow one another, and only O of them overlap.
-    """
-    tiles = v.H * a.ceiling(v.B / v.R)
-    on_chip = (1 - v.S) * v.s * (8 * v.R * v.n1 + 16 * v.n2)
-    flop = tiles * v.N * (on_chip + v.S * (8 * v.R * v.n0 + 16 * v.s * v.n1 + 16 * v.n2))
-    scratch = v.S * tiles * v.N * (8 * v.Q + 16)
-    moved = _user_bytes(v) + 2 * v.H * v.N * v.Q
-    issue = 2 * tiles * v.I / v.V  # seconds for each thread of a block
-    alone = flop / v.X + _FOLLOW * issue * a.maximum(v.A, _SCHEDULED) + tiles * v.l / v.m
-    units = a.maximum(flop / v.X, issue * v.A)
-    return Cost(
-        flop=flop,
-        bytes=moved + scratch,
-        launches=1,
-        working_set=v.Q * (2 * v.R * v.s * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
-        seconds=_ENDS * (a.maximum(a.maximum(moved / v.D, units), alone / v.O) + _SHOWS * (units + alone / v.O))
-        + scratch / v.W
-        + v.t,
-    )
-
-
-def native_filter(v: Values, a: Arithmetic) -> Cost:
-    """Every filter transformed, in the scratch of its channel."""
-    flop = v.H * v.N * v.J
-    return Cost(flop=flop, bytes=v.H * v.n * v.c, working_set=2 * v.C * v.c * v.N, seconds=flop / v.X)
-
-
-def native_conv(v: Values, a: Arithmetic) -> Cost:
-    """One call; a row is transformed, multiplied and transformed back in cache, and memory is read ahead meanwhile."""
-    flop = v.B * v.H * (2 * v.N * v.J + 6 * v.N)
-    moved = _user_bytes(v)
-    return Cost(
-        flop=flop,
-        bytes=moved,
-        launches=1,
-        working_set=2 * v.c * v.N * (1 + v.C),
-        seconds=a.maximum(flop / v.X, moved / v.D) + v.t,
-    )
-
-
-FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
-    ("fft", "filter"): library_filter,
-    ("fft", "conv"): library_conv,
-    ("monarch", "filter"): monarch_filter,
-    ("monarch", "conv"): monarch_conv,
-    ("fused", "filter"): fused_filter,
-    ("fused", "conv"): fused_conv,
-    ("native", "filter"): native_filter,
-    ("native", "conv"): native_conv,
-}
-
-
-def transform_work(case: str, points: Any, a: Arithmetic) -> Any:
-    """T, the FLOP of the library's real transform; for Bluestein `points` is the longer transform's size m."""
-    return {"even": 5, "odd": 10, "bluestein": 30}[case] * points * a.log2(points) / 2
 
 
 def work_case(size: int) -> tuple[str, int]:
@@ -294,7 +45,7 @@ def working_set(problem: Problem, transform: Transform, channels: int) -> float:
     """Bytes in use while `channels` channels of the whole batch are convolved."""
     values = _sizes(problem, transform, max(channels, 1))
     whole = float(FORMULAS[transform.kind, "conv"](values, NUMBERS).working_set)
-    fixed = float(_table_bytes(values)) if transform.kind == "monarch" else 0.0
+    fixed = float(table_bytes(values)) if transform.kind == "monarch" else 0.0
     return whole if channels else fixed
 
 
@@ -315,8 +66,8 @@ def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> V
         X=limits.matrix16 / (6 if spec.compute == "fp32" else 1),
         V=limits.vector32,
         A=spec.resources().threads,
-        I=entry.instructions + _SPILL * entry.spills if entry else 0,
-        l=(_BARRIERS + (_FETCH if spec.num_stages == 1 else 0)) * max(1, sum(spec.loops)),
+        I=entry.instructions + SPILL * entry.spills if entry else 0,
+        l=(BARRIERS + (FETCH if spec.num_stages == 1 else 0)) * max(1, sum(spec.loops)),
         m=limits.cores,
         O=blocks(spec, limits),
     )
@@ -333,8 +84,16 @@ def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -
 def native_values(problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
     """The numbers of a native kernel's steps."""
     slower = limits.fp64_ratio if spec.compute == "fp64" else 1.0
-    return _sizes(problem, Transform("monarch", spec.size, spec.factors), channels)._replace(
-        D=limits.dram_bandwidth, t=limits.call_seconds, J=spec.operations, X=limits.native_rate * slower
+    extra = dict(limits.native_passes)
+    across = problem.layout == "BLH"
+    transform = Transform("monarch", spec.size, spec.factors)
+    return _sizes(problem, transform, channels)._replace(
+        D=limits.native_stream(user_bytes(_sizes(problem, transform, channels))),
+        t=limits.native_call or limits.call_seconds,
+        J=spec.operations + sum(extra.get(radix, 0.0) for radix in spec.radices),
+        X=limits.native_rate * limits.native_share(spec.size) * slower,
+        L=int(across or problem.gates > 0 or spec.dtype != spec.compute),
+        Y=(limits.native_across if across else limits.native_numbers) * slower,
     )
 
 
@@ -395,3 +154,16 @@ def estimate(problem: Problem, transform: Transform, channels: int, limits: Devi
     for radix in sorted(set(transform.radices)):
         total = total.plus(monarch_stage(numbers, NUMBERS, radix, step), transform.radices.count(radix))
     return Estimate(*map(float, total))
+
+
+def expected(plan: Plan, limits: DeviceLimits) -> float:
+    """The seconds that `limits` let one expect of a plan that may have been made with others."""
+    conv = plan.conv
+    if isinstance(conv, NativeConv):
+        both = native_estimates(plan.problem, conv.spec, conv.channels, limits)
+    elif isinstance(conv, FusedConv):
+        both = fused_estimates(plan.problem, conv.spec, limits)
+    else:
+        steps = ("filter", "conv")
+        both = tuple(estimate(plan.problem, conv.transform, conv.channels, limits, step) for step in steps)  # type: ignore[assignment]
+    return both[0].seconds + both[1].seconds

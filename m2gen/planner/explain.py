@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy as sp
 
 from m2gen.device.limits import DeviceLimits, target
-from m2gen.planner import cost
+from m2gen.planner import cost, formulas
 from m2gen.planner.plan import (
     Estimate,
     FilterSpectrum,
@@ -18,9 +18,9 @@ from m2gen.planner.plan import (
     duration,
 )
 
-SYMBOLS = cost.Values(*sp.symbols(" ".join(cost.Values._fields), positive=True))
+SYMBOLS = formulas.Values(*sp.symbols(" ".join(formulas.Values._fields), positive=True))
 RADIX = sp.Symbol("r", positive=True)
-SYMBOLIC = cost.Arithmetic(sp.ceiling, sp.Max, sp.Min, lambda x: sp.Function("log2")(x))
+SYMBOLIC = formulas.Arithmetic(sp.ceiling, sp.Max, sp.Min, lambda x: sp.Function("log2")(x))
 _UNITS = {"flop": "FLOP", "bytes": "B", "launches": "calls", "working_set": "B", "seconds": "s"}
 _NOTES = (
     "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
@@ -35,7 +35,8 @@ LEGEND = (
     "Q bytes of an operand, "
     "X rate of its products, V vector rate, A threads of a block, I instructions that a warp issues for a tile, "
     "l seconds that a tile waits, m multiprocessors, O blocks that each holds at once, "
-    "J operations a point of a native transform, X their rate"
+    "J operations a point of a native transform, X their rate, L 1 where numbers are gathered into rows, Y numbers a "
+    "second"
 )
 
 
@@ -47,6 +48,7 @@ def explain(plan: Plan, limits: DeviceLimits | None = None) -> str:
         f"device    {row.arch}: {row.description}",
         f"figures   {_figures(row)}",
         f"solver    {plan.solver}",
+        f"chosen by {plan.origin}",
         *_transform_lines(plan),
         f"estimate  {_amounts(plan.estimate)}",
         f"floor     {duration(cost.memory_floor(plan.problem, row))} to read sequence and gates and write the result",
@@ -88,33 +90,33 @@ def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
     if not isinstance(step, FilterSpectrum | SpectralConv | FusedConv | NativeConv):
         return [f"{step}: {_amounts(step.estimate)}"]
     name = "filter" if isinstance(step, FilterSpectrum) else "conv"
-    stage = cost.Cost()
+    stage = formulas.Cost()
     if isinstance(plan.conv, FusedConv):
         numbers = cost.fused_values(plan.problem, plan.conv.spec, limits)
-        whole = cost.FORMULAS["fused", name](SYMBOLS, SYMBOLIC)
+        whole = formulas.FORMULAS["fused", name](SYMBOLS, SYMBOLIC)
     elif isinstance(plan.conv, NativeConv):
         numbers = cost.native_values(plan.problem, plan.conv.spec, plan.conv.channels, limits)
-        whole = cost.FORMULAS["native", name](SYMBOLS, SYMBOLIC)
+        whole = formulas.FORMULAS["native", name](SYMBOLS, SYMBOLIC)
     else:
         numbers = cost.values(plan.problem, step.transform, plan.conv.channels, limits, name)
-        whole = cost.FORMULAS[step.transform.kind, name](SYMBOLS, SYMBOLIC)
-        stage = cost.monarch_stage(SYMBOLS, SYMBOLIC, RADIX, name) if step.transform.radices else stage
+        whole = formulas.FORMULAS[step.transform.kind, name](SYMBOLS, SYMBOLIC)
+        stage = formulas.monarch_stage(SYMBOLS, SYMBOLIC, RADIX, name) if step.transform.radices else stage
     used = set().union(*(sp.sympify(e).free_symbols for e in (*whole, *stage)))
     shown = [f"{symbol} = {value:.6g}" for symbol, value in zip(SYMBOLS, numbers, strict=True) if symbol in used]
     lines = [str(step), f"  with {', '.join(shown)}", *_work_lines(step.transform, whole)]
-    for quantity in cost.QUANTITIES:
+    for quantity in formulas.QUANTITIES:
         formula = _formula(getattr(whole, quantity), getattr(stage, quantity))
         value = getattr(step.estimate, quantity)
         lines += [f"  {quantity} = {formula}", f"  {' ' * len(quantity)} = {value:.6g} {_UNITS[quantity]}"]
     return lines
 
 
-def _work_lines(transform: Transform, whole: cost.Cost) -> list[str]:
+def _work_lines(transform: Transform, whole: formulas.Cost) -> list[str]:
     if SYMBOLS.T not in sp.sympify(whole.flop).free_symbols:
         return []
     case, points = cost.work_case(transform.size)
     where = f"N = {points}" if case != "bluestein" else f"N = {points} inside (Bluestein, for a prime factor above 13)"
-    return [f"  T = {sp.sstr(cost.transform_work(case, SYMBOLS.N, SYMBOLIC))} with {where}"]
+    return [f"  T = {sp.sstr(formulas.transform_work(case, SYMBOLS.N, SYMBOLIC))} with {where}"]
 
 
 def _formula(whole: sp.Expr, stage: sp.Expr) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from m2gen.errors import PlanError
@@ -149,12 +149,16 @@ _STEPS: dict[str, type[Step]] = {kind.__name__: kind for kind in (FilterSpectrum
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How `solver` does `problem` on a device of architecture `arch`: steps in order, the convolution last."""
+    """How `solver` does `problem` on a device of architecture `arch`: steps in order, the convolution last.
+
+    `origin` says why this plan and no other; two plans that differ in nothing else are equal.
+    """
 
     problem: Problem
     arch: str
     solver: str
     steps: tuple[Step, ...]
+    origin: str = field(default="estimate", compare=False)
 
     @property
     def estimate(self) -> Estimate:
@@ -181,7 +185,8 @@ class Plan:
     def to_json(self) -> str:
         """The plan as one JSON object; `from_json` gives an equal plan back."""
         steps = [{"step": type(step).__name__, **asdict(step)} for step in self.steps]
-        return json.dumps({"problem": str(self.problem), "arch": self.arch, "solver": self.solver, "steps": steps})
+        head = {"problem": str(self.problem), "arch": self.arch, "solver": self.solver, "origin": self.origin}
+        return json.dumps({**head, "steps": steps})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -189,7 +194,7 @@ class Plan:
         try:
             data = json.loads(text)
             steps = tuple(_step(step) for step in data["steps"])
-            return cls(Problem.parse(data["problem"]), data["arch"], data["solver"], steps)
+            return cls(Problem.parse(data["problem"]), data["arch"], data["solver"], steps, data["origin"])
         except (ValueError, KeyError, TypeError) as error:
             raise PlanError(
                 "a plan from JSON", f"not one that to_json wrote ({error!r})", "write it with Plan.to_json"

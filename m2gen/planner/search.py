@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from m2gen import log
 from m2gen.device.limits import DeviceLimits
-from m2gen.errors import PlanError
+from m2gen.errors import PlanError, WisdomError
+from m2gen.planner.advice import Advice, Knowledge, advise
 from m2gen.planner.plan import Plan, duration
 from m2gen.planner.problem import Problem
 from m2gen.planner.registry import SOLVERS
+
+RIGORS = ("estimate", "measure", "wisdom_only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Ranking:
 
 @lru_cache(maxsize=1024)
 def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
-    """All candidates by estimated seconds; equals by FLOP, memory, and text, so that no order depends on chance."""
+    """All candidates by estimated seconds, equals in the order of SOLVERS and of each solver's own preference."""
     plans: list[Plan] = []
     rejections: list[tuple[str, str]] = []
     for solver in SOLVERS:
@@ -36,17 +39,17 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
             plans += solver.candidates(problem, limits)
         else:
             rejections.append((solver.name, reason))
-    return Ranking(tuple(sorted(plans, key=_key)), tuple(rejections))
-
-
-def _key(plan: Plan) -> tuple[float, float, float, str]:
-    cost = plan.estimate
-    return cost.seconds, cost.flop, sum(step.estimate.working_set for step in plan.steps), str(plan)
+    return Ranking(tuple(sorted(plans, key=lambda plan: plan.estimate.seconds)), tuple(rejections))
 
 
 @lru_cache(maxsize=16384)
-def plan(problem: Problem, limits: DeviceLimits) -> Plan:
-    """The cheapest legal plan; PlanError with every solver's reason where there is none."""
+def plan(problem: Problem, limits: DeviceLimits, wisdom: Knowledge | None = None, rigor: str = "estimate") -> Plan:
+    """The plan to run; its `origin` says how it was found. PlanError with every solver's reason where there is none.
+
+    Rigor, in FFTW's words. "estimate": what wisdom says of the problem, else of the nearest one, else the cheapest by
+    estimate; nothing is timed. "measure": a problem without wisdom of its own is timed now, by `wisdom.measure`.
+    "wisdom_only": WisdomError where the problem itself was never measured in these circumstances.
+    """
     ranking = rank(problem, limits)
     if not ranking.plans:
         reasons = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections)
@@ -55,8 +58,38 @@ def plan(problem: Problem, limits: DeviceLimits) -> Plan:
             f"no solver can do it: {reasons}",
             "use a smaller n or b, or a device with more memory",
         )
-    log.once(f"{ranking.plans[0]}: {reason(ranking)}")
-    return ranking.plans[0]
+    advice = _advice(problem, limits, ranking, wisdom, rigor)
+    if advice.plan is None:
+        chosen = replace(ranking.plans[0], origin=f"estimate: {advice.origin}")
+        log.once(f"{chosen}: {reason(ranking)}; {advice.origin}")
+        return chosen
+    log.once(f"{advice.plan}: {advice.origin}")
+    return replace(advice.plan, origin=f"wisdom: {advice.origin}")
+
+
+def _advice(problem: Problem, limits: DeviceLimits, ranking: Ranking, wisdom: Knowledge | None, rigor: str) -> Advice:
+    """What wisdom says, after a measurement where the rigor asks for one."""
+    if rigor not in RIGORS:
+        raise PlanError(f"rigor {rigor!r}", "no such rigor", f"use one of {', '.join(RIGORS)}")
+    known = wisdom or Knowledge(())
+    found = advise(problem, limits.arch, ranking.plans, known)
+    if rigor == "measure" and not found.exact:
+        if known.measure is None:
+            raise PlanError(
+                f"measuring {problem} on {limits.arch}",
+                "a named target is not at hand",
+                "plan for auto, on that device",
+            )
+        record = known.measure(problem, limits)
+        if record is not None:
+            found = advise(problem, limits.arch, ranking.plans, replace(known, records=(*known.records, record)))
+    if rigor == "wisdom_only" and not found.exact:
+        raise WisdomError(
+            f"wisdom for {problem} on {limits.arch}",
+            found.origin if found.plan is None else f"there is none of its own; one would plan {found.origin}",
+            f"run m2gen tune {problem}, or plan with rigor estimate",
+        )
+    return found
 
 
 def reason(ranking: Ranking) -> str:

@@ -48,3 +48,25 @@ def fftconv(
     y = toeplitz_apply(lag_weights(k, u.shape[2], mode, k_rev), z)
     y = y if skip is None else y + skip.double().unsqueeze(-1) * z
     return y if post_gate is None else y * post_gate.double()
+
+
+def fftconv_at(
+    positions: Tensor,
+    u: Tensor,
+    k: Tensor,
+    *,
+    mode: str = "causal",
+    k_rev: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    skip: Tensor | None = None,
+) -> Tensor:
+    """y[:, :, positions] of `fftconv` in layout BHL, (B, H, P): the sum of those outputs alone, for long sequences."""
+    z = u.double() if pre_gate is None else u.double() * pre_gate.double()
+    length = z.shape[2]
+    windows = lag_weights(k, length, mode, k_rev).flip(-1).unfold(-1, length, 1)
+    rows = max(1, 2**24 // length)
+    parts = [z.movedim(0, 1) @ windows[:, length - 1 - some].mT for some in torch.split(positions, rows)]
+    y = torch.cat(parts, dim=-1).movedim(0, 1)
+    y = y if skip is None else y + skip.double().unsqueeze(-1) * z[..., positions]
+    return y if post_gate is None else y * post_gate.double()[..., positions]

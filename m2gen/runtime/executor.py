@@ -15,7 +15,7 @@ from m2gen.errors import CompileError
 from m2gen.planner.plan import FusedConv, NativeConv, Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import plan
-from m2gen.runtime import ahead
+from m2gen.runtime import ahead, wisdom
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
@@ -56,17 +56,17 @@ def kernel_of(chosen: Plan) -> Kernel:
 
 
 @lru_cache(maxsize=1024)
-def bound(problem: Problem, limits: DeviceLimits) -> Kernel:
+def bound(problem: Problem, limits: DeviceLimits, threads: int) -> Kernel:
     """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile."""
     try:
-        return kernel_of(ahead.plan(problem, limits) or plan(problem, limits))
+        return kernel_of(ahead.plan(problem, limits) or wisdom.chosen(problem, limits, threads))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
         return kernel_of(plan(problem, replace(limits, languages=())))
 
 
 def _kernel(x: Operands, mode: str, precision: str) -> Kernel:
-    return bound(problem_of(x, mode, precision), live(x.u.device))
+    return bound(problem_of(x, mode, precision), live(x.u.device), torch.get_num_threads())
 
 
 def fftconv(x: Operands, mode: str, precision: str) -> Tensor:

@@ -7,12 +7,15 @@ import platform
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from m2gen import log
+from m2gen.cache import wisdom
 from m2gen.config import config
 from m2gen.device.limits import LIMITS, DeviceLimits, target
+from m2gen.device.row import refitted
 from m2gen.errors import PlanError
 
 _X86 = {"AVX512": "avx512", "AVX2": "avx2"}
@@ -36,7 +39,7 @@ def default_device() -> torch.device:
 def _cpu() -> DeviceLimits:
     if config().triton_interpret:
         return replace(target("sm90"), description="Triton's interpreter on this CPU (TRITON_INTERPRET=1)")
-    row = target(cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine()))
+    row = _fitted(target(cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine())))
     log.once(f"this CPU is planned for as {row.arch} ({row.description})")
     return replace(
         row,
@@ -44,6 +47,29 @@ def _cpu() -> DeviceLimits:
         languages=row.languages if _compiles() else (),
         memory_bytes=_memory(),
     )
+
+
+def _fitted(row: DeviceLimits) -> DeviceLimits:
+    """The row with the constants that `m2gen tune --fit` found for this very processor, where it did."""
+    found = wisdom.constants(row.arch, processor())
+    try:
+        return refitted(row, found)
+    except (ValueError, TypeError) as error:
+        log.fallback(f"fitted constants left out: {error}")
+        return row
+
+
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """What the system calls this machine's processor; its family and model too, as virtual machines hide the name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    return f"{told['model name']}, family {told.get('cpu family')} model {told.get('model')}"
 
 
 def _compiles() -> bool:

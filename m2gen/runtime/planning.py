@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from m2gen.cache import wisdom as store
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner import search
+from m2gen.planner.advice import Knowledge
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 
@@ -17,15 +21,19 @@ def limits_of(name: str = "auto") -> DeviceLimits:
     return live(default_device())
 
 
-def plan(problem: str | Problem, target: str = "auto") -> Plan:
-    """The cheapest legal plan of `problem` on `target`, by estimate.
+def plan(problem: str | Problem, target: str = "auto", rigor: str = "estimate") -> Plan:
+    """The plan of `problem` on `target`; its `origin` says how it was found, `explain()` everything else.
 
     `problem` is a `Problem` or its text, such as `"fftconv n=8192 h=768 b=4 bf16 causal gated"`; `target` is "auto" or
-    an architecture such as "sm90" or "avx2". Nothing is run and nothing is timed. A problem whose kernels were compiled
-    ahead (M2GEN_COMPILED_DIR) has the plan that they were compiled for.
+    an architecture such as "sm90" or "avx2". Nothing is run and nothing is timed with rigor "estimate": what was
+    measured of the problem decides, else what was measured of the nearest one, else the cost model. "measure" tunes a
+    problem that was not tuned before, on the device at hand; "wisdom_only" raises WisdomError for such a problem. A
+    problem whose kernels were compiled ahead (M2GEN_COMPILED_DIR) has the plan that they were compiled for.
     """
     asked, limits = _problem(problem), limits_of(target)
-    return _ahead(asked, limits) or search.plan(asked, limits) if target == "auto" else search.plan(asked, limits)
+    if target == "auto" and (compiled := _ahead(asked, limits)) is not None:
+        return compiled
+    return search.plan(asked, limits, known(target), rigor)
 
 
 def _ahead(problem: Problem, limits: DeviceLimits) -> Plan | None:
@@ -33,6 +41,23 @@ def _ahead(problem: Problem, limits: DeviceLimits) -> Plan | None:
     from m2gen.runtime import ahead  # late: as above
 
     return ahead.plan(problem, limits)
+
+
+def known(target: str = "auto") -> Knowledge:
+    """The wisdom for a target: in the circumstances at hand, or, for a named one, in any."""
+    if target != "auto":
+        return _anywhere(store.known(limits_of(target).arch))
+    import torch  # late, as above
+
+    from m2gen.runtime import wisdom
+
+    return wisdom.knowledge(limits_of(), torch.get_num_threads())
+
+
+@lru_cache(maxsize=16)
+def _anywhere(entries: tuple[store.Entry, ...]) -> Knowledge:
+    """One value for the same entries: plans are remembered by it."""
+    return Knowledge(entries)
 
 
 def ranking(problem: str | Problem, target: str = "auto") -> search.Ranking:

@@ -259,7 +259,13 @@ def test_initial_values() -> None:
     """Each linear layer passes on a third of its input's variance."""
     torch.manual_seed(0)
     for kind in KINDS:
-        sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 4}
+        sizes = {
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_labels": 4,
+        }
         config = M2ViTConfig(**{**KINDS[kind], **sizes})
         for module in M2ViTForImageClassification(config).modules():
             if isinstance(module, torch.nn.Linear | BlockDiagLinear | MonarchLinear) and module.in_features >= 64:

@@ -40,8 +40,9 @@ def decisions() -> Iterator[str]:
 
 
 def _essence(plan: Plan) -> object:
-    """What makes two plans different decisions: warps and stages of a kernel do not."""
-    return plan.solver, plan.conv.transform, plan.conv.fold, plan.conv.channels
+    """What makes two plans different decisions: warps and stages of a kernel do not, nor the order of its radices."""
+    transform = plan.conv.transform
+    return plan.solver, transform.size, sorted(transform.radices), plan.conv.fold, plan.conv.channels
 
 
 def _describe(plan: Plan) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError
-from m2gen.planner import cost, explain, search
+from m2gen.planner import cost, explain, formulas, search
 from m2gen.planner.plan import (
     Estimate,
     FilterSpectrum,
@@ -66,7 +66,8 @@ def test_every_candidate_is_sound(problem, arch):
         assert filter_step.transform == conv.transform
         assert 1 <= conv.channels <= problem.h
         if conv.channels > 4:
-            assert conv.estimate.working_set <= 1.3 * target(arch).chunk_bytes  # a last quarter is not cut off
+            # one candidate is twice the device's chunk, of which a last quarter is not cut off
+            assert conv.estimate.working_set <= 2 * 1.3 * target(arch).chunk_bytes
         if conv.transform.size < problem.linear_size:
             assert problem.mode == "circular"
             assert conv.transform.size == problem.n
@@ -216,9 +217,9 @@ def test_printed_formulas_are_the_ones_that_plan():
         for step, got in zip(("filter", "conv"), both(problem, transform, 2, limits), strict=True):
             numbers = cost.values(problem, transform, 2, limits, step)
             at = {symbol: sp.Float(x, 30) for symbol, x in zip(explain.SYMBOLS, numbers, strict=True)}
-            whole = cost.FORMULAS[transform.kind, step](explain.SYMBOLS, explain.SYMBOLIC)
-            stage = cost.monarch_stage(explain.SYMBOLS, explain.SYMBOLIC, explain.RADIX, step)
-            for quantity in cost.QUANTITIES:
+            whole = formulas.FORMULAS[transform.kind, step](explain.SYMBOLS, explain.SYMBOLIC)
+            stage = formulas.monarch_stage(explain.SYMBOLS, explain.SYMBOLIC, explain.RADIX, step)
+            for quantity in formulas.QUANTITIES:
                 printed = sp.sympify(getattr(whole, quantity)).subs(at)
                 for radix in transform.radices:
                     printed += sp.sympify(getattr(stage, quantity)).subs({**at, explain.RADIX: radix})

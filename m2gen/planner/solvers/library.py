@@ -35,6 +35,8 @@ def _transform(size: int) -> Transform:
 
 
 def _channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> list[int]:
-    """The chunk that fits the cache, and two and four channels: a lone row can be slow (limits.fft_rows)."""
+    """The chunk that fits the cache, half and twice of it, and two and four channels: a lone row can be slow
+    (limits.fft_rows)."""
     fitting = chunks.channels(problem, transform, limits)
-    return sorted({min(problem.h, max(fitting, least)) for least in (1, 2, 4)})
+    wanted = (max(fitting, 1), max(fitting, 2), max(fitting, 4), fitting // 2, 2 * fitting)
+    return list(dict.fromkeys(min(problem.h, most) for most in wanted if most))

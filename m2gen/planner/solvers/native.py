@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
@@ -50,7 +51,8 @@ class Native:
         vector = max(LEAST_VECTOR, limits.vector_bytes) // REAL[compute][1]
         for leaves in smooth(-(-problem.linear_size // (2 * 4 * vector))):
             if 4 * vector * leaves * 16 <= limits.memory_bytes:
-                yield _plan(problem, limits, _spec(problem, leaves, vector, compute))
+                for radices in orders(leaves):
+                    yield from _plans(problem, limits, _spec(problem, radices, vector, compute))
 
 
 @lru_cache(maxsize=4096)
@@ -65,22 +67,38 @@ def smooth(least: int) -> tuple[int, ...]:
     return tuple(sorted(set(found)))
 
 
-def radices_of(leaves: int) -> tuple[int, ...]:
-    """Radix 8 before 4 before 2: the fewer passes, the fewer stores; odd ones last, where data is nearest."""
-    odd = tuple(prime for prime in prime_factors(leaves) if prime > 2)
+@lru_cache(maxsize=4096)
+def orders(leaves: int) -> tuple[tuple[int, ...], ...]:
+    """The ways of splitting that are worth a measurement, the likely best first.
+
+    Radix 8 before 4 before 2: the fewer passes, the fewer stores. Odd radices first or last, fours before eights or
+    behind them, and no eights at all: which is best differs by a few percent from size to size.
+    """
+    odd = tuple(sorted((prime for prime in prime_factors(leaves) if prime > 2), reverse=True))
     twos = prime_factors(leaves).count(2)
     eights, rest = divmod(twos, 3)
     if rest == 1 and eights:
         eights, rest = eights - 1, 4
-    return (*[8] * eights, *[4] * (rest // 2), *[2] * (rest % 2), *odd) or (1,)
+    few = (*[8] * eights, *[4] * (rest // 2), *[2] * (rest % 2))
+    fours = (*[4] * (twos // 2), *[2] * (twos % 2))
+    split = [(few, "first"), (few, "last"), (few[::-1], "first"), (fours, "first")]
+    if few == (4, 4):
+        split.insert(0, ((8, 2), "first"))
+    found = [((*odd, *twos_) if where == "first" else (*twos_, *odd)) or (1,) for twos_, where in split]
+    return tuple(dict.fromkeys(found))
 
 
-def _spec(problem: Problem, leaves: int, vector: int, compute: str) -> FftConvCppSpec:
+def radices_of(leaves: int) -> tuple[int, ...]:
+    """The first of `orders`."""
+    return orders(leaves)[0]
+
+
+def _spec(problem: Problem, radices: tuple[int, ...], vector: int, compute: str) -> FftConvCppSpec:
     behind, ahead = problem.taps
-    points = 4 * vector * leaves
+    points = 4 * vector * prod(radices)
     return FftConvCppSpec(
         part="fwd",
-        radices=radices_of(leaves),
+        radices=radices,
         vector=vector,
         dtype=problem.dtype,
         compute=compute,
@@ -89,24 +107,26 @@ def _spec(problem: Problem, leaves: int, vector: int, compute: str) -> FftConvCp
     )
 
 
-def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvCppSpec) -> Plan:
-    channels = _channels(problem, spec)
-    of_filter, of_conv = native_estimates(problem, spec, channels, limits)
+def _plans(problem: Problem, limits: DeviceLimits, spec: FftConvCppSpec) -> Iterator[Plan]:
+    """Every number of channels worth a measurement; where it is not clear whether kept spectra pay, both ways."""
     transform = Transform("monarch", spec.size, spec.factors)
     fold = problem.mode == "circular"
-    keep = 2 * problem.h * spec.size * spec.real_bytes <= _KEPT_BYTES
-    conv = NativeConv(of_conv, transform, spec, replace(spec, part="bwd"), channels, fold, keep)
-    return Plan(problem, limits.arch, "native", (FilterSpectrum(of_filter, transform), conv))
+    kept = 2 * problem.h * spec.size * spec.real_bytes
+    doubtful = _KEPT_BYTES // 4 < kept <= 8 * _KEPT_BYTES
+    for channels in _channels(problem, spec):
+        of_filter, of_conv = native_estimates(problem, spec, channels, limits)
+        for keep in (kept <= _KEPT_BYTES, kept > _KEPT_BYTES)[: 2 if doubtful else 1]:
+            conv = NativeConv(of_conv, transform, spec, replace(spec, part="bwd"), channels, fold, keep)
+            yield Plan(problem, limits.arch, "native", (FilterSpectrum(of_filter, transform), conv))
 
 
-def _channels(problem: Problem, spec: FftConvCppSpec) -> int:
-    """Channels done together: where they are neighbours in memory, vectors of them, as memory is read by runs of lines;
-    fewer where rings are large."""
+def _channels(problem: Problem, spec: FftConvCppSpec) -> list[int]:
+    """Channels done together, the likely best first: where they are neighbours in memory, vectors of them, as memory is
+    read by runs of lines; fewer where rings are large."""
     if problem.layout == "BHL":
-        return 1
-    for vectors in (_WIDEST, _WIDEST // 2):
-        channels = vectors * spec.vector
-        if channels <= problem.h and spec.scratch_bytes(channels, problem.b) <= _NEAR_BYTES:
-            return channels
+        return [1]
     fitting = _GROUP_BYTES // (spec.size * spec.real_bytes * 4)
-    return min(spec.vector, max(1, fitting, min(4, problem.h)))
+    least = min(spec.vector, max(1, fitting, min(4, problem.h)))
+    wide = [n for n in (_WIDEST * spec.vector, _WIDEST // 2 * spec.vector) if least < n <= problem.h]
+    near = [n for n in wide if spec.scratch_bytes(n, problem.b) <= _NEAR_BYTES]
+    return [*near, least, *(n for n in wide if n not in near)]

@@ -1,0 +1,195 @@
+"""The GPU rows of the device table: whole devices, from data sheets."""
+
+from __future__ import annotations
+
+from m2gen.device.row import GIB, KIB, MIB, DeviceLimits
+
+_CUDA = "CUDA programming guide, technical specifications per compute capability [unverified]"
+_GPU_RULES = (
+    (
+        "fft_rates, fft_pass_points",
+        "estimated: memory binds a batched FFT; a quarter of vector32, a pass per 8192 points",
+    ),
+    ("chunk_bytes", "chosen: 2 GiB or a sixteenth of memory, the less, to bound the temporaries"),
+    ("call_seconds", "estimated: a PyTorch call with its launch"),
+)
+
+
+def _gpu(
+    arch: str,
+    description: str,
+    *,
+    cores: int,
+    matrix16: float,
+    vector32: float,
+    fp64_ratio: float,
+    dram_bandwidth: float,
+    l2: tuple[int, float],
+    memory_bytes: int,
+    shared_bytes: int,
+    sources: tuple[tuple[str, str], ...],
+    registers: int = 65536,
+    on_chip: str = _CUDA,
+    matrix32: float | None = None,
+) -> DeviceLimits:
+    """A GPU's row: the figures of its data sheet, and the rules that hold for every GPU filled in."""
+    l2_bytes, l2_bandwidth = l2
+    return DeviceLimits(
+        arch=arch,
+        kind="gpu",
+        languages=("triton",),
+        description=description,
+        cores=cores,
+        matrix16=matrix16,
+        matrix32=vector32 if matrix32 is None else matrix32,
+        vector32=vector32,
+        fp64_ratio=fp64_ratio,
+        matrix_unit=16,
+        dram_bandwidth=dram_bandwidth,
+        bandwidths=((l2_bytes, l2_bandwidth), (2 * l2_bytes, dram_bandwidth)),
+        fft_rates=((1, vector32 / 4),),
+        fft_rows=((1, 1.0),),
+        fft_mixed=(0.8, 0.5),
+        fft_pass_points=8192,
+        chunk_bytes=min(2 * GIB, memory_bytes // 16),
+        call_seconds=5e-6,
+        memory_bytes=memory_bytes,
+        shared_bytes=shared_bytes,
+        registers=registers,
+        sources=(*sources, ("shared_bytes, registers", on_chip), *_GPU_RULES),
+    )
+
+
+GPUS = (
+    _gpu(
+        "sm80",
+        "NVIDIA A100 SXM 80 GB",
+        cores=108,
+        matrix16=312e12,
+        vector32=19.5e12,
+        fp64_ratio=9.7 / 19.5,
+        dram_bandwidth=2.039e12,
+        l2=(40 * MIB, 5e12),
+        memory_bytes=80 * 10**9,
+        shared_bytes=163 * KIB,
+        sources=(
+            ("cores, matrix16, vector32, fp64_ratio, dram_bandwidth, memory_bytes", "NVIDIA A100 data sheet"),
+            ("L2 size; L2 bandwidth", "NVIDIA Ampere white paper; estimated, 2.5 times DRAM"),
+        ),
+    ),
+    _gpu(
+        "sm86",
+        "NVIDIA GeForce RTX 3090",
+        cores=82,
+        matrix16=71.2e12,
+        vector32=35.6e12,
+        fp64_ratio=1 / 64,
+        dram_bandwidth=936e9,
+        l2=(6 * MIB, 2e12),
+        memory_bytes=24 * GIB,
+        shared_bytes=99 * KIB,
+        sources=(
+            ("vector32, L2 size", "NVIDIA GA102 white paper"),
+            (
+                "cores, matrix16 (32-bit sums), fp64_ratio, dram_bandwidth, memory_bytes",
+                "NVIDIA GA102 white paper [unverified]",
+            ),
+            ("L2 bandwidth", "estimated"),
+        ),
+    ),
+    _gpu(
+        "sm89",
+        "NVIDIA GeForce RTX 4090",
+        cores=128,
+        matrix16=165.2e12,
+        vector32=82.6e12,
+        fp64_ratio=1 / 64,
+        dram_bandwidth=1008e9,
+        l2=(72 * MIB, 4e12),
+        memory_bytes=24 * GIB,
+        shared_bytes=99 * KIB,
+        sources=(
+            (
+                "cores, matrix16 (32-bit sums), vector32, fp64_ratio, dram_bandwidth, memory_bytes",
+                "NVIDIA Ada white paper",
+            ),
+            ("L2 size; L2 bandwidth", "NVIDIA Ada white paper; estimated, 4 times DRAM"),
+        ),
+    ),
+    _gpu(
+        "sm90",
+        "NVIDIA H100 SXM5 80 GB",
+        cores=132,
+        matrix16=989.4e12,
+        vector32=66.9e12,
+        fp64_ratio=0.5,
+        dram_bandwidth=3.35e12,
+        l2=(50 * MIB, 5.5e12),
+        memory_bytes=80 * 10**9,
+        shared_bytes=227 * KIB,
+        sources=(
+            ("cores, matrix16, vector32, fp64_ratio, dram_bandwidth, memory_bytes, L2 size", "NVIDIA H100 data sheet"),
+            ("L2 bandwidth", "estimated"),
+        ),
+    ),
+    _gpu(
+        "sm100",
+        "NVIDIA B200 (HGX, 1000 W)",
+        cores=148,
+        matrix16=2250e12,
+        vector32=80e12,
+        fp64_ratio=0.5,
+        dram_bandwidth=7.7e12,
+        l2=(96 * MIB, 15e12),
+        memory_bytes=180 * 10**9,
+        shared_bytes=227 * KIB,
+        sources=(
+            ("matrix16, vector32, fp64_ratio", "NVIDIA Blackwell architecture brief, HGX B200"),
+            ("cores, dram_bandwidth", "third-party specification pages; the data sheet says 8e12 at most"),
+            ("memory_bytes, L2 size", "[unverified]: pages disagree (180 to 192 GB; 65 to 96 MB)"),
+            ("L2 bandwidth", "estimated"),
+        ),
+    ),
+    _gpu(
+        "sm120",
+        "NVIDIA GeForce RTX 5090",
+        cores=170,
+        matrix16=209.6e12,
+        vector32=104.8e12,
+        fp64_ratio=1 / 64,
+        dram_bandwidth=1792e9,
+        l2=(96 * MIB, 7e12),
+        memory_bytes=32 * GIB,
+        shared_bytes=99 * KIB,
+        sources=(
+            ("cores, vector32, dram_bandwidth, memory_bytes, L2 size", "NVIDIA GeForce RTX 5090 specifications"),
+            (
+                "matrix16 (32-bit sums), fp64_ratio",
+                "estimated: a quarter of the 838e12 quoted sparse; 1/64 [unverified]",
+            ),
+            ("L2 bandwidth", "estimated, 4 times DRAM"),
+        ),
+    ),
+    _gpu(
+        "gfx942",
+        "AMD Instinct MI300X",
+        cores=304,
+        matrix16=1307e12,
+        vector32=163.4e12,
+        fp64_ratio=0.5,
+        dram_bandwidth=5.3e12,
+        l2=(256 * MIB, 10e12),
+        memory_bytes=192 * 10**9,
+        shared_bytes=64 * KIB,
+        registers=131072,
+        on_chip="AMD CDNA 3 documents [unverified]",
+        sources=(
+            ("cores, dram_bandwidth, memory_bytes", "AMD MI300X data sheet and ROCm architecture pages"),
+            (
+                "matrix16, vector32, fp64_ratio",
+                "AMD MI300X data sheet [unverified]; a page quotes 2615e12 with sparsity",
+            ),
+            ("l2 (the shared Infinity Cache, behind 4 MiB L2 a die)", "[unverified]; bandwidth estimated"),
+        ),
+    ),
+)

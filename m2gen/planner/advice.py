@@ -1,0 +1,169 @@
+"""What wisdom says of a problem: its own entry, else the nearest one of the architecture, else nothing, and why.
+
+Wisdom orders legal plans, it makes none: an entry is followed where its choice is among the candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import log2
+from typing import Protocol
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.dtypes import DTYPES
+from m2gen.errors import M2GenError
+from m2gen.log import fallback
+from m2gen.planner.choice import by_choice, digest, style
+from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+
+FARTHEST = 2.0  # an entry of half the length is as far
+_TRUSTED = 1.5  # a nearest entry's style is followed up to so many times the best estimate
+# how far apart two problems are: doublings of sizes, and what differs besides
+_DOUBLINGS = {"n": 2.0, "h": 0.25, "b": 0.25}
+_DIFFERENCES = {"mode": 0.25, "k": 0.25, "dtype": 0.25, "pre_gate": 0.1, "post_gate": 0.1, "skip": 0.05, "wide": 0.1}
+_CIRCUMSTANCES = {"processor": 1.0, "threads": 0.25, "compiler": 0.1, "candidates": 0.1}
+
+
+class Key(Protocol):
+    """What an entry of wisdom is about (cache/wisdom.py)."""
+
+    @property
+    def problem(self) -> str: ...
+    @property
+    def arch(self) -> str: ...
+    @property
+    def processor(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def candidates(self) -> str: ...
+    @property
+    def compiler(self) -> str: ...
+
+
+class Record(Protocol):
+    """An entry of wisdom, as the planner needs it."""
+
+    @property
+    def key(self) -> Key: ...
+    @property
+    def choice(self) -> str: ...
+    @property
+    def style(self) -> str: ...
+    @property
+    def default(self) -> str: ...
+    @property
+    def date(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """Where plans will run; an empty field is unknown, and not compared."""
+
+    processor: str = ""
+    threads: int = 0
+    compiler: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A plan, or None; in words where it comes from, or why there is none."""
+
+    plan: Plan | None
+    origin: str
+    exact: bool = False
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity: it is a key of the plans remembered
+class Knowledge:
+    """The records of one architecture, and how to get another (rigor "measure")."""
+
+    records: Sequence[Record]
+    here: Circumstances = Circumstances()
+    measure: Callable[[Problem, DeviceLimits], Record | None] | None = None
+
+    @cached_property
+    def problems(self) -> list[tuple[Problem, Record]]:
+        """Every record with its problem; one whose text is no problem is left out with a line in the log."""
+        found = []
+        for record in self.records:
+            try:
+                found.append((Problem.parse(record.key.problem), record))
+            except M2GenError as error:  # noqa: PERF203
+                fallback(f"wisdom left out: {error}")
+        return found
+
+
+def advise(problem: Problem, arch: str, plans: tuple[Plan, ...], known: Knowledge) -> Advice:
+    """The record of the problem itself in these circumstances, else the nearest one's style, else None."""
+    near = _nearest(problem, arch, plans, known)
+    if not near:
+        return Advice(None, f"no wisdom for {arch} within a factor of 2 of n={problem.n}")
+    for distance, differing, record in near:
+        exact = distance == 0 and not differing
+        plan = by_choice(plans).get(record.choice) if not differing or differing == ["candidates"] else None
+        if plan is not None:
+            again = "" if exact else ", then among other candidates"
+            return Advice(plan, f"measured {record.date[:10]} on {record.key.processor}{again}", exact)
+        if record.choice == record.default:
+            where = f"{record.key.problem}, which differs in {_and(differing)}"
+            return Advice(plans[0], f"the estimate, which was right for the nearest, {where}")
+        plan = _like(record, plans)
+        if plan is not None:
+            return Advice(plan, f"like the nearest, {record.key.problem}, which differs in {_and(differing)}")
+    _, differing, record = near[0]
+    return Advice(
+        None, f"the nearest wisdom, {record.key.problem}, differs in {_and(differing)}, and its way is none here"
+    )
+
+
+def _nearest(
+    problem: Problem, arch: str, plans: tuple[Plan, ...], known: Knowledge
+) -> list[tuple[float, list[str], Record]]:
+    """(distance, fields that differ, record) of what is near, nearest first, of equals the newest."""
+    digits = digest(plans)
+    found = []
+    for other, record in known.problems:
+        if record.key.arch == arch and _comparable(problem, other):
+            distance, differing = _distance(problem, other, record.key, known.here, digits)
+            if distance <= FARTHEST:
+                found.append((distance, differing, record))
+    newest_first = sorted(found, key=lambda one: one[2].date, reverse=True)
+    return sorted(newest_first, key=lambda one: one[0])
+
+
+def _comparable(problem: Problem, other: Problem) -> bool:
+    same_compute = DTYPES[problem.dtype].compute == DTYPES[other.dtype].compute
+    return same_compute and (problem.op, problem.layout) == (other.op, other.layout)
+
+
+def _distance(problem: Problem, other: Problem, key: Key, here: Circumstances, digits: str) -> tuple[float, list[str]]:
+    """How far a record is, and the fields in which it differs."""
+    distance, differing = 0.0, []
+    for one in fields(Problem):
+        asked, there = getattr(problem, one.name), getattr(other, one.name)
+        if asked != there:
+            differing.append(one.name)
+            doublings = abs(log2(asked / there)) if one.name in _DOUBLINGS else 1.0
+            distance += doublings * (_DOUBLINGS.get(one.name) or _DIFFERENCES[one.name])
+    found = {"processor": here.processor, "threads": here.threads, "compiler": here.compiler}
+    for name, asked in found.items():
+        if asked and asked != getattr(key, name):
+            differing.append(f"{name} ({getattr(key, name)}, not {asked})")
+            distance += _CIRCUMSTANCES[name]
+    if distance == 0 and digits != key.candidates:
+        return _CIRCUMSTANCES["candidates"], ["candidates"]
+    return distance, differing
+
+
+def _like(record: Record, plans: tuple[Plan, ...]) -> Plan | None:
+    """The best of the plans that are done in the record's way, unless the estimate is much against it."""
+    limit = _TRUSTED * plans[0].estimate.seconds
+    return next((plan for plan in plans if plan.estimate.seconds <= limit and style(plan) == record.style), None)
+
+
+def _and(words: list[str]) -> str:
+    return ", ".join(words)

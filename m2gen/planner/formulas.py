@@ -1,0 +1,272 @@
+"""The cost model: what a step costs, as formulas that print and plan alike.
+
+A formula is a function of `Values` and an `Arithmetic`. On numbers it plans, in microseconds; on sympy's symbols
+(explain.py) the same function is the expression that `explain` prints.
+
+Symbols: B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and of a
+computed real number, G gates, K 1 with a skip, p order, r a radix, R2 the sum of r^2, T FLOP of the library's real
+transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set),
+D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT. Of a fused kernel: n1 and n2
+its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a tile, s transforms
+stacked in a product, Q bytes of its operand, X rate of its products, V vector rate, A threads of a block, I
+instructions that a warp issues for a tile (one that spills counts 16), l seconds that a tile waits for memory and
+barriers, m multiprocessors, O blocks that each holds at once. Of a native kernel: J operations for each point of a
+transform, what a pass costs beyond its FLOP among them, X rate of them, L 1 where the user's numbers are gathered into
+rows (another dtype, a gate, or channels as neighbours), Y numbers gathered a second.
+
+Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
+equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
+smaller than the matrix unit gets r/U of its rate: the shape of FlashFFTConv's cost model (equation 2; remembered,
+not checked against the paper; its constants are not used).
+Library. A real transform of an even size is 5/2 N log2 N FLOP (a complex one of half the size), of an odd one a
+complex one of all N. Where a prime passes 13, Bluestein: that complex transform as three of m points, a power of two.
+Every figure is an estimate; none was fitted on a device but those of rows in device/cpus.py that say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+BLUESTEIN_ABOVE = 13  # libraries have kernels for the primes up to this; beyond, three longer transforms
+QUANTITIES = ("flop", "bytes", "launches", "working_set", "seconds")
+
+
+class Values(NamedTuple):
+    """The symbols above, in one order: numbers to plan with, or sympy symbols to print."""
+
+    B: Any
+    H: Any
+    n: Any
+    N: Any
+    C: Any
+    e: Any
+    c: Any
+    G: Any
+    K: Any
+    p: Any
+    R2: Any
+    T: Any
+    F: Any = 1.0
+    M: Any = 1.0
+    U: Any = 1.0
+    W: Any = 1.0
+    D: Any = 1.0
+    t: Any = 1.0
+    P: Any = 1.0
+    n1: Any = 0
+    n2: Any = 0
+    n0: Any = 0
+    S: Any = 0
+    R: Any = 1
+    s: Any = 1
+    Q: Any = 0
+    X: Any = 1.0
+    V: Any = 1.0
+    A: Any = 0
+    J: Any = 0
+    I: Any = 0  # noqa: E741
+    l: Any = 0  # noqa: E741
+    m: Any = 1
+    O: Any = 1  # noqa: E741
+    L: Any = 0
+    Y: Any = 1.0
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The functions of a formula beyond + - * /."""
+
+    ceiling: Callable[[Any], Any]
+    maximum: Callable[[Any, Any], Any]
+    minimum: Callable[[Any, Any], Any]
+    log2: Callable[[Any], Any]
+
+
+NUMBERS = Arithmetic(math.ceil, max, min, math.log2)
+
+
+class Cost(NamedTuple):
+    """A value, or an expression, for each of QUANTITIES."""
+
+    flop: Any = 0
+    bytes: Any = 0
+    launches: Any = 0
+    working_set: Any = 0
+    seconds: Any = 0
+
+    def plus(self, other: Cost, count: Any = 1) -> Cost:
+        return Cost(*(a + count * b for a, b in zip(self, other, strict=True)))
+
+
+def user_bytes(v: Values) -> Any:
+    """u, gates and y, once each."""
+    return v.B * v.H * v.n * v.e * (2 + v.G)
+
+
+def table_bytes(v: Values) -> Any:
+    """DFT matrices and twiddles."""
+    return 2 * v.c * (v.R2 + v.N * (v.p - 1))
+
+
+def library_filter(v: Values, a: Arithmetic) -> Cost:
+    launches = 3 * a.ceiling(v.H / v.C)
+    return Cost(
+        flop=v.H * v.T,
+        bytes=v.H * v.c * v.N * (2 + 2 * v.P),
+        launches=launches,
+        working_set=3 * v.C * v.c * v.N,
+        seconds=a.maximum(v.H * v.T / v.F, 2 * v.H * v.c * v.N * v.P / v.W)
+        + 2 * v.H * v.c * v.N / v.W
+        + launches * v.t,
+    )
+
+
+def library_conv(v: Values, a: Arithmetic) -> Cost:
+    rows = v.B * v.H
+    elementwise = rows * v.c * (3 * v.N + v.n * (4 + 2 * v.G + 2 * v.K)) + v.H * v.N * v.c
+    passes = 4 * rows * v.c * v.N * v.P
+    launches = a.ceiling(v.H / v.C) * (7 + v.G + 2 * v.K)
+    return Cost(
+        flop=rows * (2 * v.T + 3 * v.N + v.n * (v.G + 2 * v.K)),
+        bytes=user_bytes(v) + elementwise + passes,
+        launches=launches,
+        working_set=v.C * v.c * v.N * (3 * v.B + 1),
+        seconds=a.maximum(2 * rows * v.T / v.F, passes / v.W)
+        + elementwise / v.W
+        + user_bytes(v) / v.D
+        + launches * v.t,
+    )
+
+
+def monarch_filter(v: Values, a: Arithmetic) -> Cost:
+    calls = a.ceiling(v.H / v.C)
+    copies = 3 * v.H * v.c * v.N
+    return Cost(
+        bytes=copies,
+        launches=3 * calls,
+        working_set=6 * v.C * v.c * v.N + table_bytes(v),
+        seconds=copies / v.W + 3 * calls * v.t,
+    ).plus(_twiddles(v, v.H, calls))
+
+
+def monarch_conv(v: Values, a: Arithmetic) -> Cost:
+    rows, calls = v.B * v.H, a.ceiling(v.H / v.C)
+    elementwise = rows * v.c * (7 * v.N + v.n * (4 + 2 * v.G + 2 * v.K)) + 2 * v.H * v.N * v.c
+    launches = calls * (8 + v.G + 2 * v.K)
+    return Cost(
+        flop=rows * (6 * v.N + v.n * (v.G + 2 * v.K)),
+        bytes=user_bytes(v) + elementwise,
+        launches=launches,
+        working_set=v.C * v.c * v.N * (6 * v.B + 2) + table_bytes(v),
+        seconds=elementwise / v.W + user_bytes(v) / v.D + launches * v.t,
+    ).plus(_twiddles(v, 2 * rows, 2 * calls))
+
+
+def _twiddles(v: Values, transforms: Any, calls: Any) -> Cost:
+    """The products between the stages of `transforms` transforms, in `calls` batched calls; nothing is permuted."""
+    moved = 4 * v.c * v.N * (v.p - 1) * transforms
+    launches = calls * (v.p - 1)
+    return Cost(
+        flop=6 * v.N * (v.p - 1) * transforms, bytes=moved, launches=launches, seconds=moved / v.W + launches * v.t
+    )
+
+
+def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
+    """One stage of radix r of all transforms of the step: N/r blocks of r x r each."""
+    once = step == "filter"
+    transforms = v.H if once else 2 * v.B * v.H
+    calls = a.ceiling(v.H / v.C) * (1 if once else 2)
+    product = a.maximum(8 * v.N * r / (v.M * a.minimum(1, r / v.U)), 4 * v.c * v.N / v.W)
+    return Cost(
+        flop=8 * v.N * r * transforms,
+        bytes=4 * v.c * v.N * transforms,
+        launches=calls,
+        seconds=transforms * product + calls * v.t,
+    )
+
+
+# Of a fused kernel: what a launch loses to its ends, how much slower than issue a lone block's instructions follow
+# one another, the seconds a tile waits at its barriers and, where nothing prefetches it, for its data, and the share of
+# what goes on beside the slowest that shows all the same. An instruction that spills counts as many: few warps hide it.
+# To be fitted.
+_ENDS, _FOLLOW, BARRIERS, FETCH, _SHOWS, SPILL = 1.15, 1.7, 0.3e-6, 0.5e-6, 0.1, 16
+_SCHEDULED = 128  # threads that a multiprocessor issues for at once
+
+
+def fused_filter(v: Values, a: Arithmetic) -> Cost:
+    """One library FFT of every filter, and the copies that put it into the kernel's order and dtype."""
+    moved = v.H * v.N * (6 * 8 + 2 * v.Q)
+    return Cost(
+        flop=10 * v.H * v.N * a.log2(v.N) / 2,
+        bytes=moved,
+        launches=8,
+        working_set=v.H * v.N * (3 * 8 + 2 * v.Q),
+        seconds=moved / v.W + 8 * v.t,
+    )
+
+
+def fused_conv(v: Values, a: Arithmetic) -> Cost:
+    """One launch. A tile of s N points is 2 products with A1, of s diagonal blocks, and 2 with B2.
+
+    That is 8 R s N n1 + 16 s N n2 FLOP. With an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and
+    scratch is written twice and read twice. Memory, matrix units and issue go on side by side; one block's tiles
+    follow one another, and only O of them overlap.
+    """
+    tiles = v.H * a.ceiling(v.B / v.R)
+    on_chip = (1 - v.S) * v.s * (8 * v.R * v.n1 + 16 * v.n2)
+    flop = tiles * v.N * (on_chip + v.S * (8 * v.R * v.n0 + 16 * v.s * v.n1 + 16 * v.n2))
+    scratch = v.S * tiles * v.N * (8 * v.Q + 16)
+    moved = user_bytes(v) + 2 * v.H * v.N * v.Q
+    issue = 2 * tiles * v.I / v.V  # seconds for each thread of a block
+    alone = flop / v.X + _FOLLOW * issue * a.maximum(v.A, _SCHEDULED) + tiles * v.l / v.m
+    units = a.maximum(flop / v.X, issue * v.A)
+    return Cost(
+        flop=flop,
+        bytes=moved + scratch,
+        launches=1,
+        working_set=v.Q * (2 * v.R * v.s * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
+        seconds=_ENDS * (a.maximum(a.maximum(moved / v.D, units), alone / v.O) + _SHOWS * (units + alone / v.O))
+        + scratch / v.W
+        + v.t,
+    )
+
+
+def native_filter(v: Values, a: Arithmetic) -> Cost:
+    """Every filter transformed, in the scratch of its channel."""
+    flop = v.H * v.N * v.J
+    return Cost(flop=flop, bytes=v.H * v.n * v.c, working_set=2 * v.C * v.c * v.N, seconds=flop / v.X)
+
+
+def native_conv(v: Values, a: Arithmetic) -> Cost:
+    """One call; a row is transformed, multiplied and transformed back in cache. Memory is read ahead, and felt
+    where no cache has it."""
+    flop = v.B * v.H * (2 * v.N * v.J + 6 * v.N)
+    gathered = v.B * v.H * v.n * (2 + v.G) * v.L
+    moved = user_bytes(v)
+    return Cost(
+        flop=flop,
+        bytes=moved,
+        launches=1,
+        working_set=2 * v.c * v.N * (1 + v.C),
+        seconds=flop / v.X + gathered / v.Y + moved / v.D + v.t,
+    )
+
+
+FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
+    ("fft", "filter"): library_filter,
+    ("fft", "conv"): library_conv,
+    ("monarch", "filter"): monarch_filter,
+    ("monarch", "conv"): monarch_conv,
+    ("fused", "filter"): fused_filter,
+    ("fused", "conv"): fused_conv,
+    ("native", "filter"): native_filter,
+    ("native", "conv"): native_conv,
+}
+
+
+def transform_work(case: str, points: Any, a: Arithmetic) -> Any:
+    """T, the FLOP of the library's real transform; for Bluestein `points` is the longer transform's size m."""
+    return {"even": 5, "odd": 10, "bluestein": 30}[case] * points * a.log2(points) / 2

@@ -1,0 +1,185 @@
+"""The constants of a CPU's row fitted to what tuning measured: robust least squares of log(estimate / measured).
+
+Each constant is moved by a factor; factors near 1 are preferred a little, so that what no measurement depends on stays
+as it was. Iteratively reweighted (Huber), Levenberg-Marquardt, the cost model itself being the function that is fitted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from m2gen.cache.wisdom import Entry
+from m2gen.device.row import CURVES, PAIRS, SCALARS, DeviceLimits
+from m2gen.errors import M2GenError
+from m2gen.planner import search
+from m2gen.planner.choice import by_choice
+from m2gen.planner.cost import expected
+from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+
+FITTED = (*SCALARS, *CURVES, *PAIRS)
+_PRIOR = 0.1  # weight of log(factor) beside the errors
+_OUTLIER = 0.25  # errors of the logarithm beyond count linearly
+_ORDER = 3.0  # weight of how a plan compares with others of its problem and solver: that is what choices depend on
+_ROUNDS = 60
+_STEP = 1e-3
+
+Vector = Any  # numpy's arrays, whose types say nothing here
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured plan; samples of a problem and solver weigh one together."""
+
+    plan: Plan
+    seconds: float
+    weight: float
+
+
+def samples(entries: Sequence[Entry], limits: DeviceLimits) -> list[Sample]:
+    """Every timed candidate of the entries that is still one."""
+    found: list[Sample] = []
+    for entry in entries:
+        plans = {name: plan for name, plan in _plans(entry, limits).items() if name in entry.seconds}
+        count: dict[str, int] = {}
+        for plan in plans.values():
+            count[plan.solver] = count.get(plan.solver, 0) + 1
+        found += [Sample(plan, entry.seconds[name], 1 / count[plan.solver]) for name, plan in plans.items()]
+    return found
+
+
+def _plans(entry: Entry, limits: DeviceLimits) -> dict[str, Plan]:
+    """The candidates of an entry's problem, for the sizes that were timed."""
+    try:
+        timed = Problem.parse(entry.measured)
+        plans = by_choice(search.rank(Problem.parse(entry.key.problem), limits).plans)
+    except M2GenError:
+        return {}
+    return {name: replace(plan, problem=timed) for name, plan in plans.items()}
+
+
+def fitted(data: Sequence[Sample], limits: DeviceLimits) -> DeviceLimits:
+    """The row whose estimates are nearest to the measurements."""
+    logs = np.zeros(len(_values(limits)))
+    errors, damping = _errors(data, limits, logs), 1e-2
+    for _ in range(_ROUNDS):
+        root = _weights(data, errors)
+        slopes = np.stack(
+            [(_errors(data, limits, logs + _STEP * unit) - errors) / _STEP for unit in np.eye(len(logs))], 1
+        )
+        matrix = np.vstack([slopes * root[:, None], _PRIOR * np.eye(len(logs))])
+        target = np.concatenate([errors * root, _PRIOR * logs])
+        normal = matrix.T @ matrix
+        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -matrix.T @ target)
+        moved = logs + np.clip(step, -0.5, 0.5)
+        after = _errors(data, limits, moved)
+        if _loss(after, root, moved) < _loss(errors, root, logs):
+            logs, errors, damping = moved, after, damping / 3
+        else:
+            damping *= 4
+        if damping > 1e6 or np.abs(step).max() < 1e-4:
+            break
+    return _rounded(_with(limits, logs))
+
+
+def _weights(data: Sequence[Sample], errors: Vector) -> Vector:
+    """The root of each sample's weight, Huber's for outliers."""
+    own = np.array([sample.weight for sample in data] * 2)
+    return np.sqrt(own * np.minimum(1.0, _OUTLIER / np.maximum(np.abs(errors), 1e-9)))
+
+
+def _loss(errors: Vector, root: Vector, logs: Vector) -> float:
+    return float(((errors * root) ** 2).sum() + ((_PRIOR * logs) ** 2).sum())
+
+
+def _errors(data: Sequence[Sample], limits: DeviceLimits, logs: Vector) -> Vector:
+    """log(estimate / measured) of every sample, then how it differs from the mean of its problem and solver."""
+    row = _with(limits, logs)
+    errors = np.array([math.log(expected(sample.plan, row) / sample.seconds) for sample in data])
+    _, group = np.unique([f"{sample.plan.problem} {sample.plan.solver}" for sample in data], return_inverse=True)
+    means = np.bincount(group, errors) / np.bincount(group)
+    return np.concatenate([errors, _ORDER * (errors - means[group])])
+
+
+def _values(limits: DeviceLimits) -> list[float]:
+    """Every constant that is fitted, in the order of FITTED."""
+    flat: list[float] = [getattr(limits, name) for name in SCALARS]
+    for name in CURVES:
+        flat += [value for _, value in getattr(limits, name)]
+    return [*flat, *(value for name in PAIRS for value in getattr(limits, name))]
+
+
+def _with(limits: DeviceLimits, logs: Vector) -> DeviceLimits:
+    """The row with every constant times exp of its logarithm."""
+    factors = iter(np.exp(logs).tolist())
+    changed: dict[str, Any] = {name: getattr(limits, name) * next(factors) for name in SCALARS}
+    for name in CURVES:
+        changed[name] = tuple((at, value * next(factors)) for at, value in getattr(limits, name))
+    for name in PAIRS:
+        changed[name] = tuple(value * next(factors) for value in getattr(limits, name))
+    return replace(limits, **changed)
+
+
+def _rounded(row: DeviceLimits) -> DeviceLimits:
+    """Three digits: more would pretend."""
+    changed: dict[str, Any] = {name: float(f"{getattr(row, name):.3g}") for name in SCALARS}
+    for name in CURVES:
+        changed[name] = tuple((at, float(f"{value:.3g}")) for at, value in getattr(row, name))
+    for name in PAIRS:
+        changed[name] = tuple(float(f"{value:.3g}") for value in getattr(row, name))
+    return replace(row, **changed)
+
+
+# -- how good a row is -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far estimates are from measurements, and what choosing by them costs."""
+
+    error: float  # exp of the mean |log(estimate / measured)|: 1.2 is 20 % off on average
+    regrets: dict[str, float]  # by problem: the chosen plan's seconds over the best that was measured
+    unmeasured: tuple[str, ...]  # problems whose choice was not measured; the best estimate that was stands in
+
+    @property
+    def mean_regret(self) -> float:
+        """The geometric mean."""
+        return math.exp(sum(map(math.log, self.regrets.values())) / max(1, len(self.regrets)))
+
+    @property
+    def worst_regret(self) -> float:
+        return max(self.regrets.values(), default=1.0)
+
+
+def quality(entries: Sequence[Entry], limits: DeviceLimits) -> Quality:
+    """The error and the regret of a row's estimates over the entries."""
+    data = samples(entries, limits)
+    logs = [abs(math.log(expected(sample.plan, limits) / sample.seconds)) for sample in data]
+    weights = [sample.weight for sample in data]
+    error = math.exp(sum(a * w for a, w in zip(logs, weights, strict=True)) / sum(weights)) if data else math.nan
+    regrets, unmeasured = {}, []
+    for entry in entries:
+        ranked = by_choice(search.rank(Problem.parse(entry.key.problem), limits).plans)
+        timed = [name for name in ranked if _alike(name) in {_alike(text) for text in entry.seconds}]
+        if timed:
+            first = next(iter(ranked))
+            unmeasured += [entry.key.problem] * (timed[0] != first)
+            seconds = {_alike(name): value for name, value in entry.seconds.items()}
+            regrets[entry.key.problem] = seconds[_alike(timed[0])] / min(seconds.values())
+    return Quality(error, regrets, tuple(unmeasured))
+
+
+def _alike(choice: str) -> str:
+    """The choice without whether spectra are kept, which was measured apart."""
+    return choice.removesuffix(", spectra kept").removesuffix(", spectra made anew")
+
+
+def printed(limits: DeviceLimits, before: DeviceLimits) -> str:
+    """The constants that changed, as lines of device/limits.py."""
+    names = [name for name in FITTED if getattr(limits, name) != getattr(before, name)]
+    return "\n".join(f"{name}={getattr(limits, name)!r}," for name in names)

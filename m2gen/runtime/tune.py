@@ -1,0 +1,278 @@
+"""Tuning: the planner's best candidates of a problem are checked against the reference and timed as deployed.
+
+The estimate's choice is the default. Another plan is recorded only where it was faster in the same rounds by more than
+the noise; among equals the planner's own order decides. So an entry never names a plan slower than the default, and
+tuning twice gives the same names but where plans are equally fast. The filter is transformed in every call, as in
+training; only whether spectra are kept from call to call is measured with filters that stay.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from m2gen.cache import wisdom as store
+from m2gen.device.limits import DeviceLimits
+from m2gen.errors import M2GenError
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.planner import search
+from m2gen.planner.choice import choice, digest, style
+from m2gen.planner.plan import NativeConv, Plan
+from m2gen.planner.problem import Problem
+from m2gen.runtime import cpp_kernel, wisdom
+from m2gen.runtime.executor import Kernel, kernel_of
+from m2gen.runtime.limits import default_device, live
+from m2gen.runtime.spectral import Operands
+from m2gen.runtime.timer import Samples, best_of, interleaved
+from m2gen.runtime.verify import Oracle, negated, oracle
+from m2gen.testing.operands import operands
+
+BEST = 8  # candidates of the likely solver
+# A plan that is not faster by more than this is not faster. Within a process ratios are known to half a percent; from
+# one process to the next they were seen to move by up to 5 % (one core of a Zen 5, virtual machine).
+NOISE = 0.05
+SECONDS = 6.0  # of timing a problem, at most
+_LIKELY = 1.6  # times the best estimate: candidates beyond are not tried
+_HOPELESS = 1.5  # times the best time of the first rounds: not timed further
+_SLOWEST = 0.5  # seconds a call: another solver's best is not tried beyond, by estimate
+_NUMBERS = 2**26  # in a tensor: larger problems are timed on fewer channels
+_FIRST_ROUNDS = 3
+
+
+@dataclass
+class Outcome:
+    """What came of one problem: its entry, or why there is none."""
+
+    problem: Problem
+    entry: store.Entry | None = None
+    why: str = ""
+    dropped: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, Samples] = field(default_factory=dict)
+    unchanging: dict[str, Samples] = field(default_factory=dict)  # with filters that stay
+    measured: Problem | None = None  # with fewer channels, where it was too large
+
+
+def tune_all(
+    problems: Iterable[Problem],
+    limits: DeviceLimits | None = None,
+    *,
+    budget: float = 600.0,
+    again: bool = False,
+    best: int = BEST,
+) -> Iterator[Outcome]:
+    """Tune problems one after the other within `budget` seconds; each result is kept at once, so a tuning that is
+    stopped goes on where it was. Problems tuned before in these circumstances are passed over unless `again`."""
+    here = limits or live(default_device())
+    todo = list(dict.fromkeys(problems))
+    started, tuned = time.perf_counter(), 0
+    for i, problem in enumerate(todo):
+        if not again and _known(problem, here):
+            yield Outcome(problem, why="tuned before")
+            continue
+        spent = time.perf_counter() - started
+        left = wisdom.agreed(budget - spent)
+        if left <= (wisdom.agreed(spent) / tuned if tuned else 0.0):
+            yield Outcome(problem, why="the budget is spent")
+            continue
+        yield tune(problem, here, seconds=min(SECONDS, left / (len(todo) - i)), best=best)
+        tuned += 1
+
+
+def _known(problem: Problem, limits: DeviceLimits) -> bool:
+    """Whether rank 0 has an entry of its own for the problem."""
+    try:
+        search.plan(problem, limits, wisdom.knowledge(limits, torch.get_num_threads()), "wisdom_only")
+        found = True
+    except M2GenError:
+        found = False
+    return wisdom.agreed(found)
+
+
+def tune(problem: Problem, limits: DeviceLimits, *, seconds: float = SECONDS, best: int = BEST) -> Outcome:
+    """Tune one problem on the live device `limits`, about `seconds` of timing. With several ranks rank 0 measures and
+    all take its entry: a collective call."""
+    outcome = _measured(problem, limits, seconds, best) if wisdom.rank() == 0 else Outcome(problem)
+    outcome.entry = wisdom.agreed(outcome.entry)
+    if outcome.entry is not None:
+        if wisdom.rank() == 0:
+            store.put(outcome.entry)
+        wisdom.remember(outcome.entry)
+    return outcome
+
+
+def _measured(problem: Problem, limits: DeviceLimits, seconds: float, best: int) -> Outcome:
+    outcome = Outcome(problem)
+    ranking = search.rank(problem, limits)
+    plans = contenders(ranking, best)
+    outcome.measured = reduced(problem)
+    args = operands(outcome.measured, device=_device(limits))
+    layout, _ = args.pop("layout"), args.pop("mode")
+    if layout == "BLH":
+        args |= {name: args[name].mT for name in ("u", "pre_gate", "post_gate") if name in args}
+    x = Operands(**args)
+    kernels = _sound(plans, x, outcome)
+    if not kernels:
+        outcome.why = "; ".join(f"{name}: {why}" for name, why in outcome.dropped.items()) or "no solver can do it"
+        return outcome
+    outcome.samples = _contest(kernels, x, limits, seconds)
+    default = next(iter(kernels))
+    # a plan that left the contest early was slower than the noise allows
+    finalists = {name: one for name, one in outcome.samples.items() if len(one.seconds) > _FIRST_ROUNDS}
+    winner = plans[best_of(finalists or outcome.samples, default, NOISE)]
+    winner, outcome.unchanging = _keeping(winner, ranking, x, limits, seconds / 4)
+    outcome.entry = _entry(problem, limits, ranking, winner, plans[default], outcome)
+    return outcome
+
+
+def _device(limits: DeviceLimits) -> torch.device:
+    return torch.device("cpu") if limits.kind == "cpu" else default_device()
+
+
+def contenders(ranking: search.Ranking, best: int) -> dict[str, Plan]:
+    """By choice: the `best` cheapest plans that differ in more than whether spectra are kept, those much dearer left
+    out, and the cheapest of each other solver unless it would take seconds."""
+    found: dict[str, Plan] = {}
+    for plan in ranking.plans:
+        alike = _other_keep(plan) in found.values()
+        likely = plan.estimate.seconds <= _LIKELY * ranking.plans[0].estimate.seconds
+        if likely and len(found) < best and not alike:
+            found[choice(plan)] = plan
+    for solver in {plan.solver: None for plan in ranking.plans}:
+        first = ranking.best(solver)
+        if first is not None and first.estimate.seconds < _SLOWEST:
+            found.setdefault(choice(first), first)
+    return found
+
+
+def _other_keep(plan: Plan) -> Plan:
+    """A native plan with spectra kept where it makes them anew, and the other way; any other plan as it is."""
+    conv = plan.conv
+    if not isinstance(conv, NativeConv):
+        return plan
+    return replace(plan, steps=(*plan.steps[:-1], replace(conv, keep=not conv.keep)))
+
+
+def reduced(problem: Problem) -> Problem:
+    """The problem with as few channels as keep its tensors small: channels do not know of one another."""
+    most = max(16, _NUMBERS // (problem.b * problem.n))
+    return problem if problem.h <= most else replace(problem, h=most)
+
+
+def _sound(plans: dict[str, Plan], x: Operands, outcome: Outcome) -> dict[str, Kernel]:
+    """The kernels that compile, run and are right, in the planner's order."""
+    measured = outcome.measured or outcome.problem
+    reference, opposite = oracle(measured, x), negated(x)
+    _compile(plans.values())
+    found: dict[str, Kernel] = {}
+    for i, (name, plan) in enumerate(plans.items()):
+        sign = -1.0 if i % 2 else 1.0  # what another candidate left in memory is wrong for this one
+        why = _trial(plan, measured, opposite if i % 2 else x, reference, sign)
+        if why is None:
+            found[name] = kernel_of(_for(plan, measured))
+        else:
+            outcome.dropped[name] = why
+    return found
+
+
+def _for(plan: Plan, measured: Problem) -> Plan:
+    """The plan, for the problem that is measured in its stead."""
+    return replace(plan, problem=measured)
+
+
+def _trial(plan: Plan, measured: Problem, x: Operands, reference: Oracle, sign: float) -> str | None:
+    """Why a plan is dropped, None where it computes `sign` times the reference's answer."""
+    try:
+        return reference.wrong(kernel_of(_for(plan, measured)).forward(x), sign)
+    except (M2GenError, RuntimeError, ValueError, OSError) as error:
+        return f"it fails: {' '.join(str(error).split())[:300]}"
+
+
+def _compile(plans: Iterable[Plan]) -> None:
+    """Compile generated C++ of all plans at once; what does not compile is found again, and dropped, at its trial."""
+    specs = [plan.conv.spec for plan in plans if isinstance(plan.conv, NativeConv)]
+
+    def load(spec: FftConvCppSpec) -> None:
+        with suppress(M2GenError, OSError):
+            cpp_kernel.load(spec)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(load, specs))
+
+
+def _contest(kernels: dict[str, Kernel], x: Operands, limits: DeviceLimits, seconds: float) -> dict[str, Samples]:
+    """A few rounds of all; then, for the time that is left, of those that can still win, and of the default."""
+    device, started = _device(limits), time.perf_counter()
+
+    def run(names: Iterable[str], seconds: float, least: int, most: int) -> dict[str, Samples]:
+        calls = {name: (lambda kernel=kernels[name]: kernel.forward(x)) for name in names}
+        with torch.enable_grad():  # spectra are not kept then
+            return interleaved(calls, device, seconds=seconds, least=least, most=most)
+
+    found = run(kernels, 0.0, _FIRST_ROUNDS, _FIRST_ROUNDS)
+    default = next(iter(found))
+    limit = _HOPELESS * min(min(one.seconds) for one in found.values())
+    going = [name for name, one in found.items() if name == default or min(one.seconds) <= limit]
+    if len(going) > 1:
+        found |= run(going, seconds - (time.perf_counter() - started), 7, 101)
+    return found
+
+
+def _keeping(
+    winner: Plan, ranking: search.Ranking, x: Operands, limits: DeviceLimits, seconds: float
+) -> tuple[Plan, dict[str, Samples]]:
+    """The winner with spectra kept or made anew, whichever is faster where filters stay."""
+    both = [plan for plan in ranking.plans if plan in (winner, _other_keep(winner))]
+    if len(both) < 2:
+        return winner, {}
+    measured = reduced(winner.problem)
+    kernels = {choice(plan): kernel_of(_for(plan, measured)) for plan in both}
+
+    def call(kernel: Kernel, k: torch.Tensor) -> torch.Tensor:
+        return kernel.forward(replace(x, k=k))
+
+    filters = {name: x.k.clone() for name in kernels}  # a kept spectrum belongs to a tensor
+    with torch.no_grad():
+        for name, kernel in kernels.items():
+            call(kernel, filters[name])  # met once; kept at the next call
+        calls = {name: (lambda name=name: call(kernels[name], filters[name])) for name in kernels}
+        samples = interleaved(calls, _device(limits), seconds=seconds, least=7)
+    best = best_of(samples, choice(both[0]), NOISE)
+    return next(plan for plan in both if choice(plan) == best), samples
+
+
+def _entry(
+    problem: Problem, limits: DeviceLimits, ranking: search.Ranking, winner: Plan, default: Plan, outcome: Outcome
+) -> store.Entry:
+    here = wisdom.circumstances(limits, torch.get_num_threads())
+    seconds, unchanging = (
+        {name: float(f"{one.median:.4g}") for name, one in found.items()}
+        for found in (outcome.samples, outcome.unchanging)
+    )
+    if choice(winner) not in seconds:  # timed with filters that change, where keeping makes no difference
+        seconds[choice(winner)] = seconds[choice(_other_keep(winner))]
+    key = store.Key(
+        problem=str(problem),
+        arch=limits.arch,
+        processor=here.processor,
+        threads=here.threads,
+        candidates=digest(ranking.plans),
+        compiler=here.compiler,
+    )
+    return store.Entry(
+        key=key,
+        choice=choice(winner),
+        style=style(winner),
+        default=choice(default),
+        measured=str(outcome.measured or problem),
+        seconds=seconds,
+        unchanging=unchanging,
+        dropped=outcome.dropped,
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )

@@ -1,0 +1,248 @@
+"""What `m2gen tune` and `m2gen wisdom` do: which problems, the progress shown, the fit, tables in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2gen.errors import ProblemError, WisdomError
+from m2gen.planner.problem import OPS, Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from m2gen.cache.wisdom import Entry
+    from m2gen.device.limits import DeviceLimits
+    from m2gen.runtime.fit import Quality
+    from m2gen.runtime.tune import Outcome
+
+
+# -- which problems ----------------------------------------------------------------------------------------------------
+
+
+def problems_of_text(words: Iterable[str]) -> list[Problem]:
+    """Problems in a row; each begins with the name of its op."""
+    found: list[list[str]] = []
+    for word in " ".join(words).split():
+        if word in OPS or not found:
+            found.append([])
+        found[-1].append(word)
+    return [Problem.parse(" ".join(one)) for one in found]
+
+
+def problems_of_corpus(kind: str) -> list[Problem]:
+    """The corpus's problems for a CPU (those that it is meant for) or a GPU."""
+    from m2gen.testing.corpus import corpus
+
+    return [entry.problem for entry in corpus() if kind == "gpu" or "cpu" in entry.tags]
+
+
+def problems_of_model(folder: str, lengths: Sequence[int], batch: int) -> list[Problem]:
+    """The convolutions of a saved transformers model (M2-BERT): its forward pass in shapes alone, nothing computed.
+
+    `lengths` default to the longest that its configuration allows. Raises ProblemError for a folder that is no model.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoConfig, AutoModel
+
+    import m2gen.models  # noqa: F401  registers its models
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ProblemError(
+            f"the model {folder}", f"no saved model ({error})", "give the folder of a config.json"
+        ) from error
+    config.num_hidden_layers = 1  # layers pose the same problems
+    found: dict[Problem, None] = {}
+    for length in lengths or (config.max_position_embeddings,):
+        with FakeTensorMode(), torch.no_grad(), _recorder(found):
+            AutoModel.from_config(config).eval()(torch.zeros(batch, length, dtype=torch.long))
+    return list(found)
+
+
+def _recorder(found: dict[Problem, None]) -> Any:
+    """A mode in which every convolution that is dispatched is noted."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from m2gen.runtime.executor import problem_of
+    from m2gen.runtime.spectral import Operands
+
+    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.m2gen.fftconv.default:
+                *tensors, mode, precision = args
+                found[problem_of(Operands(*tensors), mode, precision)] = None
+            return func(*args, **(kwargs or {}))
+
+    return Recorder()  # type: ignore[no-untyped-call]
+
+
+# -- tuning ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Totals:
+    """How often which was chosen."""
+
+    tuned: int = 0
+    changed: int = 0
+    before: int = 0
+    failed: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+
+def run(problems: Sequence[Problem], budget: float, again: bool, console: Console) -> Totals:
+    """Tune with a progress bar and a line for each problem."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from m2gen.runtime.tune import tune_all
+
+    totals = Totals()
+    columns = (
+        TextColumn("tuning"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(problems))
+        for outcome in tune_all(problems, budget=budget, again=again):
+            progress.console.print(_line(outcome, totals))
+            progress.advance(bar)
+    return totals
+
+
+def _line(outcome: Outcome, totals: Totals) -> str:
+    """What came of one problem; counted in the totals."""
+    from m2gen.planner.plan import duration
+
+    totals.dropped += [f"{outcome.problem}: {name}: {why}" for name, why in outcome.dropped.items()]
+    entry = outcome.entry
+    if entry is None:
+        if outcome.why == "tuned before":
+            totals.before += 1
+        else:
+            totals.failed.append(f"{outcome.problem}: {outcome.why}")
+        return f"{outcome.problem}: {outcome.why}"
+    totals.tuned += 1
+    took = duration(entry.seconds[entry.choice])
+    if entry.choice == entry.default:
+        return f"{outcome.problem}: {took}, the estimate's choice: {entry.choice}"
+    totals.changed += 1
+    gain = entry.seconds.get(entry.default, 0.0) / entry.seconds[entry.choice]
+    if gain == 1.0:
+        return f"{outcome.problem}: {took}, the estimate's choice, but better with {entry.choice.rpartition(', ')[2]}"
+    return f"{outcome.problem}: {took}, {gain:.3f} times as fast as the estimate's choice: {entry.choice}"
+
+
+def summary(totals: Totals) -> Iterator[str]:
+    """Lines for the end."""
+    yield (
+        f"{totals.tuned} tuned, {totals.changed} of them away from the estimate's choice; "
+        f"{totals.before} tuned before; {len(totals.failed)} not tuned"
+    )
+    yield from (f"dropped: {line}" for line in totals.dropped)
+
+
+# -- the fit -----------------------------------------------------------------------------------------------------------
+
+
+def fit(limits: DeviceLimits, keep: bool) -> Iterator[str]:
+    """Fit the device's constants to what was measured on this processor with one thread; lines that tell.
+
+    `keep`: into the user's wisdom; else only the row is printed. Raises WisdomError where nothing was measured.
+    """
+    from m2gen.cache import wisdom as store
+    from m2gen.runtime import fit as fitting
+    from m2gen.runtime.limits import processor
+
+    if limits.kind != "cpu":
+        raise WisdomError(f"a fit of {limits.arch}", "only rows of CPUs are fitted", "run it on a CPU")
+    known = [
+        entry for entry in store.known(limits.arch) if (entry.key.threads, entry.key.processor) == (1, processor())
+    ]
+    data = fitting.samples(known, limits)
+    if not data:
+        raise WisdomError(
+            "a fit", "nothing was measured here with one thread", "run m2gen tune --corpus --threads 1 first"
+        )
+    after = fitting.fitted(data, limits)
+    yield f"{len(data)} measured plans of {len(known)} problems"
+    yield f"before: {told(fitting.quality(known, limits))}"
+    yield f"after:  {told(fitting.quality(known, after))}"
+    yield fitting.printed(after, limits)
+    if keep:
+        constants = {name: getattr(after, name) for name in fitting.FITTED}
+        today = datetime.now(timezone.utc).date().isoformat()
+        yield f"kept in {store.put_constants(limits.arch, processor(), constants, today)}"
+
+
+def told(quality: Quality) -> str:
+    """A row's quality in a line."""
+    text = (
+        f"estimates off by {100 * (quality.error - 1):.0f} % on average; regret of the choice "
+        f"{quality.mean_regret:.3f} (geometric mean), {quality.worst_regret:.3f} at worst, over {len(quality.regrets)} "
+        "problems"
+    )
+    return text + (f"; not measured: the choice for {'; '.join(quality.unmeasured)}" if quality.unmeasured else "")
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def merged(paths: Sequence[str], out: str) -> str:
+    """Merge tables and folders into a table."""
+    from m2gen.cache import wisdom as store
+
+    for path in paths:
+        if not Path(path).exists():
+            raise WisdomError(
+                f"wisdom in {path}", "there is no such file or folder", "give tables or folders of entries"
+            )
+    entries = store.merge(store.load(Path(path)) for path in paths)
+    store.export(entries, Path(out))
+    return f"{len(entries)} entries in {out}"
+
+
+def imported(paths: Sequence[str]) -> str:
+    """Put every good entry of tables or folders among the user's own, unless a newer one stands there."""
+    from m2gen.cache import wisdom as store
+
+    own = {entry.key: entry for entry in store.load(store.place())}
+    count = 0
+    for entry in store.merge(store.load(Path(path)) for path in paths):
+        if entry.key not in own or own[entry.key].date < entry.date:
+            if store.put(entry) is None:
+                raise WisdomError(
+                    f"an entry in {store.place()}", "it cannot be written", "set M2GEN_WISDOM to a folder"
+                )
+            count += 1
+    return f"{count} entries taken into {store.place()}"
+
+
+def forgotten(words: Sequence[str], everything: bool) -> str:
+    """Delete the user's entries of some problems, or all of them."""
+    from m2gen.cache import wisdom as store
+
+    if store.place().is_file():
+        raise WisdomError(f"forgetting in {store.place()}", "it is a table", "edit it, or set M2GEN_WISDOM to a folder")
+    wanted = {str(problem) for problem in problems_of_text(words)}
+    gone = [path for path, entry in store.stored(store.place()) if everything or entry.key.problem in wanted]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return f"{len(gone)} entries forgotten in {store.place()}"
+
+
+def listed() -> list[Entry]:
+    """The user's entries, then the shipped ones of this device."""
+    from m2gen.cache import wisdom as store
+    from m2gen.runtime.planning import limits_of
+
+    return [*store.load(store.place()), *store.shipped(limits_of().arch)]

@@ -1,0 +1,179 @@
+"""Wisdom in planning: an entry of its own, the nearest one, none; what differs is said; only candidates are run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from m2gen.device.limits import LIMITS, target
+from m2gen.errors import PlanError, WisdomError
+from m2gen.planner import search
+from m2gen.planner.advice import Circumstances, Knowledge, advise
+from m2gen.planner.choice import by_choice, choice, digest, style
+from m2gen.planner.problem import Problem
+from m2gen.testing.corpus import corpus
+
+LIMIT = target("avx512")
+PROBLEM = Problem.parse("fftconv n=6000 h=64 b=2 fp32 causal")
+HERE = Circumstances("a processor", 1, "g++ 12")
+
+
+@dataclass(frozen=True)
+class Key:
+    problem: str = str(PROBLEM)
+    arch: str = "avx512"
+    processor: str = "a processor"
+    threads: int = 1
+    candidates: str = digest(search.rank(PROBLEM, LIMIT).plans)
+    compiler: str = "g++ 12"
+
+
+@dataclass(frozen=True)
+class Record:
+    key: Key
+    choice: str
+    style: str
+    default: str = "another"
+    date: str = "2026-11-24"
+
+
+def record_of(problem: Problem = PROBLEM, at: int = 1, **key: object) -> Record:
+    """A record that names the plan at place `at` of the ranking."""
+    plans = search.rank(problem, LIMIT).plans
+    found = Key(problem=str(problem), candidates=digest(plans))
+    return Record(replace(found, **key), choice(plans[at]), style(plans[at]))  # type: ignore[arg-type]
+
+
+def planned(*records: Record, problem: Problem = PROBLEM, rigor: str = "estimate"):  # type: ignore[no-untyped-def]
+    return search.plan(problem, LIMIT, Knowledge(records, HERE), rigor)
+
+
+@pytest.mark.parametrize("arch", sorted(LIMITS))
+def test_choices_tell_all_candidates_apart(arch: str) -> None:
+    for entry in corpus():
+        plans = search.rank(entry.problem, target(arch)).plans
+        assert len(by_choice(plans)) == len(plans)
+        assert all(style(plan).startswith(plan.solver) for plan in plans)
+        assert digest(reversed(plans)) == digest(plans) != digest(plans[1:])
+
+
+def test_its_own_entry_is_followed() -> None:
+    for at in (0, 1, 5, -1):
+        record = record_of(at=at)
+        plan = planned(record)
+        assert choice(plan) == record.choice
+        assert plan.origin == "wisdom: measured 2026-11-24 on a processor"
+        assert plan.origin in plan.explain()
+        assert planned(record, rigor="wisdom_only") == plan
+
+
+def test_without_wisdom_the_estimate_decides_and_says_so() -> None:
+    plan = planned()
+    assert plan == search.rank(PROBLEM, LIMIT).plans[0] == search.plan(PROBLEM, LIMIT)
+    assert plan.origin == "estimate: no wisdom for avx512 within a factor of 2 of n=6000"
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"threads": 2}, "threads (2, not 1)"),
+        ({"compiler": "clang 17"}, "compiler (clang 17, not g++ 12)"),
+        ({"processor": "another"}, "processor (another, not a processor)"),
+    ],
+)
+def test_a_miss_says_which_fields_differ(fields: dict[str, object], part: str) -> None:
+    record = record_of(at=1, **fields)
+    plan = planned(record)
+    assert part in plan.origin and plan.origin.startswith("wisdom: like the nearest")
+    assert style(plan) == record.style
+    with pytest.raises(WisdomError, match=r"there is none of its own.*[Rr]un m2gen tune fftconv n=6000"):
+        planned(record, rigor="wisdom_only")
+
+
+def test_another_set_of_candidates_is_no_entry_of_its_own() -> None:
+    record = record_of(at=1, candidates="0" * 12)
+    plan = planned(record)
+    assert choice(plan) == record.choice and "then among other candidates" in plan.origin
+    with pytest.raises(WisdomError):
+        planned(record, rigor="wisdom_only")
+
+
+def test_the_nearest_shape_wins() -> None:
+    near, far = replace(PROBLEM, n=6100), replace(PROBLEM, n=3500)
+    odd_last = next(i for i, plan in enumerate(search.rank(near, LIMIT).plans) if "odd last" in style(plan))
+    close, distant = record_of(near, odd_last), record_of(far, 2)
+    for records in ((close, distant), (distant, close)):
+        plan = planned(*records)
+        assert f"like the nearest, {near}, which differs in n" in plan.origin
+        assert style(plan) == close.style
+    other_batch = record_of(replace(PROBLEM, b=3, h=100), odd_last)
+    assert "which differs in h, b" in planned(distant, other_batch).origin
+
+
+def test_a_nearest_entry_that_confirms_the_estimate() -> None:
+    record = record_of(replace(PROBLEM, n=6100), 0)
+    plan = planned(replace(record, default=record.choice))
+    assert plan == search.rank(PROBLEM, LIMIT).plans[0]
+    assert "the estimate, which was right for the nearest" in plan.origin
+
+
+def test_too_far_is_not_near() -> None:
+    for other in (
+        replace(PROBLEM, n=12001),
+        replace(PROBLEM, n=2999),
+        replace(PROBLEM, dtype="fp64"),
+        replace(PROBLEM, layout="BLH"),
+    ):
+        assert planned(record_of(other)).origin.startswith("estimate: no wisdom")
+    assert planned(record_of(arch="avx2")).origin.startswith("estimate: no wisdom")
+
+
+def test_a_nearest_entry_cannot_name_what_the_estimate_is_much_against() -> None:
+    slow = replace(PROBLEM, n=6100)
+    composed = next(i for i, plan in enumerate(search.rank(slow, LIMIT).plans) if plan.solver == "composed")
+    plan = planned(record_of(slow, composed))
+    assert plan == search.plan(PROBLEM, LIMIT)
+    assert "its way is none here" in plan.origin
+
+
+@pytest.mark.parametrize("text", ["rm -rf /", "", "library 8", "native 3x3x3 channels 1, spectra kept"])
+def test_a_choice_that_is_no_candidate_is_not_run(text: str) -> None:
+    record = replace(record_of(), choice=text, style=text)
+    assert planned(record) == search.plan(PROBLEM, LIMIT)
+
+
+def test_a_record_of_no_problem_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = record_of()
+    bad = replace(record, key=replace(record.key, problem="fftconv n=0"))
+    assert choice(planned(bad, record)) == record.choice
+
+
+def test_unknown_circumstances_are_not_compared() -> None:
+    record = record_of(threads=64, compiler="x", processor="y")
+    found = advise(PROBLEM, "avx512", search.rank(PROBLEM, LIMIT).plans, Knowledge((record,)))
+    assert found.exact and found.plan is not None and choice(found.plan) == record.choice
+
+
+def test_measuring_is_asked_once_and_only_by_its_rigor() -> None:
+    asked: list[Problem] = []
+    record = record_of(at=3)
+
+    def measure(problem: Problem, limits: object) -> Record:
+        asked.append(problem)
+        return record
+
+    known = Knowledge((), HERE, measure)
+    assert search.plan(PROBLEM, LIMIT, known) == search.plan(PROBLEM, LIMIT) and not asked
+    for _ in range(2):
+        assert choice(search.plan(PROBLEM, LIMIT, known, "measure")) == record.choice
+    assert asked == [PROBLEM]
+    assert choice(search.plan(PROBLEM, LIMIT, Knowledge((record,), HERE, measure), "measure")) == record.choice
+    assert asked == [PROBLEM]
+
+
+def test_rigors_that_cannot_be_had() -> None:
+    with pytest.raises(PlanError, match="not at hand"):
+        search.plan(PROBLEM, LIMIT, Knowledge(()), "measure")
+    with pytest.raises(PlanError, match="Use one of estimate, measure, wisdom_only"):
+        search.plan(PROBLEM, LIMIT, None, "guess")

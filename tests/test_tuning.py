@@ -1,0 +1,119 @@
+"""`m2gen tune` and `m2gen wisdom`, as commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from m2gen import tuning
+from m2gen.cache import wisdom as store
+from m2gen.cli import main
+from m2gen.config import Config
+from m2gen.errors import ProblemError
+from m2gen.planner.problem import Problem
+from m2gen.runtime import limits, tune, wisdom
+from m2gen.runtime.timer import Samples
+
+TINY = "fftconv n=40 h=3 b=1 fp32 causal"
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Wisdom of the test's own, and a stopwatch by which the second candidate is the best."""
+
+    def interleaved(calls: dict[str, object], device: object, **_: object) -> dict[str, Samples]:
+        return {name: Samples((0.5 if i == 1 else 1.0,) * 9) for i, name in enumerate(calls)}
+
+    monkeypatch.setattr(tune, "interleaved", interleaved)
+    for module in (store, wisdom):
+        monkeypatch.setattr(module, "config", lambda: Config(wisdom=str(tmp_path / "wisdom")))
+    monkeypatch.setattr(store, "shipped", lambda arch: [])
+    monkeypatch.setattr(store, "_here", {})
+    wisdom.refresh()
+    yield tmp_path / "wisdom"
+    monkeypatch.undo()
+    wisdom.refresh()
+    limits.live.cache_clear()
+
+
+def test_problems_need_no_quotes() -> None:
+    both = [Problem.parse(TINY), Problem.parse("fftconv n=8")]
+    assert tuning.problems_of_text([TINY, "fftconv n=8"]) == both
+    assert tuning.problems_of_text([*TINY.split(), "fftconv", "n=8"]) == both
+    assert tuning.problems_of_text([]) == []
+    assert len(tuning.problems_of_corpus("gpu")) > len(tuning.problems_of_corpus("cpu")) > 10
+
+
+def test_tune_then_everything_about_it(folder: Path, tmp_path: Path) -> None:
+    done = run("tune", *TINY.split(), "fftconv", "n=8", "h=1")
+    assert done.exit_code == 0, done.output
+    assert "2 tuned, 2 of them away from the estimate's choice; 0 tuned before; 0 not tuned" in done.output
+    assert "2.000 times as fast as the estimate's choice" in done.output
+    assert "2 tuned before" in run("tune", TINY, "fftconv n=8").output
+    assert "chosen by wisdom: measured" in run("plan", TINY).output
+    shown = run("wisdom", "show").output
+    assert "n=40" in shown and "n=8" in shown
+
+    table, merged = str(tmp_path / "table.json"), str(tmp_path / "merged.json")
+    assert "2 entries" in run("wisdom", "export", table).output
+    assert len(json.loads(Path(table).read_text())["entries"]) == 2
+    assert "1 entries forgotten" in run("wisdom", "forget", TINY).output
+    assert len(store.load(folder)) == 1
+    assert "2 entries" in run("wisdom", "merge", table, str(folder), "--out", merged).output
+    assert "1 entries taken" in run("wisdom", "import", merged).output
+    assert len(store.load(folder)) == 2
+    assert "2 entries forgotten" in run("wisdom", "forget", "--all").output
+    assert store.load(folder) == []
+
+
+def test_fit_keeps_constants_for_this_processor(folder: Path) -> None:
+    row = limits.target("avx512")
+    none = run("tune", "--fit")
+    assert none.exit_code == 2 and "m2gen tune --corpus --threads 1 first" in none.stderr
+    done = run("tune", TINY, "fftconv n=500 h=2", "--fit", "--print")
+    assert done.exit_code == 0 and "before: estimates off by" in done.output and "after:" in done.output
+    assert not list(folder.glob("*.limits.json"))
+    done = run("tune", "--fit")
+    assert done.exit_code == 0 and "kept in" in done.output
+    (kept,) = folder.glob("*.limits.json")
+    found = json.loads(kept.read_text())
+    assert found["processor"] == limits.processor()
+    assert store.constants(found["arch"], limits.processor()) == found["constants"]
+    assert row == limits.target("avx512"), "the table itself is as it was"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (("tune",), 2, "give a PROBLEM"),
+        (("tune", "fftconv n=0"), 2, "from 1 to 2^40"),
+        (("wisdom", "forget"), 2, "--all"),
+        (("wisdom", "merge", "nowhere.json", "--out", "x.json"), 2, "no such file"),
+    ],
+)
+def test_errors_are_one_clean_message(words: tuple[str, ...], code: int, part: str) -> None:
+    done = run(*words)
+    assert done.exit_code == code and part in done.stderr and "Traceback" not in done.output
+
+
+def test_the_problems_of_a_model(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from m2gen.models import M2BertConfig
+
+    M2BertConfig.preset("80M").save_pretrained(tmp_path / "model")
+    found = tuning.problems_of_model(str(tmp_path / "model"), (64, 100), 3)
+    assert {(problem.n, problem.h, problem.b, problem.mode) for problem in found} == {
+        (64, 768, 3, "bidirectional"),
+        (100, 768, 3, "bidirectional"),
+    }
+    assert tuning.problems_of_model(str(tmp_path / "model"), (), 1)[0].n == 128
+    with pytest.raises(ProblemError, match="give the folder of a config.json".capitalize()):
+        tuning.problems_of_model(str(tmp_path), (64,), 1)
