@@ -40,9 +40,10 @@ def decisions() -> Iterator[str]:
 
 
 def _essence(plan: Plan) -> object:
-    """What makes two plans different decisions: warps and stages of a kernel do not, nor the order of its radices."""
-    transform = plan.conv.transform
-    return plan.solver, transform.size, sorted(transform.radices), plan.conv.fold, plan.conv.channels
+    """What makes two plans different decisions: warps and stages do not, nor the order of a native kernel's radices."""
+    transform, native = plan.conv.transform, plan.solver == "native"
+    radices = sorted(transform.radices) if native else transform.radices
+    return plan.solver, transform.size, tuple(radices), plan.conv.fold, plan.conv.channels
 
 
 def _describe(plan: Plan) -> str:

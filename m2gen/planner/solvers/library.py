@@ -35,8 +35,9 @@ def _transform(size: int) -> Transform:
 
 
 def _channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> list[int]:
-    """The chunk that fits the cache, half and twice of it, and two and four channels: a lone row can be slow
-    (limits.fft_rows)."""
+    """The chunk that fits, and two and four channels, as a lone row can be slow (limits.fft_rows); half and twice of it
+    where it has to fit a cache, which is a guess, and not a bound of memory, which is a choice."""
     fitting = chunks.channels(problem, transform, limits)
-    wanted = (max(fitting, 1), max(fitting, 2), max(fitting, 4), fitting // 2, 2 * fitting)
+    guesses = (fitting // 2, 2 * fitting) if limits.kind == "cpu" else ()
+    wanted = (max(fitting, 1), max(fitting, 2), max(fitting, 4), *guesses)
     return list(dict.fromkeys(min(problem.h, most) for most in wanted if most))
