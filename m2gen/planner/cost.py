@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
-from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec, idle
 from m2gen.kernels.survey import blocks, found
 from m2gen.planner.factor import largest_prime
 from m2gen.planner.plan import Estimate, Transform
@@ -331,10 +331,12 @@ def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -
 
 
 def native_values(problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
-    """The numbers of a native kernel's steps."""
+    """The numbers of a native kernel's steps; where lanes are channels, idle lanes compute, too."""
     slower = limits.fp64_ratio if spec.compute == "fp64" else 1.0
-    return _sizes(problem, Transform("monarch", spec.size, spec.factors), channels)._replace(
-        D=limits.dram_bandwidth, t=limits.call_seconds, J=spec.operations, X=limits.native_rate * slower
+    operations = spec.operations * (idle(problem.h, spec.group) if spec.wide else 1.0)
+    resident = 2 * channels - 1 if spec.wide else channels  # spectra, and one ring: of a channel, of a group
+    return _sizes(problem, Transform("monarch", spec.size, spec.factors), resident)._replace(
+        D=limits.dram_bandwidth, t=limits.call_seconds, J=operations, X=limits.native_rate * slower
     )
 
 
