@@ -65,6 +65,12 @@ class MixerCache:
             self.short = _ShortConvs(mixers, batch, self.long.buffer)
             self.transforms = [None if m.monarch is None else _Transforms(m, m.monarch, batch) for m in mixers]
 
+    is_compileable = False  # transformers asks a cache for this, and for `get_seq_length`
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """`position`, under the name that transformers knows; the same for all layers."""
+        return self.position
+
     @property
     def position(self) -> int:
         """How many positions have been seen."""
