@@ -125,16 +125,26 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
     from m2gen.ops import monarch_matmul
     from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
+    from m2gen.ops.gate import gated_bwd_op, gated_op
     from m2gen.runtime.blockdiag import specs_of
     from m2gen.runtime.depthwise import spec_of
+    from m2gen.runtime.gate import spec_of as gate_spec
 
     def short(part: Any, x: Any, width: int) -> None:
         wanted.add_kernels("depthwise_conv1d", [spec_of(part, x, width, limits.vector_bytes)])
 
-    def product(x: Any, weight: Any, **gate: Any) -> None:
+    def product(x: Any, weight: Any, **glu: Any) -> list[Any]:
         nblocks, outputs, inputs = weight.shape
-        rows = x.numel() // (nblocks * inputs)
-        wanted.add_kernels("blockdiag_linear", specs_of(("fwd", "pack"), x, outputs, rows, limits, **gate))
+        specs = specs_of(("fwd", "pack"), x, outputs, x.numel() // (nblocks * inputs), limits, **glu)
+        wanted.add_kernels("blockdiag_linear", specs)
+        return specs
+
+    def gate(part: Any, z: Any, activation: str | None) -> None:
+        wanted.add_kernels("gated", [gate_spec(part, z, activation, limits.vector_bytes)])
+
+    def gated_product(x: Any, weight: Any, activation: str | None) -> None:
+        if not product(x, weight, glu=True, activation=activation):
+            gate("fwd", x, activation)  # behind PyTorch's product
 
     def outer(dy: Any, x: Any, nblocks: int) -> None:
         inputs = x.shape[1] // nblocks
@@ -144,7 +154,9 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
         depthwise_conv1d_op: lambda x, weight, *_: short("fwd", x, weight.shape[1]),
         depthwise_conv1d_dw_op: lambda x, dy, width, *_: short("dw", x, width),
         blockdiag_linear_op: lambda x, weight, *_: product(x, weight),
-        blockdiag_glu_op: lambda x, weight, activation: product(x, weight, glu=True, activation=activation),
+        blockdiag_glu_op: gated_product,
         blockdiag_outer_op: outer,
+        gated_op: lambda z, activation: gate("fwd", z, activation),
+        gated_bwd_op: lambda dy, z, activation: gate("bwd", z, activation),
         monarch_matmul.monarch_matmul_op: monarch_matmul.run,
     }

@@ -25,7 +25,7 @@ from m2gen.config import Config
 from m2gen.models import M2BertConfig, M2BertModel
 from m2gen.planner import search
 from m2gen.planner.problem import Problem
-from m2gen.runtime import ahead, blockdiag, compiler, cpp_kernel, depthwise, executor, native, planning
+from m2gen.runtime import ahead, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, native, planning
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import Gradients, Operands
@@ -102,21 +102,23 @@ def test_the_manifest_says_what_is_there(model: Path, kernels: Path) -> None:
     assert files | {compiled.MANIFEST} == {path.name for path in place.iterdir()}
 
 
-def test_recorded_is_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_is_what_is_called(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """The problems and kernels that fake tensors show are those that real ones load."""
     limits = live(torch.device("cpu"))
     config = M2BertConfig(vocab_size=50, hyena_filter_order=8, **SMALL)
     monkeypatch.setattr("m2gen.ahead.record.config_of", lambda name: config)
     wanted = Wanted()
-    record(wanted, "small", limits, lengths=(24, 40), batches=(1, 3), gradients=True)
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    record(wanted, "small", limits, dtype=name, lengths=(24, 40), batches=(1, 3), gradients=True)
     met: set[Problem] = set()
     loaded: set[str] = set()
     bound, load = executor.bound, cpp_kernel.load
     monkeypatch.setattr(executor, "bound", lambda problem, limits: (met.add(problem), bound(problem, limits))[1])
-    for module in (blockdiag, depthwise):
+    for module in (blockdiag, depthwise, gate):
         module._bound.cache_clear()
         monkeypatch.setattr(module, "load", lambda spec: (loaded.add(spec.name), load(spec))[1])
-    model = M2BertModel(config)
+    model = M2BertModel(config).to(dtype)
     for length, batch in product((24, 40), (1, 3)):
         ids = torch.zeros((batch, length), dtype=torch.long)
         model(ids)[0].sum().backward()
