@@ -8,8 +8,9 @@
 Every option of transformers' TrainingArguments is one of this script: --per_device_train_batch_size, --bf16,
 --gradient_checkpointing, --gradient_accumulation_steps, --seed, --save_steps, --eval_steps, --use_cpu and so on. The
 optimizer's defaults are those published for M2-BERT (arXiv 2310.12109 and its released settings): AdamW at 8e-4, betas
-0.9 and 0.98, epsilon 1e-6, weight decay 1e-5, linear decay to 2 % after 6 % of warm-up, gradients cut at 1; 30 % of the
-words are masked in training and 15 % in evaluation. The folder gets the tokenizer, checkpoints, the model, loss.png.
+0.9 and 0.98, epsilon 1e-6, weights decaying by 1e-5 a step (0.0125 times the rate), linear decay to 2 % after 6 % of
+warm-up, gradients cut at 1; 30 % of the words are masked in training and 15 % in evaluation. The folder gets the
+tokenizer, checkpoints, the model, loss.png.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from m2gen.models.training import LossCurve, M2Trainer, last_checkpoint
 IGNORE = -100  # a label that does not count
 PUBLISHED = {
     "learning_rate": 8e-4,
-    "weight_decay": 1e-5,
+    "weight_decay": 1e-5 / 8e-4,  # the released optimizer's decay is not multiplied by the rate, PyTorch's is
     "adam_beta2": 0.98,
     "adam_epsilon": 1e-6,
     "warmup_steps": 0.06,

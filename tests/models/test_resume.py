@@ -16,7 +16,28 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards boil the box with five dozen liquor jugs".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "wizards",
+    "boil",
+    "the",
+    "box",
+    "with",
+    "five",
+    "dozen",
+    "liquor",
+    "jugs",
+]
 SMALL = "--width 32 --layers 2 --heads 2 --filter_width 16 --length 24 --vocabulary 120 --use_cpu --disable_tqdm true"
 STEPS = "--max_steps 14 --logging_steps 1 --save_steps 4 --eval_steps 7 --learning_rate 3e-3"
 

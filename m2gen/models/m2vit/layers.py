@@ -134,7 +134,8 @@ class M2ViTLayer(GradientCheckpointingLayer):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """x (B, L, d) -> (B, L, d)."""
         x = x + self.drop_path(self.attention(self.layernorm_before(x)))
-        return x + self.drop_path(self.mlp(self.layernorm_after(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.layernorm_after(x)))
+        return out
 
 
 def classifier(config: M2ViTConfig) -> nn.Module:
