@@ -140,7 +140,7 @@ def test_fine_tuning(name: str, rows: int, start: Path, tmp_path: Path) -> None:
     found = glue.main(words.split())["dev.tsv"]
     measure = found["dev_accuracy"] if name == "qnli" else found["dev_pearson"]
     assert measure > 0.8, found
-    with pytest.raises(ProblemError, match="add --resume"):
+    with pytest.raises(ProblemError, match="Add --resume"):
         glue.main(words.split())
     again = glue.main([*words.split(), "--resume"])["dev.tsv"]
     assert again["dev_loss"] == found["dev_loss"]
