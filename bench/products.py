@@ -13,7 +13,8 @@ from torch import Tensor
 import m2gen
 from bench.fma import peak_gflops
 from bench.timing import interleaved, provenance, ratios, summary
-from m2gen.ops.blockdiag_linear import ACTIVATIONS, blockdiag_glu, matmul_blocks
+from m2gen.ops.blockdiag_linear import blockdiag_glu, matmul_blocks
+from m2gen.ops.gate import by_steps
 
 ROWS = (128, 512, 4096)
 SIZES = {  # M2-BERT-80M's: (nblocks, block_out, block_in)
@@ -47,8 +48,7 @@ def gated(rows: int, nblocks: int, block_out: int, block_in: int) -> Calls:
     x, weight = torch.randn(rows, nblocks * block_in), torch.randn(nblocks, block_out, block_in)
 
     def library() -> Tensor:
-        gate, value = matmul_blocks(x, weight).chunk(2, -1)
-        return ACTIVATIONS["gelu"](gate) * value
+        return by_steps(matmul_blocks(x, weight), "gelu")
 
     def ours() -> Tensor:
         with torch.no_grad():

@@ -5,18 +5,16 @@ A tile of `rows` x `columns` vectors of results stays in registers while k runs.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
+from m2gen.kernels.activation import EXPONENTIAL, erfcx
 from m2gen.kernels.spec import Resources
 
 TILE_ROWS = {
     32: {3: 8, 4: 6, 2: 12, 1: 16},
     16: {3: 4, 2: 6, 1: 8},
 }  # by registers and vectors of columns: the best first
-ACTIVATIONS = ("gelu", "relu", "silu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,29 +84,14 @@ class BlockdiagMmSpec:
 
     @property
     def erfcx(self) -> list[float]:
-        """exp(z^2) erfc(z) for z >= 0 as a polynomial in t = 1 / (1 + z/2), relative error 4e-8: its coefficients."""
-        return list(_erfcx())
+        return list(erfcx())
 
     @property
     def exponential(self) -> list[str]:
-        """Taylor coefficients of exp, enough for float32 up to ln(2) / 2."""
-        return [repr(1 / math.factorial(i)) for i in range(8)]
+        return list(EXPONENTIAL)
 
     def resources(self) -> Resources:
         return Resources(shared_bytes=0, threads=1)
-
-
-@lru_cache(maxsize=1)
-def _erfcx() -> tuple[float, ...]:
-    """By least squares on Chebyshev's points, up to z = 9.5, where erfc is below float32's range."""
-    import numpy as np
-
-    first = 1 / (1 + 9.5 / 2)
-    t = (1 + first) / 2 + (1 - first) / 2 * np.cos(np.pi * (np.arange(2000) + 0.5) / 2000)
-    z = 2 / t - 2
-    exact = np.array([math.exp(at * at) * math.erfc(at) for at in z])
-    terms = np.vander(t, 10, increasing=True) / exact[:, None]
-    return tuple(float(one) for one in np.linalg.lstsq(terms, np.ones_like(t), rcond=None)[0])
 
 
 def columns_for(outputs: int, vector: int, registers: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 
 from m2gen.ops import _check as check
 from m2gen.ops._register import Args, Definition, multilinear_jvp, register
+from m2gen.ops.gate import ACTIVATIONS, gated
 from m2gen.runtime import blockdiag as native
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
@@ -48,14 +46,9 @@ def blockdiag_glu(x: Tensor, weight: Tensor, activation: str | None = "gelu") ->
     check.blockdiag_linear(x, weight, None, activation, tuple(ACTIVATIONS))
     check.even_blocks("blockdiag_glu", weight)
     if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
-        return _gate(blockdiag_linear_op(x, weight, None), activation)
+        return gated(blockdiag_linear_op(x, weight, None), activation)
     y: Tensor = blockdiag_glu_op(x, weight, activation)
     return y
-
-
-def _gate(z: Tensor, activation: str | None) -> Tensor:
-    gate, value = z.chunk(2, dim=-1)
-    return (gate if activation is None else ACTIVATIONS[activation](gate)) * value
 
 
 def matmul_blocks(x: Tensor, weight: Tensor) -> Tensor:
@@ -179,7 +172,7 @@ blockdiag_outer_op: Any = register(
 
 def _glu_impl(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:
     y = native.gated_product(x, weight, activation)
-    return _gate(_impl(x, weight, None), activation) if y is None else y
+    return gated(_impl(x, weight, None), activation) if y is None else y
 
 
 def _glu_vmap(

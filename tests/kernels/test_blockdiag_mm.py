@@ -13,7 +13,8 @@ from jinja2 import meta
 from m2gen.codegen.environment import environment
 from m2gen.codegen.loader import templates_dir
 from m2gen.codegen.render import fields, render
-from m2gen.kernels.blockdiag_mm import ACTIVATIONS, TILE_ROWS, BlockdiagMmSpec, columns_for
+from m2gen.kernels.activation import ACTIVATIONS
+from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec, columns_for
 
 TEMPLATES = sorted((templates_dir() / "cpp" / "blockdiag_mm").glob("*.jinja"))
 SPECS = [

@@ -14,6 +14,7 @@ import m2gen
 from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
+from m2gen.ops.gate import gated, gated_bwd_op, gated_op
 from m2gen.ops.monarch_matmul import monarch_matmul_op
 from m2gen.planner.problem import MODES, Problem
 from m2gen.testing.operands import operands
@@ -59,6 +60,10 @@ CASES: dict[str, Callable[[], tuple[Function, list[Tensor]]]] = {
             [normal(3, 4), normal(2, 2, 2), normal(4)],
         )
         for activation in ("gelu", "silu", "relu")
+    },
+    **{
+        f"gated {activation}": lambda activation=activation: (lambda z: gated(z, activation), [normal(3, 10)])
+        for activation in ("gelu", "silu", "relu", None)
     },
     "blockdiag_outer": lambda: (lambda dy, x: blockdiag_outer_op(dy, x, 2), [normal(3, 4), normal(3, 6)]),
     "blockdiag_linear of many rows": lambda: (m2gen.blockdiag_linear, [normal(24, 2), normal(2, 2, 1), normal(4)]),
@@ -180,6 +185,7 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
             (how, fftconv_op, (of(u), of(k), None, None, of(g), of(s), "circular", "auto")),
             (how, fftconv_dk_op, (of(u), of(g), 5, "bidirectional", "auto")),
             (how, blockdiag_linear_op, (of(normal(4, 3, 6)), of(normal(2, 4, 3)), of(normal(8)))),
+            (how, gated_op, (of(normal(2, 5, 6)), "silu")),
             (how, blockdiag_outer_op, (of(normal(30, 6)), of(normal(30, 4)), 2)),
             (how, monarch_matmul_op, (of(normal(4, 3, 6)), [of(normal(2, 4, 3)), of(normal(4, 2, 2))])),
             (how, depthwise_conv1d_op, (of(u), of(k), of(s), 4, 0)),
@@ -190,6 +196,7 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
     found.append(
         ("no grad", fftconv_bwd_op, (permuted(g), permuted(u), k, None, None, None, None, "same", "auto", [True] * 6))
     )
+    found.append(("no grad", gated_bwd_op, (permuted(normal(4, 3)), normal(4, 6), "gelu")))
     found.append(("no grad", blockdiag_glu_op, (normal(30, 6), permuted(normal(2, 4, 3)), "gelu")))
     return found
 
