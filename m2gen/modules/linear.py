@@ -36,7 +36,9 @@ class DenseLinear(nn.Linear):
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in_features), weight (out_features, in_features) -> (..., out_features), as `DenseLinear` does it."""
     wide = x.dtype in (torch.float32, torch.float64) and x.dtype == weight.dtype
-    if x.device.type != "cpu" or not wide or torch.is_autocast_enabled("cpu"):
+    # one row reads the weight once in any case, and a token of generation is too short for an op of our own
+    row = not torch.compiler.is_compiling() and x.numel() == x.shape[-1]
+    if x.device.type != "cpu" or not wide or row or torch.is_autocast_enabled("cpu"):
         return nn.functional.linear(x, weight, bias)
     return blockdiag_linear(x, weight[None], bias)
 

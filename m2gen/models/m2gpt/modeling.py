@@ -49,10 +49,18 @@ class M2GPT(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the embedding and the layers' output projections anew; the rest is as its modules make it."""
         nn.init.normal_(self.embedding.weight, std=0.02)
-        for block in self.blocks():
-            # the residual stream is a sum over layers: each adds 1 / sqrt(n_layers) of the usual
-            nn.init.normal_(block.attention.out_linear.weight, std=0.02 / self.config.n_layers**0.5)
-            nn.init.zeros_(block.attention.out_linear.bias)
+        for projection in self.projections():
+            self.reset_projection(projection)
+
+    def projections(self) -> list[nn.Linear]:
+        """What every layer adds to the residual stream comes out of one of these."""
+        return [block.attention.out_linear for block in self.blocks()]
+
+    def reset_projection(self, projection: nn.Linear) -> None:
+        """Draw one of `projections` anew."""
+        # the residual stream is a sum over layers: each adds 1 / sqrt(n_layers) of the usual
+        nn.init.normal_(projection.weight, std=0.02 / self.config.n_layers**0.5)
+        nn.init.zeros_(projection.bias)
 
     def blocks(self) -> list[MixerBlock]:
         """The layers, with their type."""

@@ -102,8 +102,10 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As the modules' own constructors do it."""
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.LayerNorm | BlockDiagLinear | TriangularTransform | M2GPT):
+        """As the modules' own constructors do it. What is drawn once is not drawn again: special cases come first."""
+        if isinstance(module, nn.Linear) and any(module is projection for projection in self.model.projections()):
+            self.model.reset_projection(module)
+        elif isinstance(module, nn.Linear | nn.Conv1d | nn.LayerNorm | BlockDiagLinear | TriangularTransform | M2GPT):
             module.reset_parameters()
         elif isinstance(module, HyenaFilter):
             init.normal_(module.bias)
