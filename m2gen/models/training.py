@@ -58,6 +58,7 @@ class M2Trainer(Trainer):  # type: ignore[misc]
             "position_lr": position_lr,
         }
         super().__init__(*args, **kwargs)
+        self.add_callback(_Epoch())
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the arguments name (`optim`, betas and so on), on the groups of `param_groups`."""
@@ -75,6 +76,16 @@ class M2Trainer(Trainer):  # type: ignore[misc]
         """Wait for every process, so that the state, which is written next, says that all of them have written."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
+
+
+class _Epoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the training data their epoch. accelerate does so too, but not where a run goes on within an epoch: there
+    it tells the sampler alone, and the rest of that epoch would be drawn as the first one was."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        tell = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
+        if tell is not None:
+            tell(int(state.epoch or 0))
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

@@ -64,8 +64,8 @@ class M2ViTConfig(PreTrainedConfig):  # type: ignore[misc]
     gated                   block-diagonal only: gated as in M2-BERT, half as many parameters again
     intermediate_size       width inside it, a multiple of hidden_size
     monarch_nblocks         blocks of every block-diagonal matrix
-    projections             "dense" or "monarch": attention's four projections and the classifier, whose num_labels is
-                            then a multiple of monarch_nblocks
+    projections             "dense" or "monarch": attention's four projections and the classifier; monarch_nblocks
+                            then divides num_labels
     pooling                 what is classified: the "mean" over patches, or the state of a learned "cls" token before
                             them
     position_embeddings     whether a learned table is added to the patches

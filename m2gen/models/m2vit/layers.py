@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from m2gen.errors import ProblemError
 from m2gen.models.m2vit.configuration import M2ViTConfig
 from m2gen.modules.dimension_mixer import DimensionMixer
-from m2gen.modules.linear import MonarchLinear
+from m2gen.modules.linear import DenseLinear, MonarchLinear
 from m2gen.modules.sequence_mixer import SequenceMixer
 
 
@@ -144,7 +144,7 @@ def classifier(config: M2ViTConfig) -> nn.Module:
 
 
 def _linear(n_in: int, n_out: int, kind: str, nblocks: int) -> nn.Module:
-    return MonarchLinear(n_in, n_out, nblocks) if kind == "monarch" else nn.Linear(n_in, n_out)
+    return MonarchLinear(n_in, n_out, nblocks) if kind == "monarch" else DenseLinear(n_in, n_out)
 
 
 def _sequence_mixer(config: M2ViTConfig) -> SequenceMixer:
