@@ -4,9 +4,12 @@
 
 Both read the Python standard library (whole files held out) with one WordPiece tokenizer, in the same order with the
 same masks; both compute logits only where a word is masked; both start with the published deviation of 0.02 at width
-768, scaled by the root of the width; neither drops anything out. Each model's step is timed first, which gives the number of
-steps of a budget; the schedule ends with it. Short runs with the same learning rates choose each model's own; then
-three seeds each. Held-out loss is in nats per masked word, 15 % masked, the same words for all.
+768, scaled by the root of the width; neither drops anything out. Each model's step is timed first, which gives the
+number of steps of a budget; the schedule ends with it. Short runs with the same learning rates choose each model's
+own; then three seeds each. Held-out loss is in nats per masked word, 15 % masked, the same words for all.
+
+M2-BERT's filters start smooth, hyena_w = 1: with the published 10 it stays at the words' frequencies for as long as
+BERT does (training loss after 400 steps 5.89 for both, 5.33 with 1, one run each).
 """
 
 from __future__ import annotations
@@ -69,7 +72,8 @@ def build(options: Options, vocabulary: int, seed: int) -> PreTrainedModel:
         "initializer_range": 0.02 * (768 / options.width) ** 0.5,
     }
     if options.model == "m2bert":
-        return M2BertForMaskedLM(M2BertConfig(**sizes, hyena_filter_order=options.filter_width, sparse_prediction=True))
+        own = {"hyena_filter_order": options.filter_width, "hyena_w": 1, "sparse_prediction": True}
+        return M2BertForMaskedLM(M2BertConfig(**sizes, **own))
     config = BertConfig(**sizes, num_attention_heads=options.heads, attention_probs_dropout_prob=0.0)
     return SparseBert._from_config(config, attn_implementation="sdpa")
 
