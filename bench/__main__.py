@@ -1,36 +1,72 @@
-"""The benchmarks: `python -m bench cpu | products | short | gpu [--rounds 9] [--threads 1] [--out FILE]`."""
+"""The benchmarks, and what is made of their results:
+
+python -m bench cpu | models | products | short | generate | gpu [--rounds 9] [--threads 1] [--only NAME] [--out FILE]
+python -m bench report FILES... [--out FOLDER]
+python -m bench compare OLD NEW
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
-parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+parser = argparse.ArgumentParser(
+    prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument(
     "what",
-    choices=["cpu", "products", "short", "gpu"],
-    help="the long convolution beside torch.fft on whole tensors; block-diagonal products beside the library; the "
-    "short convolution beside conv1d; the convolution on a GPU",
+    choices=["cpu", "models", "products", "short", "generate", "gpu", "report", "compare"],
+    help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal products beside "
+    "the library; the short convolution beside conv1d; M2-GPT's time per token; the convolution on a GPU; a page with "
+    "pictures; what changed",
 )
+parser.add_argument("files", nargs="*", help="of results: for report and compare")
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
 parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
-parser.add_argument("--only", help="of the CPU benchmark: the groups whose name has this in it")
+parser.add_argument("--only", help="the groups of the CPU benchmark, or the cases of models, whose name has this in it")
 parser.add_argument(
     "--memory",
     choices=["kept", "fresh"],
     default="fresh",
     help="of the CPU benchmark: see settle_allocator in bench/cpu.py",
 )
-parser.add_argument("--out", help="write the raw results there as JSON")
+parser.add_argument("--batch", type=int, default=1, help="of generation")
+parser.add_argument("--causal", choices=["fft", "monarch"], default="fft", help="of generation")
+parser.add_argument(
+    "--out", help="write the raw results there as JSON; the folder of the report, default bench/results"
+)
 arguments = parser.parse_args()
+if arguments.files and arguments.what not in ("report", "compare"):
+    parser.error(f"{arguments.what} takes no files")
 
 if arguments.what == "cpu":
     from bench import cpu
 
     cpu.main(arguments.rounds, arguments.threads, arguments.out, arguments.only, arguments.memory)
+elif arguments.what == "models":
+    from bench import models
+
+    models.main(arguments.rounds, arguments.threads, arguments.out, arguments.only)
+elif arguments.what == "report":
+    from bench import report
+
+    if not arguments.files:
+        parser.error("report needs files of results")
+    report.main(arguments.files, arguments.out)
+elif arguments.what == "compare":
+    from bench import compare
+
+    if len(arguments.files) != 2:
+        parser.error("compare needs two files of results")
+    sys.exit(compare.main(*arguments.files))
 elif arguments.what == "short":
     from bench import short
 
     short.main(arguments.rounds, arguments.threads, arguments.out)
+elif arguments.what == "generate":
+    from bench import generate
+
+    generate.main(arguments.rounds, arguments.threads, arguments.batch, arguments.causal, arguments.out)
 elif arguments.what == "products":
     from bench import products
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import m2gen
-from bench import baselines
-from bench.fma import peak_gflops
-from bench.timing import interleaved, peak_mib, provenance, ratios, summary
+from bench import baselines, growth
+from bench.fma import copy_gbs, peak_gflops
+from bench.timing import interleaved, peak_mib, provenance, ratios, rounded, summary, write
 from m2gen.planner.problem import Problem
 from m2gen.testing.operands import operands
 
@@ -112,6 +112,7 @@ def groups() -> dict[str, list[tuple[str, Callable[[], Calls]]]]:
         "long": [
             (str(p), lambda p=p: forward(p)) for p in (Problem(n=2**20, h=4), Problem(n=2**22, h=1))
         ],
+        **growth.groups(),
     }  # fmt: skip
 
 
@@ -138,9 +139,14 @@ def gflops(problem: Problem, ms: float) -> float:
 def measure(group: str, text: str, calls: Calls, rounds: int) -> dict[str, Any]:
     times = interleaved(calls, rounds)
     first, *others = times
-    row: dict[str, Any] = {"group": group, "problem": text, "plan": str(m2gen.plan(text, "auto"))}
+    row: dict[str, Any] = {"group": group, "problem": text}
     row["ms"] = {name: summary(values) for name, values in times.items()}
     row["ratio"] = {name: ratios(times[first], times[name]) for name in others}
+    row["times"] = rounded(times)
+    if group == "dispatch":
+        return row
+    plan = m2gen.plan(text, "auto")
+    row |= {"plan": str(plan), "flop": plan.estimate.flop, "working_set_mib": plan.conv.estimate.working_set / 2**20}
     if "m2gen" in times and group != "forward and backward":
         row["peak_mib"] = {name: peak(text, name) for name in ("torch.fft", "m2gen")}
         row["gflops"] = gflops(Problem.parse(text), row["ms"]["m2gen"]["median"])
@@ -172,7 +178,7 @@ def settle_allocator(kept: bool) -> None:
 def main(rounds: int, threads: int, out: str | None, only: str | None = None, memory: str = "fresh") -> None:
     torch.set_num_threads(threads)
     settle_allocator(memory == "kept")
-    found = provenance() | {"memory": memory, "fma_peak_gflops": peak_gflops()}
+    found = provenance() | {"memory": memory, "fma_peak_gflops": peak_gflops(), "copy_gbs": copy_gbs()}
     print(json.dumps(found))
     results = []
     for group, cases in groups().items():
@@ -180,9 +186,11 @@ def main(rounds: int, threads: int, out: str | None, only: str | None = None, me
             if only is None or only in group:
                 results.append(measure(group, text, calls(), rounds))
                 show(results[-1])
-                if out:  # after every row: nothing is lost if a later one fails
-                    with open(out, "w") as file:
-                        json.dump({"provenance": found, "results": results}, file, indent=1)
+                write(out, found, results)  # after every row: nothing is lost if a later one fails
+    if only is None or only in "error":
+        results += growth.error_rows()
+        print(*(f"{row['problem']}: {row['error']}" for row in results if row["group"] == "error"), sep="\n")
+    write(out, found, results)
 
 
 __all__ = ["forward", "main", "peak_mib"]

@@ -1,4 +1,4 @@
-"""The rate of fused multiply-adds that one core reaches, measured: what a share of peak is a share of."""
+"""What one core reaches, measured: fused multiply-adds and copies. What a share of the roofline is a share of."""
 
 from __future__ import annotations
 
@@ -46,3 +46,15 @@ def peak_gflops(turns: int = 4_000_000) -> float:
         kernel.run([out.data_ptr()], [turns], 1)
         best = min(best, time.perf_counter() - start)
     return 2 * len(names) * size / 4 * turns / best / 1e9
+
+
+def copy_gbs(mib: int = 256) -> float:
+    """GB/s of copying float32 that lies in memory to memory touched before, bytes read and bytes written counted; the
+    best of five."""
+    source, target = torch.zeros(mib * 2**18), torch.zeros(mib * 2**18)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * mib * 2**20 / best / 1e9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import json
 import platform
 import random
 import statistics
@@ -35,6 +36,11 @@ def summary(times: list[float]) -> dict[str, float]:
     """Median, quartiles and least of some milliseconds."""
     low, median, high = statistics.quantiles(times, n=4)
     return {"median": median, "q1": low, "q3": high, "min": min(times)}
+
+
+def rounded(times: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Every round's milliseconds, with digits that mean something: what intervals are drawn from."""
+    return {name: [float(f"{ms:.5g}") for ms in values] for name, values in times.items()}
 
 
 def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
@@ -71,6 +77,12 @@ def provenance() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+
+
+def write(out: str | None, found: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """The raw results as JSON, if a file is named."""
+    if out:
+        Path(out).write_text(json.dumps({"provenance": found, "results": results}, indent=1) + "\n")
 
 
 def _processor() -> str:

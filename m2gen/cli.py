@@ -1,4 +1,4 @@
-"""The one program: m2gen demo | plan | show | tune | wisdom | doctor.
+"""The one program: m2gen demo | plan | show | tune | wisdom | compile | doctor.
 
 Everything heavy is imported inside the command that needs it.
 """
@@ -47,6 +47,7 @@ def main() -> None:
     m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90
     m2gen tune fftconv n=8192 h=768 b=4 bf16 causal gated skip
     m2gen wisdom show
+    m2gen compile --model 80M --out kernels
     m2gen doctor
     m2gen demo
     """
@@ -137,6 +138,34 @@ def show(problem: tuple[str, ...], target: str, part: str, view: str) -> None:
     from m2gen.show import show as text
 
     click.echo(text(Problem.parse(" ".join(problem)), target, view, part))
+
+
+@main.command(context_settings=_CONTEXT)
+@click.argument("problem", nargs=-1)
+@click.option("--corpus", is_flag=True, help="The named problems of m2gen's own corpus.")
+@click.option("--model", multiple=True, help="What a model calls: a folder with a config.json, or 80M, 110M ...")
+@click.option("--lengths", default="", help="Of the model's inputs, such as 512,2048.  [default: its longest]")
+@click.option("--batches", default="1", show_default=True, help="Of the model's inputs, such as 1,8.")
+@click.option("--dtype", default=None, help="The model's: fp32, bf16, fp16.  [default: its configuration's]")
+@click.option("--backward", is_flag=True, help="The kernels of all gradients too.")
+@click.option("--target", multiple=True, default=("auto",), show_default=True, help="avx512, avx2, neon, sm90 ...")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="The folder; what is there stays.")
+def compile(problem: tuple[str, ...], out: str, target: tuple[str, ...], **wanted: Any) -> None:
+    """Compile every kernel of PROBLEMs or models into a folder, for machines that have no compiler.
+
+    
+    m2gen compile fftconv n=512 h=768 bf16 causal fftconv n=2048 h=768 bf16 causal --out kernels
+    m2gen compile --model 80M-2k-retrieval --lengths 512,2048 --batches 1,8 --target avx512 --out kernels
+    M2GEN_COMPILED_DIR=kernels python serve.py
+
+    CPU kernels run as they are, on any CPU of the target. For GPUs there are sources, assembly and machine code to be
+    looked at: Triton compiles what it runs, and keeps it in a cache of its own.
+    """
+    from m2gen.ahead.command import run
+
+    failed = run(" ".join(problem), out, target, click.echo, **wanted)
+    if failed:
+        raise _Refused("\n".join([f"{len(failed)} kernels did not compile:", *failed]))
 
 
 @main.command(context_settings=_CONTEXT)

@@ -28,7 +28,8 @@ def report(cxx: str | None = None) -> Iterator[tuple[str, Rows]]:
     named = [(name, compiler(name)) for name in dict.fromkeys((*([cxx] if cxx else []), *_COMPILERS))]
     yield "compilers", [*named, ("generated C++", _trial())]
     yield "settings in force", _settings()
-    yield "caches", [("plans", "in memory, per process"), ("kernel sources", _sources()), ("wisdom", _wisdom(limits))]
+    caches = [("plans", "in memory, per process"), ("compiled ahead", _ahead()), ("kernel sources", _sources())]
+    yield "caches", [*caches, ("wisdom", _wisdom(limits))]
     yield "what will run, and why (n=1024 h=64 b=2 causal)", _choices(limits)
 
 
@@ -68,7 +69,29 @@ def _trial() -> str:
     from m2gen.runtime import compiler, cpp_kernel
 
     why = cpp_kernel.available()
-    return f"not possible here: {why}" if why else f"compiles and loads: {compiler.compiler().identity}"
+    if why:
+        return f"not possible here: {why}"
+    try:
+        return f"compiles and loads: {compiler.compiler().identity}"
+    except M2GenError as error:
+        return f"loads what was compiled ahead, and nothing else: {error}"
+
+
+def _ahead() -> str:
+    """The folder of `m2gen compile` in use, and how many kernels it has for this CPU."""
+    from m2gen.cache import compiled
+    from m2gen.config import config
+    from m2gen.runtime.ahead import runnable
+
+    folder = config().compiled_dir
+    try:
+        found = compiled.opened(folder, runnable()) if folder else []
+    except M2GenError as error:
+        return f"refused: {error}"
+    return (
+        "; ".join(f"{place}: {len(m.kernels)} kernels" for place, m in found)
+        or "nothing: M2GEN_COMPILED_DIR is not set"
+    )
 
 
 def _sources() -> str:

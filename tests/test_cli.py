@@ -111,7 +111,7 @@ def test_errors_of_the_demo_are_clean_too(monkeypatch):
     assert result.stderr == "Error: the demo: found nothing. Try again.\n"
 
 
-@pytest.mark.parametrize("command", [(), ("plan",), ("doctor",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("plan",), ("compile",), ("doctor",), ("demo",)])
 def test_help_has_an_example(command):
     result = run(*command, "--help")
     assert result.exit_code == 0

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "models": {"modules"},
     "testing": {"device", "kernels", "planner", "codegen", "reference"},
 }
-ANYTHING = {"__init__", "__main__", "cli", "demo", "doctor", "show", "tuning"}  # they import late
+ANYTHING = {"__init__", "__main__", "ahead", "cli", "demo", "doctor", "show", "tuning"}  # they import late
 NO_TORCH = {
     *BASE,
     "device",

@@ -1,4 +1,4 @@
-"""The long convolution in C++: one real row at a time on the negacyclic ring, by passes of small radix.
+"""The long convolution in C++: real rows, one at a time or a channel a lane, on the negacyclic ring, by small radices.
 
 The ring of `size` complex points t^size = i is the real ring t^(2 size) = -1: place p of a real row is the real part of
 point p, or the imaginary part of point p - size. See templates/cpp/fftconv/README.md.
@@ -14,6 +14,7 @@ from m2gen.dtypes import DTYPES
 from m2gen.kernels.spec import Resources
 
 NEAR_POINTS = 2048  # of a complex block whose passes are done while it stays in the nearest cache
+NEAR_BYTES = 32 * 2**10  # of a block of vectors of channels, likewise
 REAL = {"fp32": ("float", 4), "fp64": ("double", 8)}
 DATA = {"fp32": "float", "fp64": "double", "bf16": "uint16_t", "fp16": "uint16_t"}
 
@@ -26,6 +27,7 @@ class Pass(NamedTuple):
     points: int
     offset: int  # of its twiddles in the table
     near: bool
+    vectors: int  # complex ones that a block is
 
 
 class Stage(NamedTuple):
@@ -50,6 +52,17 @@ LEAF_OPERATIONS = 35  # 4 + 6 complex products and 3 transforms of 4 points in 4
 Level = list[tuple[int, int, list[int]]]
 
 
+def codelet(vector_bytes: int) -> int:
+    """Points that stay in registers, a complex vector each: 32 registers hold 8 of them, 16 hold 4."""
+    return 8 if vector_bytes == 64 else 4
+
+
+def idle(channels: int, group: int) -> float:
+    """How much longer `channels` take by groups: one that is not full counts twice, for its lanes are gathered."""
+    whole, rest = divmod(channels, group)
+    return group * (whole + 2 * bool(rest)) / channels
+
+
 def _operations(radix: int) -> float:
     """FLOP for each point of a pass: radix - 1 complex products and a transform of `radix` points, over `radix`."""
     pairs = (radix - 1) // 2
@@ -68,6 +81,8 @@ class FftConvCppSpec:
     half         sequences fit the real parts: the imaginary ones are zero, or not wanted
     half_filter  so does the filter, which has no negative lags then
     kept         with "fwd": spectra are read, not made
+    wide         0: vectors lie along time. Else this many vectors of channels are transformed together, a lane a
+                 channel, and a ring is a codelet's points times the radices
     """
 
     part: Literal["fwd", "bwd", "spectrum"]
@@ -78,6 +93,7 @@ class FftConvCppSpec:
     half: bool
     half_filter: bool
     kept: bool = False
+    wide: int = 0
     arch: str = "native"
 
     @property
@@ -86,16 +102,21 @@ class FftConvCppSpec:
         flags = [word.replace("_", "") for word in ("half", "half_filter", "kept") if getattr(self, word)]
         radices = "x".join(map(str, self.radices))
         words = ["fftconv_cpp", self.part, f"n{self.size}", f"r{radices}", f"v{self.vector}", self.dtype, self.compute]
-        return "_".join([*words, *flags, self.arch])
+        return "_".join([*words, *flags, *[f"lanes{self.wide}"] * bool(self.wide), self.arch])
 
     @property
     def template(self) -> str:
-        return f"cpp/fftconv/{self.part}.cpp.jinja"
+        return f"cpp/fftconv/{'lanes_' * bool(self.wide)}{self.part}.cpp.jinja"
 
     @property
     def leaf(self) -> int:
-        """Points of a block that stays in registers: 4 vectors."""
-        return 4 * self.vector
+        """Points of a block that stays in registers: 4 vectors; of channels, as many vectors as there are points."""
+        return codelet(self.vector_bytes) if self.wide else 4 * self.vector
+
+    @property
+    def group(self) -> int:
+        """Channels that one work item holds where lanes are channels."""
+        return self.wide * self.vector
 
     @property
     def leaves(self) -> int:
@@ -106,14 +127,21 @@ class FftConvCppSpec:
         return self.leaf * self.leaves
 
     @property
+    def vectors(self) -> int:
+        """Complex vectors that a ring is; of a group of channels, where lanes are channels."""
+        return self.size * self.wide if self.wide else self.size // self.vector
+
+    @property
     def factors(self) -> tuple[int, ...]:
         """The whole transform's radices: those of the passes, then of the leaf."""
-        return (*(radix for radix in self.radices if radix > 1), 4, *(stage.radix for stage in self.stages))
+        leaf = (self.leaf,) if self.wide else (4, *(stage.radix for stage in self.stages))
+        return (*(radix for radix in self.radices if radix > 1), *leaf)
 
     @property
     def operations(self) -> float:
         """Operations for each point of a transform: FLOP, and the leaf's shuffles, whose cost is like theirs."""
-        return LEAF_OPERATIONS + sum(_operations(radix) for radix in self.radices)
+        leaf = _operations(self.leaf) if self.wide else LEAF_OPERATIONS
+        return leaf + sum(_operations(radix) for radix in self.radices)
 
     @property
     def real(self) -> str:
@@ -145,10 +173,16 @@ class FftConvCppSpec:
         blocks, offset = 1, self._constants
         for i, radix in enumerate(self.radices):
             points = self.size // blocks
-            found.append(Pass(radix, blocks, points, offset, i > 0 and points <= NEAR_POINTS))
+            found.append(
+                Pass(radix, blocks, points, offset, i > 0 and points <= self._near_points, self.vectors // blocks)
+            )
             offset += 2 * (radix - 1) * blocks
             blocks *= radix
         return tuple(found)
+
+    @property
+    def _near_points(self) -> int:
+        return NEAR_BYTES // (2 * self.vector_bytes * self.wide) if self.wide else NEAR_POINTS
 
     @property
     def blocks_near(self) -> int:
@@ -157,11 +191,14 @@ class FftConvCppSpec:
 
     @property
     def _constants(self) -> int:
-        return 2 * self.vector * sum(len(stage.turned) for stage in self.stages)
+        return 0 if self.wide else 2 * self.vector * sum(len(stage.turned) for stage in self.stages)
 
     @property
     def offsets(self) -> Offsets:
         scalars = self._constants + sum(2 * (p.radix - 1) * p.blocks for p in self.passes)
+        if self.wide:
+            end = scalars + 2 * (self.leaf - 1) * self.leaves
+            return Offsets(scalars, end, end)
         lanes = -(-(scalars + 6 * self.leaves) // self.vector) * self.vector
         return Offsets(scalars, lanes, lanes + 2 * self.vector * self.leaves)
 
@@ -231,6 +268,12 @@ class FftConvCppSpec:
         return self.places + self.vector
 
     @property
+    def rings(self) -> int:
+        """Rings that stand in scratch where lanes are channels: forward that of a row and the filter's spectrum,
+        backward the sum of the batch and a second row beside them."""
+        return {"fwd": 1 if self.kept else 2, "bwd": 4, "spectrum": 0}[self.part]
+
+    @property
     def scratch_fixed(self) -> int:
         """Bytes of scratch a call, backward: two rings and the taps."""
         return 6 * self.size * self.real_bytes
@@ -243,6 +286,8 @@ class FftConvCppSpec:
     def scratch_bytes(self, channels: int, batch: int = 2) -> int:
         """Bytes of scratch a thread, where `channels` are done together. Forward: the ring, a row of each channel, and
         spectra: of each where a batch shares them, else of one."""
+        if self.wide:
+            return self.rings * 2 * self.size * self.group * self.real_bytes
         if self.part == "bwd":
             return self.scratch_fixed + channels * self.scratch_each
         spectra = channels if batch > 1 else 1

@@ -1,7 +1,8 @@
 """Whole models on top of `m2gen.modules`.
 
-M2-BERT follows the conventions of transformers, which is optional (`pip install 'm2gen[models]'`). Where it is
-installed, importing this package registers M2-BERT with its Auto classes; where it is not, the M2-BERT names raise.
+M2GPT is a plain module. M2-BERT, M2-ViT, and M2-GPT once more, follow the conventions of transformers, which is
+optional (`pip install 'm2gen[models]'`). Where it is installed, importing this package registers them with its Auto
+classes; where it is not, their names raise.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from m2gen.models.m2gpt import M2GPT, M2GPTConfig
 
 if TYPE_CHECKING:
     from m2gen.models.m2bert import M2BertConfig, M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+    from m2gen.models.m2gpt.pretrained import M2GPTForCausalLM, M2GPTPretrainedConfig
+    from m2gen.models.m2vit import M2ViTConfig, M2ViTForImageClassification, M2ViTModel
 
 __all__ = [
     "M2GPT",
@@ -24,17 +27,25 @@ __all__ = [
     "M2BertForSequenceClassification",
     "M2BertModel",
     "M2GPTConfig",
+    "M2GPTForCausalLM",
+    "M2GPTPretrainedConfig",
+    "M2ViTConfig",
+    "M2ViTForImageClassification",
+    "M2ViTModel",
 ]
+# the modules that need transformers, by the start of the names in them
+_FAMILIES = {"M2Bert": "m2gen.models.m2bert", "M2GPT": "m2gen.models.m2gpt.pretrained", "M2ViT": "m2gen.models.m2vit"}
 
 
 def _register() -> str | None:
-    """Import M2-BERT, which registers it; why that is not possible, or None."""
+    """Import what needs transformers, which registers it; why that is not possible, or None."""
     if find_spec("transformers") is None:
         return "transformers is not installed"
     try:
-        importlib.import_module("m2gen.models.m2bert")
-    except ImportError as error:  # another version of it; M2-GPT does without
-        fallback(f"there is no M2-BERT: transformers does not fit ({error})")
+        for family in _FAMILIES.values():
+            importlib.import_module(family)
+    except ImportError as error:  # another version of it; M2GPT does without
+        fallback(f"there are only plain modules, no M2-BERT and no M2-ViT: transformers does not fit ({error})")
         return f"transformers does not fit ({error})"
     return None
 
@@ -47,4 +58,5 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'm2gen.models' has no attribute {name!r}")
     if _MISSING is not None:
         raise MissingError(f"m2gen.models.{name}", _MISSING, "pip install 'm2gen[models]'")
-    return getattr(importlib.import_module("m2gen.models.m2bert"), name)
+    family = next(module for start, module in _FAMILIES.items() if name.startswith(start))
+    return getattr(importlib.import_module(family), name)

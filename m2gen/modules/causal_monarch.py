@@ -35,13 +35,17 @@ class TriangularTransform(nn.Module):
 
     def __init__(self, bases: Sequence[int], deviation: float) -> None:
         super().__init__()
-        self.bases = tuple(bases)
+        self.bases, self.deviation = tuple(bases), deviation
         strides = [math.prod(self.bases[:a]) for a in range(len(self.bases))]
-        # a row of b entries: the root of b keeps the size of T x - x at about `deviation` times x for every b
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(s, b, b) * (deviation / math.sqrt(b)))
-            for s, b in zip(strides, self.bases, strict=True)
-        )
+        shapes = [(s, b, b) for s, b in zip(strides, self.bases, strict=True)]
+        self.weights = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the blocks anew, T - 1 of relative size `deviation`."""
+        for weight in self.weights:
+            # a row of b entries: the root of b keeps the size of T x - x at about `deviation` times x for every b
+            nn.init.normal_(weight, std=self.deviation / math.sqrt(weight.shape[-1]))
 
     def blocks(self) -> list[Tensor]:
         """The lower triangular blocks (s_a, b_a, b_a), lowest digit first."""
@@ -52,13 +56,13 @@ class TriangularTransform(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """T x. The highest digit first: its polynomial depends on all the lower digits, which are still those of x."""
         for block in reversed(self.blocks()):
-            x = _on_digit(block, x, torch.matmul)
+            x = on_digit(block, x, torch.matmul)
         return x
 
     def solve(self, y: Tensor) -> Tensor:
         """T^-1 y."""
         for block in self.blocks():
-            y = _on_digit(block, y, _solve_lower)
+            y = on_digit(block, y, solve_lower)
         return y
 
 
@@ -144,7 +148,7 @@ class CausalMonarch(nn.Module):
 # ---- the pieces -----------------------------------------------------------------------------------------------
 
 
-def _on_digit(block: Tensor, x: Tensor, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def on_digit(block: Tensor, x: Tensor, act: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Act with the blocks (stride, b, b) on the digit of x (..., n) that has base b and the lower digits below it."""
     stride, base, _ = block.shape
     # autocast would multiply in half precision what is then solved in single
@@ -153,7 +157,7 @@ def _on_digit(block: Tensor, x: Tensor, act: Callable[[Tensor, Tensor], Tensor])
         return act(block, columns).permute(2, 1, 0).reshape(x.shape)
 
 
-def _solve_lower(block: Tensor, columns: Tensor) -> Tensor:
+def solve_lower(block: Tensor, columns: Tensor) -> Tensor:
     solved: Tensor = torch.linalg.solve_triangular(block, columns, upper=False)
     return solved
 

@@ -251,18 +251,19 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimiser: the implicit filters of `model` get the published settings of their own.
 
-    Four groups, each trainable parameter in exactly one: matrices (lr, weight_decay); vectors such as biases and norms
-    (lr, no decay); filter networks (filter_lr, filter_weight_decay); positional features (position_lr, no decay). Each
-    group also has a "name". Use: `torch.optim.AdamW(param_groups(model, lr=8e-4, weight_decay=1e-5))`.
+    Four groups, each trainable parameter in exactly one: matrices (lr, weight_decay); vectors, which are norms and
+    biases, those of block-diagonal layers too (lr, no decay); filter networks (filter_lr, filter_weight_decay);
+    positional features (position_lr, no decay). Each group also has a "name".
+    Use: `torch.optim.AdamW(param_groups(model, lr=8e-4, weight_decay=1e-5))`.
     """
     filters = [m for m in model.modules() if isinstance(m, HyenaFilter)]
     position_ids = {id(f.pos_emb.z) for f in filters}
     networks = [n for f in filters for n in (f.implicit_filter, f.implicit_filter_rev) if n is not None]
     filter_ids = {id(p) for n in networks for p in n.parameters()}
     split: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "filters": [], "positions": []}
-    for p in model.parameters():
+    for name, p in model.named_parameters():
         if p.requires_grad:
-            plain = "matrices" if p.dim() > 1 else "vectors"
+            plain = "vectors" if p.dim() < 2 or name.rpartition(".")[2] == "bias" else "matrices"
             kind = "filters" if id(p) in filter_ids else "positions" if id(p) in position_ids else plain
             split[kind].append(p)
     settings = {

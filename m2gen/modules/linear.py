@@ -30,10 +30,15 @@ class DenseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """input (..., in_features) -> (..., out_features)."""
-        wide = input.dtype in (torch.float32, torch.float64) and input.dtype == self.weight.dtype
-        if input.device.type != "cpu" or not wide or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)
-        return blockdiag_linear(input, self.weight[None], self.bias)
+        return dense_linear(input, self.weight, self.bias)
+
+
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in_features), weight (out_features, in_features) -> (..., out_features), as `DenseLinear` does it."""
+    wide = x.dtype in (torch.float32, torch.float64) and x.dtype == weight.dtype
+    if x.device.type != "cpu" or not wide or torch.is_autocast_enabled("cpu"):
+        return nn.functional.linear(x, weight, bias)
+    return blockdiag_linear(x, weight[None], bias)
 
 
 class BlockDiagLinear(nn.Module):

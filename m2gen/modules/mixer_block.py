@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from m2gen.modules.dimension_mixer import DimensionMixer
-from m2gen.modules.sequence_mixer import SequenceMixer
+from m2gen.modules.sequence_mixer import Cached, SequenceMixer
 
 
 class MixerBlock(nn.Module):
@@ -25,9 +25,15 @@ class MixerBlock(nn.Module):
         self.attention = attention
         self.mlp = mlp
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, L, d_model), mask (B, L) true at real tokens or None -> (B, L, d_model)."""
-        mixed: Tensor = self.attention(x, mask) if self.norm is None else x + self.attention(self.norm(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cached | None = None) -> Tensor:
+        """x (B, L, d_model), mask (B, L) true at real tokens or None -> (B, L, d_model).
+
+        With `cache`, x is the next part of a sequence, see `SequenceMixer`.
+        """
+        if self.norm is None:
+            mixed: Tensor = self.attention(x, mask, cache)
+        else:
+            mixed = x + self.attention(self.norm(x), mask, cache)
         if self.mlp is not None:
             mixed = self.mlp(mixed)
         return mixed

@@ -5,16 +5,27 @@ Source: Monarch Mixer, arXiv 2310.12109, section 5.1; gating and short convoluti
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
+from m2gen.modules.causal_monarch import CausalMonarch
 from m2gen.modules.hyena_filter import HyenaFilter
 from m2gen.modules.linear import DenseLinear
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d
 from m2gen.ops.fftconv import fftconv
+
+
+class Cached(Protocol):
+    """What stands for the two convolutions where a sequence comes in parts (`m2gen.modules.mixer_cache`)."""
+
+    def short(self, h: Tensor) -> Tensor:
+        """The short convolution of the next h (B, n, 3 d_model)."""
+
+    def long(self, u: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
+        """The long convolution of the next u (B, n, d_model), with gates and skip."""
 
 
 class SequenceMixer(nn.Module):
@@ -32,6 +43,8 @@ class SequenceMixer(nn.Module):
     bidirectional    long convolutions that see both sides (M2-BERT) or, if False, only the past (M2-GPT)
     norm             a LayerNorm on the input, as in the released 80M checkpoint
     dropout          on the gated value and before out_linear
+    monarch          options of a `CausalMonarch` of length max_length that takes the place of the causal long
+                     convolution, y = T^-1 ((T k) * (T u)); None for the convolution itself. Its skip is outside T
     filter_options   passed on to both `HyenaFilter`s
 
     L must be at most max_length. Under autocast the projections run in the autocast dtype, the filters in float32.
@@ -41,6 +54,10 @@ class SequenceMixer(nn.Module):
     positions (left, right or in between, NaN included) reaches no real token. Rows padded on either side give what the
     unpadded sequence gives; padding inside still takes up room, as positions are counted with it. Outputs at padded
     positions mean nothing.
+
+    `cache`, a layer of a `MixerCache`, makes u the next part of a sequence whose earlier parts the cache has seen.
+
+    Raises ProblemError for `monarch` in a mixer that is bidirectional or has a second long convolution.
     """
 
     def __init__(
@@ -53,9 +70,16 @@ class SequenceMixer(nn.Module):
         short_kernel: int = 3,
         norm: bool = False,
         dropout: float = 0.0,
+        monarch: dict[str, Any] | None = None,
         **filter_options: Any,
     ) -> None:
         super().__init__()
+        if monarch is not None and (bidirectional or residual_long_conv):
+            raise ProblemError(
+                "a SequenceMixer with a CausalMonarch",
+                f"bidirectional={bidirectional}, residual_long_conv={residual_long_conv}",
+                "switch both off: it is causal and stands for one long convolution",
+            )
         self.d_model, self.bidirectional = d_model, bidirectional
         self.mode = "bidirectional" if bidirectional else "causal"
         self.layernorm = nn.LayerNorm(d_model) if norm else None
@@ -66,28 +90,38 @@ class SequenceMixer(nn.Module):
         filter_options["bidirectional"] = bidirectional
         self.filter_fn = HyenaFilter(d_model, max_length, **filter_options)
         self.filter_fn2 = HyenaFilter(d_model, max_length, **filter_options) if residual_long_conv else None
+        self.monarch = None if monarch is None else CausalMonarch(max_length, **monarch)
         self.out_linear = DenseLinear(d_model, d_model)
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, mask: Tensor | None = None, cache: Cached | None = None) -> Tensor:
         """u (B, L, d_model), mask (B, L) or None -> (B, L, d_model). Raises ProblemError for a mask of another kind."""
         padding = None if mask is None else ~_as_bool(mask, u)[..., None]
         u = u if self.layernorm is None else self.layernorm(u)
         u = _zero(u, padding)
         # in_linear adds a bias and short_filter another: without these two the padding would speak again
         h = _zero(self.in_linear(u), padding)
-        h = depthwise_conv1d(h, self.short_filter.weight[:, 0], self.short_filter.bias, padding="causal", layout="BLH")
+        h = self._short_conv(h) if cache is None else cache.short(h)
         x1, x2, v = h.chunk(3, dim=-1)
         v = self.dropout(_zero(v, padding))
-        y = self._long_conv(self.filter_fn, v, x1, x2)
+        y = self._long_conv(self.filter_fn, v, x1, x2) if cache is None else cache.long(v, x1, x2)
         if self.filter_fn2 is not None:
             y = y + self._long_conv(self.filter_fn2, u)
         out: Tensor = self.out_linear(self.dropout(y))
         return out
 
+    def _short_conv(self, h: Tensor) -> Tensor:
+        conv = self.short_filter
+        return depthwise_conv1d(h, conv.weight[:, 0], conv.bias, padding="causal", layout="BLH")
+
     def _long_conv(
         self, filter_fn: HyenaFilter, u: Tensor, pre_gate: Tensor | None = None, post_gate: Tensor | None = None
     ) -> Tensor:
         k, k_rev = filter_fn(u.shape[1])
+        if self.monarch is not None and pre_gate is not None and post_gate is not None:
+            z = (u * pre_gate).transpose(1, 2)
+            y = self.monarch(z, k) + filter_fn.bias[:, None].to(z.dtype) * z
+            gated: Tensor = post_gate * y.transpose(1, 2)
+            return gated
         return fftconv(
             u,
             k,

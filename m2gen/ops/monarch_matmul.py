@@ -91,7 +91,8 @@ def _stages(x: Tensor, factors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]
     return inputs, x
 
 
-def _impl(x: Tensor, factors: list[Tensor]) -> Tensor:
+def run(x: Tensor, factors: list[Tensor]) -> Tensor:
+    """The operator's own computation: a product for each factor."""
     return _stages(x, factors)[1].contiguous()
 
 
@@ -143,7 +144,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, factors: list[Tensor])
 monarch_matmul_op: Any = register(
     Definition(
         schema="monarch_matmul(Tensor x, Tensor[] factors) -> Tensor",
-        impl=_impl,
+        impl=run,
         fake=_fake,
         vjp=_vjp,
         jvp=_jvp,

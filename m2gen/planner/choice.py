@@ -24,8 +24,9 @@ def choice(plan: Plan) -> str:
     if isinstance(conv, FusedConv):
         return f"{plan.solver} {conv.spec.name} programs {conv.programs}"
     how = "x".join(map(str, conv.transform.radices)) or str(conv.transform.size)
+    lanes = ", a channel a lane" if isinstance(conv, NativeConv) and conv.spec.wide else ""
     kept = (", spectra kept" if conv.keep else ", spectra made anew") if isinstance(conv, NativeConv) else ""
-    return f"{plan.solver} {how} channels {conv.channels}{fold}{kept}"
+    return f"{plan.solver} {how} channels {conv.channels}{lanes}{fold}{kept}"
 
 
 def style(plan: Plan) -> str:
@@ -36,7 +37,8 @@ def style(plan: Plan) -> str:
         return f"{plan.solver} {spec.ring} stack {spec.stack} warps {spec.num_warps} stages {spec.num_stages}"
     if isinstance(conv, NativeConv):
         together = "a vector" if conv.channels <= conv.spec.vector else f"{conv.channels // conv.spec.vector} vectors"
-        return f"{plan.solver} {_order(conv.spec)}, {together}, {'kept' if conv.keep else 'made anew'}"
+        lanes = ", a channel a lane" if conv.spec.wide else ""
+        return f"{plan.solver} {_order(conv.spec)}, {together}{lanes}, {'kept' if conv.keep else 'made anew'}"
     folded = ", folded" if conv.fold else ""
     chunk = round(log2(max(conv.estimate.working_set, 1)))
     return f"{plan.solver} order {conv.transform.order}, chunks of about 2^{chunk} bytes{folded}"

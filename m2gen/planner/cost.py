@@ -8,7 +8,7 @@ from functools import lru_cache
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
-from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec, idle
 from m2gen.kernels.survey import blocks, found
 from m2gen.planner.factor import largest_prime
 from m2gen.planner.formulas import (
@@ -82,15 +82,17 @@ def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -
 
 
 def native_values(problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
-    """The numbers of a native kernel's steps."""
+    """The numbers of a native kernel's steps; where lanes are channels, idle lanes compute, too."""
     slower = limits.fp64_ratio if spec.compute == "fp64" else 1.0
     extra = dict(limits.native_passes)
     across = problem.layout == "BLH"
     transform = Transform("monarch", spec.size, spec.factors)
-    return _sizes(problem, transform, channels)._replace(
+    operations = spec.operations + sum(extra.get(radix, 0.0) for radix in spec.radices)
+    resident = 2 * channels - 1 if spec.wide else channels  # spectra, and one ring: of a channel, of a group
+    return _sizes(problem, transform, resident)._replace(
         D=limits.native_stream(user_bytes(_sizes(problem, transform, channels))),
         t=limits.native_call or limits.call_seconds,
-        J=spec.operations + sum(extra.get(radix, 0.0) for radix in spec.radices),
+        J=operations * (idle(problem.h, spec.group) if spec.wide else 1.0),
         X=limits.native_rate * limits.native_share(spec.size) * slower,
         L=int(across or problem.gates > 0 or spec.dtype != spec.compute),
         Y=(limits.native_across if across else limits.native_numbers) * slower,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from m2gen.errors import PlanError
@@ -134,6 +134,11 @@ class NativeConv(Step):
     channels: int
     fold: bool = False
     keep: bool = True
+
+    def kernels(self, gradients: bool = True) -> tuple[FftConvCppSpec, ...]:
+        """Every kernel that calls may load; with `gradients`, those of training too."""
+        kept = (replace(self.spec, kept=True), replace(self.spec, part="spectrum")) if self.keep else ()
+        return (self.spec, *kept, *((self.bwd,) if gradients else ()))
 
     def __str__(self) -> str:
         return f"(native-conv {self.transform} (channels {self.channels}){' (fold)' * self.fold} {self.spec.name})"

@@ -6,11 +6,13 @@ that was kept would go stale in silence where somebody writes through `weight.da
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from m2gen.device.limits import DeviceLimits
 from m2gen.errors import M2GenError
 from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec, columns_for
 from m2gen.log import fallback
@@ -103,11 +105,31 @@ def _kernel(
     part: str, x: Tensor, outputs: int, rows: int, glu: bool = False, activation: str | None = None
 ) -> Bound | None:
     """The kernel for x, or None."""
-    if x.device.type != "cpu" or x.dtype not in _DTYPES or rows < _FEWEST or x.is_neg():
+    if x.device.type != "cpu" or not _worth(x, rows) or x.is_neg():
         return None
     limits = live(x.device)
-    vector_bytes = max(16, limits.vector_bytes)
-    return _bound(part, outputs, _DTYPES[x.dtype], glu, activation, vector_bytes, limits.arch)
+    return _bound(part, outputs, _DTYPES[x.dtype], glu, activation, limits.vector_bytes, limits.arch)
+
+
+def _worth(x: Tensor, rows: int) -> bool:
+    return x.dtype in _DTYPES and rows >= _FEWEST
+
+
+def specs_of(
+    parts: Sequence[str],
+    x: Tensor,
+    outputs: int,
+    rows: int,
+    limits: DeviceLimits,
+    glu: bool = False,
+    activation: str | None = None,
+) -> list[BlockdiagMmSpec]:
+    """The kernels of a product with x, on any device, on a CPU of those limits; none where PyTorch does it."""
+    if not _worth(x, rows):
+        return []
+    how = [(glu, activation) if part == "fwd" else (False, None) for part in parts]
+    more = (limits.vector_bytes, limits.arch)
+    return [_spec(part, outputs, _DTYPES[x.dtype], *one, *more) for part, one in zip(parts, how, strict=True)]
 
 
 @lru_cache(maxsize=1024)
@@ -117,9 +139,21 @@ def _bound(
     """The compiled kernel, or None with a line in the log; found out once in a process."""
     if available():
         return None  # said once where the device is looked at
+    spec = _spec(part, outputs, dtype, glu, activation, vector_bytes, arch)
+    try:
+        return load(spec), spec
+    except M2GenError as error:
+        fallback(f"products with block-diagonal weights are done by PyTorch: {error}")
+        return None
+
+
+def _spec(
+    part: str, outputs: int, dtype: str, glu: bool, activation: str | None, vector_bytes: int, arch: str
+) -> BlockdiagMmSpec:
+    vector_bytes = max(16, vector_bytes)
     registers = 32 if vector_bytes == 64 or arch == "neon" else 16
     columns = columns_for(outputs, vector_bytes // (8 if dtype == "fp64" else 4), registers)
-    spec = BlockdiagMmSpec(
+    return BlockdiagMmSpec(
         part=part,  # type: ignore[arg-type]
         columns=columns,
         dtype=dtype,
@@ -128,8 +162,3 @@ def _bound(
         vector_bytes=vector_bytes,
         registers=registers,
     )
-    try:
-        return load(spec), spec
-    except M2GenError as error:
-        fallback(f"products with block-diagonal weights are done by PyTorch: {error}")
-        return None

@@ -123,10 +123,17 @@ def arch_flags(arch: str, local: str | None = None) -> tuple[str, ...]:
     raise CompileError(f"a kernel for {arch}", f"this machine is {local}", "see its assembly instead, or plan for auto")
 
 
+def portable_flags(arch: str) -> tuple[str, ...]:
+    """The flags for any CPU of a row of the device table. Raises CompileError for what is no such row."""
+    if arch not in _ARCH_FLAGS:
+        raise CompileError(f"code for {arch}", "not a CPU of the table", f"use one of {', '.join(_ARCH_FLAGS)}")
+    return (*_FLAGS, *_ARCH_FLAGS[arch])
+
+
 def shared_library(source: Source, flags: tuple[str, ...]) -> Path:
     """The compiled source, from the cache where it is there and whole. Raises CompileError."""
-    tool = compiler()
-    key = sha256("\n".join((source.text, tool.identity, *flags, *_FLAGS, cpu_features())).encode()).hexdigest()[:16]
+    tool, flags = compiler(), (*_FLAGS, *flags)
+    key = sha256("\n".join((source.text, tool.identity, *flags, cpu_features())).encode()).hexdigest()[:16]
     try:
         return binaries.find(source.name, key) or binaries.add(source.name, key, build(source, (*flags, "-shared")))
     except OSError as error:
@@ -142,12 +149,12 @@ def _unwritable(source: Source, error: OSError) -> CompileError:
 
 
 def build(source: Source, flags: tuple[str, ...], tool: Compiler | None = None) -> bytes:
-    """What the compiler makes of the source with `flags`. Raises CompileError, or OSError for files."""
+    """What the compiler makes of the source with all of `flags`. Raises CompileError, or OSError for files."""
     tool = tool or compiler()
     text = store.put(source.name, source.digest, source.text, ".cpp")
     with binaries.build_folder() as folder:
         made = folder / "made"
-        command = [*tool.command, *_FLAGS, *flags, "-o", str(made), str(text)]
+        command = [*tool.command, *flags, "-o", str(made), str(text)]
         why = _run(command, folder)
         if why is None and made.is_file():
             return made.read_bytes()
@@ -186,17 +193,15 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def assembly(source: Source, arch: str) -> str:
-    """The assembly of a source for any CPU of the device table that a compiler here can make code for."""
-    if arch not in _ARCH_FLAGS:
-        raise CompileError(f"assembly for {arch}", "not a CPU of the table", f"use one of {', '.join(_ARCH_FLAGS)}")
+def portable(source: Source, arch: str, kind: str = "-shared") -> bytes:
+    """A library, or with kind "-S" the assembly, for any CPU of that row of the device table. Raises CompileError."""
     try:
-        return build(source, (*_ARCH_FLAGS[arch], "-S"), _for(arch)).decode()
+        return build(source, (*portable_flags(arch), kind), compiler_for(arch))
     except OSError as error:
         raise _unwritable(source, error) from error
 
 
-def _for(arch: str) -> Compiler:
+def compiler_for(arch: str) -> Compiler:
     """A compiler that makes code for `arch`: this machine's own, or GCC's usual cross compiler."""
     here = "neon" if platform.machine().lower() in ("aarch64", "arm64") else "avx2"
     if arch == "generic" or (arch == "neon") == (here == "neon"):
@@ -205,4 +210,4 @@ def _for(arch: str) -> Compiler:
     found = _asked([f"{prefix}-linux-gnu-g++"])
     if isinstance(found, Compiler):
         return found
-    raise CompileError(f"assembly for {arch}", found, f"install g++-{prefix.replace('_', '-')}-linux-gnu")
+    raise CompileError(f"code for {arch}", found, f"install g++-{prefix.replace('_', '-')}-linux-gnu")

@@ -28,7 +28,7 @@ from m2gen.errors import CompileError, M2GenError
 from m2gen.kernels.dispatch import DispatchSpec
 from m2gen.kernels.spec import KernelSpec
 from m2gen.log import fallback
-from m2gen.runtime import compiler
+from m2gen.runtime import ahead, compiler
 from m2gen.runtime.scratch import borrowed
 
 _CHUNKS = 8  # pieces of work for each thread, so that a thread held up does not hold up the others
@@ -83,7 +83,7 @@ def load_all(specs: Iterable[KernelSpec]) -> None:
 
 def compile_text(spec: KernelSpec, arch: str) -> str:
     """The assembly of a spec for a CPU that need not be this one: "avx512", "avx2", "neon" or "generic"."""
-    return compiler.assembly(render(spec), arch)
+    return compiler.portable(render(spec), arch, "-S").decode()
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +97,7 @@ def available() -> str | None:
 
 
 def _open(source: Source, flags: tuple[str, ...]) -> ctypes.CDLL:
-    path: Path = compiler.shared_library(source, flags)
+    path: Path = ahead.binary(source) or compiler.shared_library(source, flags)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:

@@ -55,6 +55,7 @@ class Compiled:
     mma: tuple[tuple[str, int], ...] = ()  # matrix instructions in the assembly: (wgmma | tcgen05 | mma | mfma, count)
     traps: int = 0  # a kernel that stops at once: a compiler's way of not saying that it cannot
     texts: dict[str, str] = field(default_factory=dict, repr=False)  # source, ttir, ptx and sass or amdgcn
+    binary: dict[str, bytes] = field(default_factory=dict, repr=False)  # cubin or hsaco
 
     @property
     def matrix_unit(self) -> str:
@@ -188,6 +189,7 @@ def _compile(job: Job) -> Compiled:
         mma=tuple((kind, len(re.findall(pattern, assembly))) for kind, pattern in MMA.items()),
         traps=len(re.findall(r"\btrap\b|s_trap", assembly)),
         texts=texts,
+        binary={kind: binary.asm[kind] for kind in ("cubin", "hsaco") if kind in binary.asm},
     )
 
 

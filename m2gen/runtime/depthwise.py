@@ -105,10 +105,29 @@ def _kernel(part: Literal["fwd", "dw"], x: Tensor, width: int) -> tuple[CppKerne
     """The kernel for x: channels side by side where they are so in x and fill a vector. None where there is none."""
     if x.device.type != "cpu":
         return None
+    return _bound(*_choice(part, x, width, live(x.device).vector_bytes))
+
+
+_Choice = tuple[Literal["fwd", "dw"], Literal["BHL", "BLH"], int, str, int]
+
+
+def _choice(part: Literal["fwd", "dw"], x: Tensor, width: int, vector_bytes: int) -> _Choice:
+    """What the spec for x says: part, layout, width, dtype, bytes of a vector."""
+    vector_bytes = max(32, vector_bytes)
     side_by_side = x.stride(1) == 1 and x.stride(2) != 1
-    vector_bytes = max(32, live(x.device).vector_bytes)
     last = side_by_side and x.shape[1] * _bytes(x.dtype) >= vector_bytes
-    return _bound(part, "BLH" if last else "BHL", width, _DTYPES[x.dtype], vector_bytes)
+    return part, "BLH" if last else "BHL", width, _DTYPES[x.dtype], vector_bytes
+
+
+def spec_of(part: Literal["fwd", "dw"], x: Tensor, width: int, vector_bytes: int) -> DepthwiseConv1dSpec | None:
+    """The kernel for x (B, H, L), on any device, on a CPU with vectors of so many bytes; None where there is none."""
+    return None if width > WIDEST else _spec(*_choice(part, x, width, vector_bytes))
+
+
+def _spec(
+    part: Literal["fwd", "dw"], layout: Literal["BHL", "BLH"], width: int, dtype: str, vector_bytes: int
+) -> DepthwiseConv1dSpec:
+    return DepthwiseConv1dSpec(part=part, layout=layout, width=width, dtype=dtype, vector_bytes=vector_bytes)
 
 
 def _bytes(dtype: torch.dtype) -> int:
@@ -127,7 +146,7 @@ def _bound(
     if why := available():
         fallback(f"depthwise_conv1d {instead}: {why}")
         return None
-    spec = DepthwiseConv1dSpec(part=part, layout=layout, width=width, dtype=dtype, vector_bytes=vector_bytes)
+    spec = _spec(part, layout, width, dtype, vector_bytes)
     try:
         return load(spec), spec
     except M2GenError as error:

@@ -15,7 +15,7 @@ from m2gen.errors import CompileError
 from m2gen.planner.plan import FusedConv, NativeConv, Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import plan
-from m2gen.runtime import wisdom
+from m2gen.runtime import ahead, wisdom
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
@@ -59,7 +59,7 @@ def kernel_of(chosen: Plan) -> Kernel:
 def bound(problem: Problem, limits: DeviceLimits, threads: int) -> Kernel:
     """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile."""
     try:
-        return kernel_of(wisdom.chosen(problem, limits, threads))
+        return kernel_of(ahead.plan(problem, limits) or wisdom.chosen(problem, limits, threads))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
         return kernel_of(plan(problem, replace(limits, languages=())))

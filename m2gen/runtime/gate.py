@@ -52,7 +52,16 @@ def _run(kernel: CppKernel, tensors: list[Tensor], y: Tensor) -> None:
 def _kernel(part: Literal["fwd", "bwd"], z: Tensor, activation: str | None) -> CppKernel | None:
     if z.device.type != "cpu" or z.numel() == 0 or z.is_neg():
         return None
-    return _bound(part, activation, _DTYPES[z.dtype], max(32, live(z.device).vector_bytes))
+    return _bound(part, activation, _DTYPES[z.dtype], live(z.device).vector_bytes)
+
+
+def spec_of(part: Literal["fwd", "bwd"], z: Tensor, activation: str | None, vector_bytes: int) -> GateSpec:
+    """The kernel for z, on any device, on a CPU with vectors of so many bytes."""
+    return _spec(part, activation, _DTYPES[z.dtype], vector_bytes)
+
+
+def _spec(part: Literal["fwd", "bwd"], activation: str | None, dtype: str, vector_bytes: int) -> GateSpec:
+    return GateSpec(part=part, activation=activation, dtype=dtype, vector_bytes=max(32, vector_bytes))
 
 
 @lru_cache(maxsize=64)
@@ -61,7 +70,7 @@ def _bound(part: Literal["fwd", "bwd"], activation: str | None, dtype: str, vect
     if available():
         return None  # said once where the device is looked at
     try:
-        return load(GateSpec(part=part, activation=activation, dtype=dtype, vector_bytes=vector_bytes))
+        return load(_spec(part, activation, dtype, vector_bytes))
     except M2GenError as error:
         fallback(f"gates are done by PyTorch's elementwise operators: {error}")
         return None

@@ -49,7 +49,8 @@ class NativeKernel:
         tail = ring.hi if step.fold else 0
         self.sizes = [problem.b, problem.h, problem.n, tail, ring.hi, ring.lo, ring.centre]
         self.keep = step.keep
-        self.how = (step.spec.radices, step.spec.vector, step.spec.compute, ring.lo, ring.hi, ring.centre)
+        spec = step.spec
+        self.how = (spec.radices, spec.vector, spec.wide, spec.compute, ring.lo, ring.hi, ring.centre)
         self.parallel = problem.b * problem.h * step.spec.size >= _ALONE
         load(step.spec)
 
@@ -60,12 +61,14 @@ class NativeKernel:
         return y
 
     def _spectra(self, x: Operands) -> Tensor | None:
-        """(H, M) spectra of filters met before and not changed since; none at the first call, nor in training."""
+        """(H, M) spectra of filters met before and not changed since, H rounded up to whole groups where lanes are
+        channels; none at the first call, nor in training."""
         met = _FILTERS.get((x.k, x.k_rev, x.skip), self.how, _Met)
         met.calls += 1
         if met.calls > 1 and met.spectra is None:
             spec = self.step.spec
-            spectra = x.k.new_empty((x.k.shape[0], 2 * spec.size), dtype=_TORCH[spec.compute])
+            rows = self._items(spec.group) * spec.group if spec.wide else self.sizes[1]
+            spectra = x.k.new_empty((rows, 2 * spec.size), dtype=_TORCH[spec.compute])
             try:
                 load(replace(spec, kept=True))
                 self._run(replace(spec, part="spectrum"), x, None, Gradients(), on_huge_pages(spectra))
@@ -88,18 +91,24 @@ class NativeKernel:
     ) -> None:
         """Run with y, the result or its gradient. Every tensor whose address is used is held until it is done."""
         sequences = [_plain(tensor) for tensor in (x.u, x.pre_gate, x.post_gate, y)]
+        if spec.wide:
+            given = 4 if spec.part == "bwd" else 3  # forward, the last is the result
+            sequences[:given] = [_channels_last(tensor) for tensor in sequences[:given]]
         filters = [_plain(tensor, _TORCH[spec.compute]) for tensor in (x.k, x.k_rev, x.skip)]
         constants = table(spec)
         inputs = (out.u, out.pre_gate, out.post_gate)
         taps = (out.k, out.k_rev, out.skip)
         pointers = [_address(tensor) for tensor in (*sequences, *filters, constants, *inputs, *taps, spectra)]
-        group = 1 if spec.part == "spectrum" else self._group(spec)
+        group = spec.group or (1 if spec.part == "spectrum" else self._group(spec))
         strides = [*_strides((*sequences, *inputs), (3,) * 7), *_strides((*filters, *taps), (2, 2, 1) * 2)]
-        items = -(-self.sizes[1] // group)
-        load(spec).run(pointers, [*self.sizes, group, *strides], items, parallel=self.parallel)
+        load(spec).run(pointers, [*self.sizes, group, *strides], self._items(group), parallel=self.parallel)
+
+    def _items(self, group: int) -> int:
+        return -(-self.sizes[1] // group)
 
     def _group(self, spec: FftConvCppSpec) -> int:
-        """Channels done together: as planned, fewer vectors of them where threads would be left without work."""
+        """Channels done together: as planned, fewer vectors of them where threads would be left without work. Not where
+        lanes are channels: kernels of different widths may round differently, and threads must not change bits."""
         group, vector = self.step.channels, spec.vector
         threads = torch.get_num_threads() if self.parallel else 1
         least = _ITEMS * threads if threads > 1 else 1
@@ -111,6 +120,11 @@ class NativeKernel:
 def _plain(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
     """The tensor with its numbers as they lie in memory (a view may be lazily negative), in `dtype`."""
     return None if tensor is None else tensor.resolve_neg().to(dtype or tensor.dtype)
+
+
+def _channels_last(tensor: Tensor | None) -> Tensor | None:
+    """The (B, H, L) tensor, copied where channels are not neighbours in memory."""
+    return tensor if tensor is None or tensor.stride(1) == 1 else tensor.mT.contiguous().mT
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -20,6 +20,8 @@ def table(spec: FftConvCppSpec) -> Tensor:
     for at in spec.passes:
         scalars.append(_scalars(turns, torch.arange(1, at.radix), at.radix))
         turns = _split(turns, at.radix)
+    if spec.wide:  # a codelet is one more pass
+        return torch.cat([*scalars, _scalars(turns, torch.arange(1, spec.leaf), spec.leaf)]).to(_TORCH[spec.compute])
     leaf_scalars = _scalars(turns, spec.vector * torch.arange(1, 4), spec.leaf)
     lanes = _vectors(turns.unsqueeze(1) * torch.arange(spec.vector) / spec.leaf)
     whole = torch.cat([_constants(spec), *scalars, leaf_scalars])

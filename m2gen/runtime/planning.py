@@ -27,9 +27,20 @@ def plan(problem: str | Problem, target: str = "auto", rigor: str = "estimate") 
     `problem` is a `Problem` or its text, such as `"fftconv n=8192 h=768 b=4 bf16 causal gated"`; `target` is "auto" or
     an architecture such as "sm90" or "avx2". Nothing is run and nothing is timed with rigor "estimate": what was
     measured of the problem decides, else what was measured of the nearest one, else the cost model. "measure" tunes a
-    problem that was not tuned before, on the device at hand; "wisdom_only" raises WisdomError for such a problem.
+    problem that was not tuned before, on the device at hand; "wisdom_only" raises WisdomError for such a problem. A
+    problem whose kernels were compiled ahead (M2GEN_COMPILED_DIR) has the plan that they were compiled for.
     """
-    return search.plan(_problem(problem), limits_of(target), known(target), rigor)
+    asked, limits = _problem(problem), limits_of(target)
+    if target == "auto" and (compiled := _ahead(asked, limits)) is not None:
+        return compiled
+    return search.plan(asked, limits, known(target), rigor)
+
+
+def _ahead(problem: Problem, limits: DeviceLimits) -> Plan | None:
+    """The plan that was compiled ahead, which runs."""
+    from m2gen.runtime import ahead  # late: as above
+
+    return ahead.plan(problem, limits)
 
 
 def known(target: str = "auto") -> Knowledge:

@@ -15,9 +15,8 @@ from m2gen.codegen.render import fields, render
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.solvers.native import radices_of, smooth
 
-LIBRARY = ("vector", "butterfly", "passes", "leaf", "transform", "tensor", "rows", "call")
 TEMPLATES = [
-    *(templates_dir() / "cpp" / "_lib" / f"{name}.jinja" for name in LIBRARY),
+    *sorted(path for path in (templates_dir() / "cpp" / "_lib").glob("*.jinja") if path.stem != "lanes"),
     *sorted((templates_dir() / "cpp" / "fftconv").glob("*.jinja")),
 ]
 SPECS = [
@@ -33,6 +32,19 @@ SPECS = [
     )
 ]
 
+LANES = [
+    FftConvCppSpec(
+        part=part, radices=radices, vector=vector, dtype=dtype, compute=compute, half=half, half_filter=half, wide=wide
+    )
+    for part, radices, (vector, dtype, compute), half, wide in product(
+        ("fwd", "bwd", "spectrum"),
+        ((1,), (4, 8), (2, 3, 5, 7)),
+        ((16, "fp32", "fp32"), (8, "fp16", "fp32"), (2, "fp64", "fp64")),
+        (False, True),
+        (1, 2),
+    )
+]
+
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_a_template_sees_the_spec_and_nothing_else(path: Path) -> None:
@@ -42,11 +54,11 @@ def test_a_template_sees_the_spec_and_nothing_else(path: Path) -> None:
 
 
 def test_a_name_spells_every_field() -> None:
-    assert len({spec.name for spec in SPECS}) == len(SPECS)
-    assert all(spec.name.isidentifier() for spec in SPECS)
+    assert len({spec.name for spec in (*SPECS, *LANES)}) == len(SPECS) + len(LANES)
+    assert all(spec.name.isidentifier() for spec in (*SPECS, *LANES))
 
 
-@pytest.mark.parametrize("spec", SPECS[::9], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [*SPECS[::9], *LANES[::5]], ids=lambda spec: spec.name)
 def test_a_rendered_source_exports_the_kernel_and_its_scratch(spec: FftConvCppSpec) -> None:
     text = render(spec).text
     assert f'extern "C" void {spec.name}(void *const *ptrs, const int64_t *ints,' in text
@@ -65,6 +77,15 @@ def test_passes_and_table_cover_the_ring(spec: FftConvCppSpec) -> None:
     assert offset == spec.offsets.leaf_scalars
     assert spec.offsets.leaf_lanes % spec.vector == 0  # vectors in the table are aligned
     assert spec.offsets.end - spec.offsets.leaf_lanes == 2 * spec.vector * spec.leaves
+
+
+@pytest.mark.parametrize("spec", LANES, ids=lambda spec: spec.name)
+def test_a_codelet_is_one_more_pass(spec: FftConvCppSpec) -> None:
+    assert spec.size == prod(spec.factors)
+    assert (
+        spec.offsets.end == sum(2 * (p.radix - 1) * p.blocks for p in spec.passes) + 2 * (spec.leaf - 1) * spec.leaves
+    )
+    assert [at.vectors for at in spec.passes] == [at.points * spec.wide for at in spec.passes]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)

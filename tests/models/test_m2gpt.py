@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from m2gen.errors import ProblemError
 from m2gen.models import M2GPT, M2GPTConfig
@@ -22,9 +24,9 @@ def model(**options: Any) -> M2GPT:
 IDS = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("expand", [None, 2])
-def test_later_tokens_do_not_change_earlier_logits(expand: int | None) -> None:
-    m = model(expand=expand).double()
+@pytest.mark.parametrize("options", [{}, {"expand": 2}, {"causal": "monarch"}], ids=str)
+def test_later_tokens_do_not_change_earlier_logits(options: dict[str, Any]) -> None:
+    m = model(**options).double()
     for cut in (1, 7, 23):
         other = IDS.clone()
         other[:, cut:] = (other[:, cut:] + 1) % 50
@@ -102,9 +104,11 @@ def test_autocast_follows_float32() -> None:
 # -- generation --------------------------------------------------------------------------------------------------------
 
 
-def test_greedy_generation_is_the_argmax_of_each_prefix() -> None:
-    m = model()
-    ids = m.generate(IDS[:, :4], 6, temperature=0)
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("causal", ["fft", "monarch"])
+def test_greedy_generation_is_the_argmax_of_each_prefix(causal: str, use_cache: bool) -> None:
+    m = model(causal=causal)
+    ids = m.generate(IDS[:, :4], 6, temperature=0, use_cache=use_cache)
     assert torch.equal(ids[:, :4], IDS[:, :4])
     for i in range(4, 10):
         assert torch.equal(ids[:, i], m(ids[:, :i])[:, -1].argmax(-1))
@@ -136,7 +140,39 @@ def test_sampling() -> None:
     torch.testing.assert_close(cold, (2 * logits[0]).softmax(-1), rtol=0, atol=0.03)
 
 
+def test_monarch_without_deviation_is_the_convolution() -> None:
+    plain, monarch = model().double(), model(causal="monarch", monarch_options={"deviation": 0}).double()
+    monarch.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(monarch(IDS), plain(IDS), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        for block in monarch.blocks():
+            block.attention.monarch.on_input.weights[0].normal_()  # type: ignore[union-attr]
+    assert (monarch(IDS) - plain(IDS)).abs().max() > 1e-6
+
+
+def test_presets_have_the_sizes_of_the_paper() -> None:
+    for name, wanted in {"145M": 145e6, "360M": 360e6}.items():
+        with torch.device("meta"):
+            m = M2GPT(M2GPTConfig.preset(name))
+        assert sum(p.numel() for p in m.parameters()) == pytest.approx(wanted, rel=0.01)
+    assert M2GPTConfig.preset("145M", max_length=8).max_length == 8
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    m = model().double()
+    m(IDS)[..., 0].sum().backward()
+    want = [p.grad for p in m.parameters()]
+    m.zero_grad()
+    m.gradient_checkpointing, m._gradient_checkpointing_func = True, partial(checkpoint, use_reentrant=False)
+    m(IDS)[..., 0].sum().backward()
+    torch.testing.assert_close([p.grad for p in m.parameters()], want)
+
+
 def test_refusals() -> None:
+    with pytest.raises(ProblemError, match="no such preset"):
+        M2GPTConfig.preset("1B")
+    with pytest.raises(ProblemError, match="Use 'fft' or 'monarch'"):
+        M2GPTConfig(causal="attention")
     with pytest.raises(ProblemError, match="at most 24"):
         model()(torch.zeros(1, 25, dtype=torch.long))
     with pytest.raises(ProblemError, match="at least one token"):

@@ -72,7 +72,7 @@ def sequence_mixer(w: Weights, u: Tensor) -> Tensor:
     h = sum(taps[:, i, None] * past[..., i : i + h.shape[-1]] for i in range(3)) + w["short_filter.bias"][:, None]
     x1, x2, v = h.chunk(3, dim=1)
     y = long_conv(w.below("filter_fn"), v * x1) * x2
-    y = y + long_conv(w.below("filter_fn2"), u.mT)
+    y = y + (long_conv(w.below("filter_fn2"), u.mT) if "filter_fn2.bias" in w else 0)
     return linear(w.below("out_linear"), y.mT)
 
 

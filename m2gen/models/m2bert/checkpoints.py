@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +202,3 @@ def write(state: Mapping[str, Tensor], path: str | Path) -> None:
         save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, path)
     else:
         torch.save(dict(state), path)
-
-
-def shared_names(model: nn.Module) -> Iterator[str]:
-    """The names of frequencies that are another name's tensor."""
-    seen = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.endswith(".freq"):
-            if id(tensor) in seen:
-                yield name
-            seen.add(id(tensor))

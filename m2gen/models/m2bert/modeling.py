@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 from transformers.utils import can_return_tuple
 
 from m2gen.errors import ProblemError
+from m2gen.models.filters import reset_filter_part
 from m2gen.models.m2bert.configuration import M2BertConfig
 from m2gen.models.m2bert.layers import (
     M2BertEmbeddings,
@@ -30,14 +31,6 @@ from m2gen.models.m2bert.layers import (
     real_tokens,
 )
 from m2gen.models.m2bert.pretrained import Pretrained
-from m2gen.modules.hyena_filter import (
-    ExponentialModulation,
-    HyenaFilter,
-    PositionalFeatures,
-    Sine,
-    position_features,
-    unit_times,
-)
 from m2gen.modules.linear import BlockDiagLinear
 
 IGNORE = -100  # a label that does not count
@@ -58,18 +51,10 @@ class M2BertPreTrainedModel(Pretrained):
     _no_split_modules: ClassVar[list[str]] = ["MixerBlock"]
 
     def _init_weights(self, module: nn.Module) -> None:
+        if reset_filter_part(module):
+            return
         if isinstance(module, BlockDiagLinear | nn.Conv1d):
             module.reset_parameters()
-        elif isinstance(module, HyenaFilter):
-            init.normal_(module.bias)
-        elif isinstance(module, Sine):
-            init.constant_(module.freq, module.w)
-        elif isinstance(module, PositionalFeatures):
-            length = module.z.shape[1]
-            init.copy_(module.t, unit_times(length))
-            init.copy_(module.z, position_features(unit_times(length), length, module.emb_dim))
-        elif isinstance(module, ExponentialModulation):
-            init.copy_(module.deltas, module.rates(module.deltas.shape[-1]))
         elif isinstance(module, M2BertEmbeddings):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
         else:

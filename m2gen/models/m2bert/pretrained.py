@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from m2gen.models.filters import shared_names
 from m2gen.models.m2bert import checkpoints
 from m2gen.models.m2bert.configuration import M2BertConfig
 
@@ -30,7 +31,7 @@ class Pretrained(PreTrainedModel):  # type: ignore[misc]
 
     def post_init(self) -> None:
         # safetensors hold no tensor twice, and these come back with the one that shares them
-        self._keys_to_ignore_on_save = list(checkpoints.shared_names(self))
+        self._keys_to_ignore_on_save = list(shared_names(self))
         super().post_init()
 
     @classmethod

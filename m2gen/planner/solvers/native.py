@@ -1,4 +1,4 @@
-"""One generated C++ kernel for a CPU: each real row alone, on the negacyclic ring, by passes of small radix.
+"""One generated C++ kernel for a CPU: real rows, alone or a channel a lane, on the negacyclic ring, by small radices.
 
 The ring t^(2 M) = -1 of 2 M places holds any problem whose linear result fits, 2 M >= n + max(lo, hi); where the
 sequence fits its first M places, the first pass reads real numbers and the last writes them.
@@ -13,7 +13,7 @@ from math import prod
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
-from m2gen.kernels.fftconv_cpp import REAL, FftConvCppSpec
+from m2gen.kernels.fftconv_cpp import REAL, FftConvCppSpec, codelet, idle
 from m2gen.planner.cost import native_estimates
 from m2gen.planner.factor import largest_prime, prime_factors
 from m2gen.planner.plan import FilterSpectrum, NativeConv, Plan, Transform
@@ -26,6 +26,8 @@ _KEPT_BYTES = 8 * 2**20  # of spectra that stay in cache from call to call; larg
 _GROUP_BYTES = 48 * 2**20  # of the spectra and rows of channels done together
 _NEAR_BYTES = 4 * 2**20  # of scratch, up to which more than a vector of channels are done together
 _WIDEST = 4  # vectors of channels: runs of 256 bytes of each time step
+_LANES_BYTES = 2**19  # of a ring whose lanes are channels: half of a second-level cache of 1 MiB
+_RUN = 128  # bytes of each time step that such a ring reads, a pair of lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,26 @@ class Native:
             if 4 * vector * leaves * 16 <= limits.memory_bytes:
                 for radices in orders(leaves):
                     yield from _plans(problem, limits, _spec(problem, radices, vector, compute))
+        if problem.layout == "BLH":
+            yield from _of_lanes(problem, limits, vector, compute)
+
+
+def _of_lanes(problem: Problem, limits: DeviceLimits, vector: int, compute: str) -> Iterator[Plan]:
+    """Plans that transform a channel in each lane, where there is a vector of channels and its ring stays in cache."""
+    vector_bytes = vector * REAL[compute][1]
+    leaf = codelet(vector_bytes)
+    for leaves in smooth(-(-problem.linear_size // (2 * leaf))):
+        widths = [
+            wide
+            for wide in (4, 2, 1)
+            if wide * vector <= problem.h
+            and 2 * leaf * leaves * wide * vector_bytes <= _LANES_BYTES
+            and (wide == 1 or wide * vector * DTYPES[problem.dtype].bytes <= _RUN)
+        ]
+        if widths:
+            wide = min(widths, key=lambda wide: idle(problem.h, wide * vector))
+            rising = tuple(sorted(radices_of(leaves)))
+            yield from _plans(problem, limits, _spec(problem, rising, vector, compute, leaf, wide))
 
 
 @lru_cache(maxsize=4096)
@@ -93,12 +115,15 @@ def radices_of(leaves: int) -> tuple[int, ...]:
     return orders(leaves)[0]
 
 
-def _spec(problem: Problem, radices: tuple[int, ...], vector: int, compute: str) -> FftConvCppSpec:
+def _spec(
+    problem: Problem, radices: tuple[int, ...], vector: int, compute: str, leaf: int | None = None, wide: int = 0
+) -> FftConvCppSpec:
     behind, ahead = problem.taps
-    points = 4 * vector * prod(radices)
+    points = (leaf or 4 * vector) * prod(radices)
     return FftConvCppSpec(
         part="fwd",
         radices=radices,
+        wide=wide,
         vector=vector,
         dtype=problem.dtype,
         compute=compute,
@@ -113,7 +138,7 @@ def _plans(problem: Problem, limits: DeviceLimits, spec: FftConvCppSpec) -> Iter
     fold = problem.mode == "circular"
     kept = 2 * problem.h * spec.size * spec.real_bytes
     doubtful = _KEPT_BYTES // 4 < kept <= 8 * _KEPT_BYTES
-    for channels in _channels(problem, spec):
+    for channels in [spec.group] if spec.wide else _channels(problem, spec):
         of_filter, of_conv = native_estimates(problem, spec, channels, limits)
         for keep in (kept <= _KEPT_BYTES, kept > _KEPT_BYTES)[: 2 if doubtful else 1]:
             conv = NativeConv(of_conv, transform, spec, replace(spec, part="bwd"), channels, fold, keep)

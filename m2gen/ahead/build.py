@@ -1,0 +1,177 @@
+"""Making what `record` found: rendered, compiled, and kept in a folder with its manifest (`m2gen.cache.compiled`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from m2gen import __version__
+from m2gen.ahead.record import Wanted
+from m2gen.cache import compiled
+from m2gen.cache.compiled import Manifest, Planned
+from m2gen.codegen.render import render
+from m2gen.device.limits import DeviceLimits
+from m2gen.errors import CompileError, M2GenError
+from m2gen.kernels.dispatch import DispatchSpec
+from m2gen.planner.plan import FusedConv, NativeConv, Plan
+from m2gen.runtime import planning
+
+if TYPE_CHECKING:
+    from m2gen.kernels.spec import KernelSpec
+
+_SUFFIX = {"source": "py", "amdgcn": "s"}  # of texts that are not called like their files
+Tell = Callable[[str, str], None]  # a kernel's name, and what became of it
+
+
+@dataclass(slots=True)
+class Result:
+    """How many problems and kernels a target's folder got: `new` ones, those that were `there`, and what failed."""
+
+    folder: Path
+    problems: int = 0
+    new: int = 0
+    there: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def build(out: Path, target: str, wanted: Wanted, tell: Tell) -> Result:
+    """Compile all that is wanted for a target into out/<target>, beside what is there already.
+
+    A kernel that is there, made from the same source, is left alone, so a broken-off run goes on where it was. Raises
+    M2GenError where the folder cannot be written, or no compiler for the target works.
+    """
+    limits = planning.limits_of(target)
+    maker = _gpu if limits.kind == "gpu" else _cpu
+    tool = "Triton, for inspection" if limits.kind == "gpu" else _tool(limits.arch)
+    folder = _folder(out, limits.arch)  # not before there is a compiler
+    manifest = compiled.read(folder) or Manifest(limits.arch, __version__, tool)
+    manifest.m2gen, manifest.compiler = __version__, tool
+    jobs = _plan_all(manifest, wanted, target, limits)
+    missing = [job for job in jobs if not compiled.whole(folder, manifest.kernels.get(job.name), job.text)]
+    result = Result(folder, len(wanted.problems), there=len(jobs) - len(missing))
+    try:
+        for job, made in maker(missing, limits.arch):
+            if isinstance(made, str):
+                result.failed.append(f"{job.name}: {made}")
+            else:
+                manifest.kernels[job.name] = compiled.keep(folder, job.name, job.text, made)
+                result.new += 1
+            tell(job.name, made if isinstance(made, str) else "compiled")
+            manifest.write(folder)  # after every kernel: a run that is broken off has not been for nothing
+        manifest.write(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A kernel, and how the tensors lie in memory that it is first called with."""
+
+    spec: KernelSpec
+    layout: str = "BHL"
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def text(self) -> str:
+        return render(self.spec).text
+
+
+def _folder(out: Path, arch: str) -> Path:
+    """The target's folder, made where it is missing: the user's own, and nobody else's to write to."""
+    folder = out.expanduser().absolute() / arch
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(folder.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> M2GenError:
+    return M2GenError(f"kernels in {folder}", f"it cannot be written ({error.strerror or error})", "use another --out")
+
+
+def _plan_all(manifest: Manifest, wanted: Wanted, target: str, limits: DeviceLimits) -> list[_Job]:
+    """Every kernel of every problem, each once; the manifest is told which problem has which."""
+    jobs: dict[str, _Job] = {}
+    for problem, who in wanted.problems.items():
+        chosen = planning.plan(problem, target)
+        own = [_Job(spec, problem.layout) for spec in _kernels(chosen, problem in wanted.trained)]
+        _note(manifest, str(problem), chosen, own, who)
+        jobs |= {job.name: job for job in own if job.name not in jobs}
+    for op, specs in wanted.others.items():
+        own = [_Job(spec) for spec in specs]
+        _note(manifest, op, None, own, [])
+        jobs |= {job.name: job for job in own}
+    if limits.kind == "cpu":
+        jobs[DispatchSpec().name] = _Job(DispatchSpec())  # which every kernel needs
+    return list(jobs.values())
+
+
+def _note(manifest: Manifest, problem: str, plan: Plan | None, jobs: list[_Job], who: list[str]) -> None:
+    """The problem's entry; kernels and askers of an earlier run with the same plan stay."""
+    text, steps = ("", {}) if plan is None else (str(plan), json.loads(plan.to_json()))
+    entry = manifest.problems.get(problem)
+    if entry is None or entry.plan != text:
+        entry = manifest.problems[problem] = Planned(text, [])
+    entry.steps = steps
+    entry.kernels = list(dict.fromkeys((*entry.kernels, *(job.name for job in jobs))))
+    entry.of = list(dict.fromkeys((*entry.of, *who)))
+
+
+def _kernels(plan: Plan, gradients: bool) -> tuple[KernelSpec, ...]:
+    """What a call of the plan loads; nothing where it is PyTorch's own operators."""
+    if isinstance(plan.conv, NativeConv):
+        return plan.conv.kernels(gradients)
+    if isinstance(plan.conv, FusedConv):
+        from m2gen.show import of_part
+
+        parts = ("fwd", "transpose", "dk") if gradients else ("fwd",)
+        return tuple(of_part(plan.conv, part, plan.problem) for part in parts)
+    return ()
+
+
+def _tool(arch: str) -> str:
+    from m2gen.runtime import compiler
+
+    return f"{compiler.compiler_for(arch).identity} {' '.join(compiler.portable_flags(arch))}"
+
+
+_Made = Iterator[tuple[_Job, Mapping[str, bytes] | str]]
+
+
+def _cpu(jobs: list[_Job], arch: str) -> _Made:
+    """Each job with its source and library for any CPU of that row, or with why there is none."""
+    from m2gen.runtime import compiler
+
+    def make(job: _Job) -> Mapping[str, bytes] | str:
+        source = render(job.spec)
+        try:
+            return {".so": compiler.portable(source, arch), ".cpp": source.text.encode()}
+        except CompileError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from zip(jobs, pool.map(make, jobs), strict=True)
+
+
+def _gpu(jobs: list[_Job], arch: str) -> _Made:
+    """Each job with its source, assembly and machine code, or with why there is none."""
+    from m2gen.kernels.fftconv import FftConvSpec
+    from m2gen.runtime.cross_compile import Job, compile_all
+
+    fused = [job for job in jobs if isinstance(job.spec, FftConvSpec)]
+    launches = [Job(job.spec, arch, "BLH" if job.layout == "BLH" else "BHL") for job in fused]  # type: ignore[arg-type]
+    for job, made in zip(fused, compile_all(launches), strict=True):
+        files = {f".{_SUFFIX.get(kind, kind)}": text.encode() for kind, text in made.texts.items()}
+        yield job, made.error or {**files, **{f".{kind}": content for kind, content in made.binary.items()}}

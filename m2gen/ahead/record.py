@@ -1,0 +1,162 @@
+"""Which problems a model poses: it is run on PyTorch's fake tensors, which have shapes and strides but no data, and the
+calls of m2gen's operators are written down. No weights, no memory, no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m2gen.errors import M2GenError
+from m2gen.planner.problem import Problem
+
+if TYPE_CHECKING:
+    from m2gen.device.limits import DeviceLimits
+    from m2gen.kernels.spec import KernelSpec
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What is to be compiled for one target: long convolutions, each with who asks for it and whether gradients are
+    wanted; and the kernels of short ones and of products, by the operator's name."""
+
+    problems: dict[Problem, list[str]] = field(default_factory=dict)
+    trained: set[Problem] = field(default_factory=set)
+    others: dict[str, dict[KernelSpec, None]] = field(default_factory=dict)  # in the order they were met
+
+    def add(self, problem: Problem, of: str, gradients: bool) -> None:
+        who = self.problems.setdefault(problem, [])
+        if of not in who:
+            who.append(of)
+        if gradients:
+            self.trained.add(problem)
+
+    def add_kernels(self, op: str, specs: Iterable[KernelSpec | None]) -> None:
+        self.others.setdefault(op, {}).update({spec: None for spec in specs if spec is not None})
+
+
+def config_of(name: str) -> Any:
+    """The configuration in a folder with a config.json, or an M2-BERT preset such as "80M". Raises M2GenError."""
+    from transformers import AutoConfig
+
+    from m2gen.models import M2BertConfig  # importing it registers M2-BERT
+    from m2gen.models.m2bert.configuration import PRESETS
+
+    if name in PRESETS:
+        return M2BertConfig.preset(name)
+    if (Path(name) / "config.json").is_file():
+        return AutoConfig.from_pretrained(name)
+    presets = ", ".join(PRESETS)
+    raise M2GenError(
+        f"the model {name!r}", "neither a folder with a config.json nor a preset", f"use a folder or one of {presets}"
+    )
+
+
+def record(
+    wanted: Wanted,
+    name: str,
+    limits: DeviceLimits,
+    *,
+    dtype: str | None = None,
+    lengths: Sequence[int] = (),
+    batches: Sequence[int] = (1,),
+    gradients: bool = False,
+) -> None:
+    """Add what the encoder of `name` calls for every length and batch; without `lengths`, for its longest. In
+    evaluation, and with `gradients` in training too.
+
+    Its weights are of `dtype` ("fp32", "bf16", ...), else of the configuration's, else float32. Raises M2GenError.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModel
+
+    from m2gen.dtypes import DTYPES
+
+    config = config_of(name)
+    weights = getattr(torch, DTYPES[dtype].torch_name) if dtype else config.dtype or torch.float32
+    training = (False, True) if gradients else (False,)  # in evaluation other kernels are called
+    with FakeTensorMode(), _recorder(wanted, name, limits):
+        model = AutoModel.from_config(config, dtype=weights)
+        for length, batch, train in product(lengths or (config.max_position_embeddings,), batches, training):
+            with torch.set_grad_enabled(train):
+                out = model.train(train)(torch.zeros((batch, length), dtype=torch.long))[0]
+                if train:
+                    out.float().sum().backward()
+
+
+def _recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
+    """A context in which calls of operators are noted in `wanted`."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    notes = _notes(wanted, of, limits)
+
+    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in notes:
+                with self:  # a note may run the operator's parts
+                    notes[func](*args)
+            return func(*args, **(kwargs or {}))
+
+    return Recorder()  # type: ignore[no-untyped-call]
+
+
+def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
+    """What to note of each operator's call."""
+    from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_op
+    from m2gen.runtime.executor import problem_of
+    from m2gen.runtime.spectral import Operands
+
+    def long(gradients: bool, *args: Any) -> None:
+        *tensors, mode, precision = args
+        wanted.add(problem_of(Operands(*tensors), mode, precision), of, gradients)
+
+    convolutions: dict[Any, Callable[..., Any]] = {
+        fftconv_op: lambda *args: long(False, *args),
+        fftconv_bwd_op: lambda dy, *args: long(True, *args[:-1]),
+    }
+    return convolutions | (_notes_of_kernels(wanted, limits) if limits.kind == "cpu" else {})
+
+
+def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
+    """Of the operators that pose no Problem: their kernels follow from shapes alone."""
+    from m2gen.ops import monarch_matmul
+    from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
+    from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
+    from m2gen.ops.gate import gated_bwd_op, gated_op
+    from m2gen.runtime.blockdiag import specs_of
+    from m2gen.runtime.depthwise import spec_of
+    from m2gen.runtime.gate import spec_of as gate_spec
+
+    def short(part: Any, x: Any, width: int) -> None:
+        wanted.add_kernels("depthwise_conv1d", [spec_of(part, x, width, limits.vector_bytes)])
+
+    def product(x: Any, weight: Any, **glu: Any) -> list[Any]:
+        nblocks, outputs, inputs = weight.shape
+        specs = specs_of(("fwd", "pack"), x, outputs, x.numel() // (nblocks * inputs), limits, **glu)
+        wanted.add_kernels("blockdiag_linear", specs)
+        return specs
+
+    def gate(part: Any, z: Any, activation: str | None) -> None:
+        wanted.add_kernels("gated", [gate_spec(part, z, activation, limits.vector_bytes)])
+
+    def gated_product(x: Any, weight: Any, activation: str | None) -> None:
+        if not product(x, weight, glu=True, activation=activation):
+            gate("fwd", x, activation)  # behind PyTorch's product
+
+    def outer(dy: Any, x: Any, nblocks: int) -> None:
+        inputs = x.shape[1] // nblocks
+        wanted.add_kernels("blockdiag_linear", specs_of(("outer",), x, inputs, x.shape[0], limits))
+
+    return {
+        depthwise_conv1d_op: lambda x, weight, *_: short("fwd", x, weight.shape[1]),
+        depthwise_conv1d_dw_op: lambda x, dy, width, *_: short("dw", x, width),
+        blockdiag_linear_op: lambda x, weight, *_: product(x, weight),
+        blockdiag_glu_op: gated_product,
+        blockdiag_outer_op: outer,
+        gated_op: lambda z, activation: gate("fwd", z, activation),
+        gated_bwd_op: lambda dy, z, activation: gate("bwd", z, activation),
+        monarch_matmul.monarch_matmul_op: monarch_matmul.run,
+    }

@@ -1,0 +1,47 @@
+"""What models in the conventions of transformers have to say about implicit filters: initial values, shared tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import initialization as init
+
+from m2gen.modules.hyena_filter import (
+    ExponentialModulation,
+    HyenaFilter,
+    PositionalFeatures,
+    Sine,
+    position_features,
+    unit_times,
+)
+
+
+def reset_filter_part(module: nn.Module) -> bool:
+    """Give a part of a `HyenaFilter` its initial values; False where `module` is none.
+
+    For `_init_weights`, which is called for every module; the linear layers of a filter are its caller's.
+    """
+    if isinstance(module, HyenaFilter):
+        init.normal_(module.bias)
+    elif isinstance(module, Sine):
+        init.constant_(module.freq, module.w)
+    elif isinstance(module, PositionalFeatures):
+        length = module.z.shape[1]
+        init.copy_(module.t, unit_times(length))
+        init.copy_(module.z, position_features(unit_times(length), length, module.emb_dim))
+    elif isinstance(module, ExponentialModulation):
+        init.copy_(module.deltas, module.rates(module.deltas.shape[-1]))
+    else:
+        return False
+    return True
+
+
+def shared_names(model: nn.Module) -> Iterator[str]:
+    """The names of frequencies that are another name's tensor: safetensors hold no tensor twice."""
+    seen = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name.endswith(".freq"):
+            if id(tensor) in seen:
+                yield name
+            seen.add(id(tensor))

@@ -1,0 +1,50 @@
+"""Text from an M2-GPT, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from m2gen.errors import ProblemError
+
+if TYPE_CHECKING:
+    from m2gen.models.m2gpt.modeling import M2GPT
+
+
+def stream(model: M2GPT, prompt_ids: Tensor, n: int, *, use_cache: bool, **sampling: Any) -> Iterator[Tensor]:
+    """`M2GPT.stream`; `sampling` are the options of `sample`. The prompt is checked at once, not at the first token."""
+    if prompt_ids.dim() != 2 or prompt_ids.shape[1] < 1:
+        raise ProblemError(
+            "generation", f"a prompt of shape {tuple(prompt_ids.shape)}", "give (batch, at least one token)"
+        )
+    return _stream(model, prompt_ids, n, use_cache, sampling)
+
+
+def _stream(model: M2GPT, ids: Tensor, n: int, use_cache: bool, sampling: dict[str, Any]) -> Iterator[Tensor]:
+    window = model.config.max_length
+    room = min(ids.shape[1] + n - 1, window)  # the last token is not read
+    cache = model.new_cache(ids.shape[0], room) if use_cache and ids.shape[1] < room else None
+    for _ in range(n):
+        with torch.no_grad():
+            if cache is not None and ids.shape[1] <= window:
+                states = model.states(model.embedding(ids[:, cache.position :]), cache=cache)
+            else:
+                states = model.states(model.embedding(ids[:, -window:]))
+            token = sample(model.logits(states[:, -1]).float(), **sampling)
+        ids = torch.cat([ids, token], dim=1)
+        yield token
+
+
+def sample(
+    logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """logits (B, V) -> one drawn token per row, (B, 1)."""
+    if temperature <= 0:
+        return logits.argmax(-1, keepdim=True)
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)

@@ -1,0 +1,211 @@
+"""M2-GPT: a causal language model with neither attention nor MLPs.
+
+Source: Monarch Mixer, arXiv 2310.12109, section 5.3: Hyena's implicit long filters, parameters shared across heads as
+in H3, a causal parameterisation of the sequence mixing, and no MLP layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m2gen.errors import ProblemError
+from m2gen.models.m2gpt.configuration import M2GPTConfig
+from m2gen.models.m2gpt.generation import stream
+from m2gen.modules.dimension_mixer import DimensionMixer
+from m2gen.modules.linear import dense_linear
+from m2gen.modules.mixer_block import MixerBlock
+from m2gen.modules.mixer_cache import MixerCache, filter_bank
+from m2gen.modules.online_conv import FilterBank
+from m2gen.modules.sequence_mixer import SequenceMixer
+
+IGNORE = -100  # a label that does not count
+
+
+class M2GPT(nn.Module):
+    """input_ids (B, L) int64 -> logits (B, L, vocab_size); L <= max_length. Causal: logits[:, i] depend on ids[:, :i +
+    1].
+
+    Token embedding, `n_layers` blocks x + SequenceMixer(LN(x)), a last LayerNorm, and a head tied to the embedding.
+    There are no position embeddings: order comes in through the convolutions.
+    """
+
+    def __init__(self, config: M2GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(_block(config) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        # transformers sets these two where gradient checkpointing is switched on
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Any = None
+        self._bank: tuple[list[int], list[Tensor], FilterBank] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the embedding and the layers' output projections anew; the rest is as its modules make it."""
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        for block in self.blocks():
+            # the residual stream is a sum over layers: each adds 1 / sqrt(n_layers) of the usual
+            nn.init.normal_(block.attention.out_linear.weight, std=0.02 / self.config.n_layers**0.5)
+            nn.init.zeros_(block.attention.out_linear.bias)
+
+    def blocks(self) -> list[MixerBlock]:
+        """The layers, with their type."""
+        return [layer for layer in self.layers if isinstance(layer, MixerBlock)]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        cache: MixerCache | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits (B, L, vocab_size); with `labels` the pair (logits, loss).
+
+        Args:
+            input_ids: (B, L) int64.
+            labels: (B, L): labels[b, i] is the token that follows input_ids[b, i] (nothing is shifted here), or -100
+                where it does not count. The loss is the mean cross-entropy in nats.
+            mask: (B, L), bool or 0/1, true at real tokens; what stands at the others reaches no real token. Padding
+                on the left changes nothing, but is refused with a CausalMonarch, which tells positions apart.
+            cache: from `new_cache`: input_ids are the next part, of any length, of sequences whose earlier parts the
+                cache has seen, and it takes them in. For inference: gradients have to be off.
+
+        Raises:
+            ProblemError: for more than max_length tokens, or more than the cache has room for, or another number of
+                rows than it has; for a cache with gradients on; for a mask as said.
+        """
+        logits = self.logits(self.states(self.embedding(input_ids), mask, cache))
+        if labels is None:
+            return logits
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits, F.cross_entropy(wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+
+    def states(self, x: Tensor, mask: Tensor | None = None, cache: MixerCache | None = None) -> Tensor:
+        """Embedded tokens x (B, L, d_model) -> what the head sees, likewise; mask and cache as in `forward`."""
+        if cache is not None:
+            _check_part(x, cache)
+        if mask is not None and self.config.causal == "monarch" and (cache is None or cache.position == 0):
+            _check_begin(mask)
+        for i, layer in enumerate(self.layers):
+            if self.gradient_checkpointing and self.training and cache is None:
+                x = self._gradient_checkpointing_func(layer.__call__, x, mask)
+            else:
+                x = layer(x, mask, None if cache is None else cache.layer(i))
+        if cache is not None:
+            cache.advance(x.shape[1])
+        out: Tensor = self.norm(x)
+        return out
+
+    def logits(self, states: Tensor) -> Tensor:
+        """states (..., d_model) -> logits (..., vocab_size)."""
+        return dense_linear(states, self.embedding.weight)
+
+    def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache:
+        """An empty cache for `batch` sequences of up to `capacity` tokens (default and most: max_length).
+
+        Its size in bytes is `nbytes`, see `MixerCache`. It belongs to the weights as they are now.
+        """
+        with torch.no_grad():
+            return MixerCache([block.attention for block in self.blocks()], batch, capacity, self._filters())
+
+    def _filters(self) -> FilterBank:
+        """The long filters in the form caches read; in evaluation they are kept until what they are made of changes."""
+        mixers = [block.attention for block in self.blocks()]
+        parts = [part for m in mixers for part in (m.filter_fn, m.monarch) if part is not None]
+        state = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+        if self.training or any(t.is_inference() for t in state):  # those do not count their versions
+            return filter_bank(mixers)
+        versions, kept = [t._version for t in state], self._bank
+        if kept is None or kept[0] != versions or any(a is not b for a, b in zip(kept[1], state, strict=True)):
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._bank = (versions, state, filter_bank(mixers))
+        return kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start with no filters kept."""
+        return {**self.__dict__, "_bank": None}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_ids: Tensor,
+        n: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """prompt_ids (B, P) with P >= 1 -> (B, P + n): `n` tokens sampled one after the other.
+
+        temperature 0 takes the most likely token; top_k keeps only the k most likely ones. The same generator state
+        gives the same text. The model's training mode is left as it is.
+
+        The context is the last max_length tokens. While everything fits into it, a token costs one step with the cache,
+        O(log(P)^2) for the long convolutions on average; `use_cache=False` passes the whole text through the model
+        for every token instead, with the same result to rounding. Beyond max_length the window slides, so that every
+        position is another one than before, and each token costs a whole pass.
+        """
+        ids = [prompt_ids]
+        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "generator": generator}
+        ids.extend(self.stream(prompt_ids, n, use_cache=use_cache, **options))
+        return torch.cat(ids, dim=1)
+
+    def stream(
+        self,
+        prompt_ids: Tensor,
+        n: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+    ) -> Iterator[Tensor]:
+        """As `generate`, but yields each new token (B, 1) as soon as it is drawn."""
+        return stream(
+            self, prompt_ids, n, temperature=temperature, top_k=top_k, generator=generator, use_cache=use_cache
+        )
+
+
+def _check_part(x: Tensor, cache: MixerCache) -> None:
+    if x.shape[0] != cache.batch:
+        raise ProblemError(
+            f"{x.shape[0]} sequences with a cache", f"it was made for {cache.batch}", "make it with new_cache(batch)"
+        )
+    cache.check(x.shape[1])
+
+
+def _check_begin(mask: Tensor) -> None:
+    """A CausalMonarch is not shift-invariant: a text that begins later would mean something else."""
+    if not bool(mask[:, 0].all()):
+        raise ProblemError(
+            'an M2-GPT with causal="monarch"',
+            "rows are padded on the left, which would shift their positions",
+            "pad on the right, or give texts of the same length",
+        )
+
+
+def _block(config: M2GPTConfig) -> MixerBlock:
+    attention = SequenceMixer(
+        config.d_model,
+        config.max_length,
+        bidirectional=False,
+        residual_long_conv=False,
+        short_kernel=config.short_kernel,
+        dropout=config.dropout,
+        monarch=config.monarch_options if config.causal == "monarch" else None,
+        **config.filter_options,
+    )
+    mlp = None
+    if config.expand is not None:
+        mlp = DimensionMixer(
+            config.d_model, config.expand, nblocks=config.nblocks, dropout=config.dropout, norm="pre", eps=1e-5
+        )
+    return MixerBlock(attention, mlp, prenorm=True)

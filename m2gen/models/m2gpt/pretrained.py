@@ -1,0 +1,204 @@
+"""M2-GPT in the conventions of transformers: configuration, loading and saving, training, `generate`.
+
+The mathematics is `M2GPT`'s, which this wraps as `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from m2gen.errors import ProblemError
+from m2gen.models.m2gpt.configuration import M2GPTConfig, preset
+from m2gen.models.m2gpt.modeling import M2GPT
+from m2gen.modules.causal_monarch import TriangularTransform
+from m2gen.modules.hyena_filter import (
+    ExponentialModulation,
+    HyenaFilter,
+    PositionalFeatures,
+    Sine,
+    position_features,
+    unit_times,
+)
+from m2gen.modules.linear import BlockDiagLinear
+from m2gen.modules.mixer_cache import MixerCache
+
+_NAMES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "max_position_embeddings": "max_length",
+}
+
+
+class M2GPTPretrainedConfig(PreTrainedConfig):  # type: ignore[misc]
+    """The config.json of an M2-GPT: the fields of `M2GPTConfig`, three of them under the names usual there.
+
+    hidden_size              d_model
+    num_hidden_layers        n_layers
+    max_position_embeddings  max_length: the longest text, and the length of the filters
+
+    The head is always tied to the embedding. Raises ProblemError for sizes that `M2GPTConfig` refuses.
+    """
+
+    model_type = "m2_gpt"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    vocab_size: int = 256
+    hidden_size: int = 256
+    num_hidden_layers: int = 6
+    max_position_embeddings: int = 1024
+    short_kernel: int = 3
+    expand: int | None = None
+    nblocks: int = 4
+    dropout: float = 0.0
+    filter_options: dict[str, Any] | None = None
+    causal: str = "fft"
+    monarch_options: dict[str, Any] | None = None
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if not self.tie_word_embeddings:
+            raise ProblemError("an M2-GPT with a head of its own", "there is none", "use tie_word_embeddings=True")
+        self.filter_options, self.monarch_options = self.filter_options or {}, self.monarch_options or {}
+        self.plain()
+
+    def plain(self) -> M2GPTConfig:
+        """The same sizes for an `M2GPT`."""
+        names = {name: _NAMES.get(name, name) for name in type(self).__annotations__}
+        fields = M2GPTConfig.__dataclass_fields__
+        return M2GPTConfig(**{plain: getattr(self, name) for name, plain in names.items() if plain in fields})
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> M2GPTPretrainedConfig:
+        """The configuration of `M2GPTConfig.preset`, "145M" or "360M", with `changes`, named as here."""
+        usual = {plain: name for name, plain in _NAMES.items()}
+        return cls(**{**{usual.get(key, key): value for key, value in preset(name, {}).items()}, **changes})
+
+
+class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """An `M2GPT` (`model`) as transformers has them: `AutoModelForCausalLM`, Trainer, `generate`, safetensors."""
+
+    config_class = M2GPTPretrainedConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _is_stateful = True  # what the cache has seen cannot be taken back
+    # by rows: tables of positions are not told apart in half precision
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["filter_fn"]
+    _no_split_modules: ClassVar[list[str]] = ["MixerBlock"]
+
+    def __init__(self, config: M2GPTPretrainedConfig) -> None:
+        super().__init__(config)
+        self.model = M2GPT(config.plain())
+        # safetensors hold no tensor twice, and these come back with the one that shares them
+        self._keys_to_ignore_on_save = list(_shared_names(self))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the modules' own constructors do it."""
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.LayerNorm | BlockDiagLinear | TriangularTransform | M2GPT):
+            module.reset_parameters()
+        elif isinstance(module, HyenaFilter):
+            init.normal_(module.bias)
+        elif isinstance(module, Sine):
+            init.constant_(module.freq, module.w)
+        elif isinstance(module, PositionalFeatures):
+            length = module.z.shape[1]
+            init.copy_(module.t, unit_times(length))
+            init.copy_(module.z, position_features(unit_times(length), length, module.emb_dim))
+        elif isinstance(module, ExponentialModulation):
+            init.copy_(module.deltas, module.rates(module.deltas.shape[-1]))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.model.embedding = value
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: MixerCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **loss_options: Any,
+    ) -> CausalLMOutputWithPast:
+        """`logits` (B, L, V), and `loss` where labels are given.
+
+        Args:
+            input_ids: (B, L) int; or instead inputs_embeds (B, L, d).
+            attention_mask: (B, L), or (B, length so far) with a cache; bool or 0/1, true at real tokens. Pad on the
+                left to generate. A text gives the same logits alone and padded; with causal="monarch" only padding
+                on the right is possible, as a CausalMonarch tells positions apart.
+            past_key_values: from `model.new_cache(batch)`: the inputs are the next part of what it has seen.
+            labels: (B, L), mostly input_ids, -100 where none counts; they are shifted here. The loss is the mean
+                cross-entropy in nats; a trainer may pass `num_items_in_batch`, the number to divide by.
+            use_cache: make such a cache, `past_key_values` of the result. Default: no; `generate` asks for it where
+                `config.use_cache` says so.
+            logits_to_keep: logits of so many last positions only; 0: of all.
+
+        Raises:
+            ProblemError: for more than max_position_embeddings tokens, for masks of another shape or, with
+                causal="monarch", on the left, for both or no inputs, and for a cache where gradients are on.
+        """
+        _check_options(loss_options)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ProblemError("M2-GPT", "input_ids and inputs_embeds together, or neither", "give one of them")
+        x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = self.model.new_cache(x.shape[0]) if use_cache and past_key_values is None else past_key_values
+        states = self.model.states(x, _last_columns(attention_mask, x.shape[1]), cache)
+        logits = self.model.logits(states[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    @staticmethod
+    def _reorder_cache(past_key_values: MixerCache, beam_idx: Tensor) -> MixerCache:
+        """How a beam search picks its rows."""
+        past_key_values.reorder(beam_idx)
+        return past_key_values
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """`generate` leaves it to `forward` to make the cache."""
+        return False
+
+
+def _shared_names(model: nn.Module) -> Iterator[str]:
+    """The names of tensors that stand under another name already: frequencies, tied transforms."""
+    seen = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            yield name
+        seen.add(id(tensor))
+
+
+def _last_columns(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """The mask of the tokens at hand; None where all of them are real, which is not looked up on a GPU."""
+    if attention_mask is None:
+        return None
+    mask = attention_mask[:, -length:]
+    look = mask.device.type == "cpu"
+    return None if look and bool(mask.all()) else mask
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise TypeError for a keyword that nothing takes: it must not vanish in silence."""
+    if unknown := options.keys() - {"num_items_in_batch"}:
+        raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+
+
+AutoConfig.register(M2GPTPretrainedConfig.model_type, M2GPTPretrainedConfig, exist_ok=True)
+AutoModelForCausalLM.register(M2GPTPretrainedConfig, M2GPTForCausalLM, exist_ok=True)

@@ -1,0 +1,156 @@
+"""Training on the engine of transformers: the published settings of the filters, resumption, a picture of the loss.
+
+    arguments = TrainingArguments(output_dir=folder, learning_rate=8e-4, weight_decay=1e-5, bf16=True, save_steps=500)
+    trainer = M2Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=held_out, callbacks=[LossCurve()])
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+
+Everything else is TrainingArguments' own: bf16, gradient_checkpointing, gradient_accumulation_steps, evaluation, a
+progress bar; `torchrun --nproc-per-node 2 script.py` trains on two processes. `pip install 'm2gen[train]'` brings what
+is needed.
+
+A resumed run repeats the losses of one that was not interrupted if its data do: a dataset that draws anything at random
+has to draw it from (seed, epoch, index), not from a generator that runs along. The trainer tells a dataset its epoch by
+`set_epoch(epoch)`, where it has such a method.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback
+
+from m2gen.errors import MissingError, ProblemError
+from m2gen.modules.hyena_filter import param_groups
+
+__all__ = ["LossCurve", "M2Trainer", "last_checkpoint", "param_groups"]
+
+_STATE = "trainer_state.json"  # the last file of a checkpoint that is written
+
+
+class M2Trainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer with the published settings for implicit filters; takes what Trainer takes, and
+
+    filter_lr, filter_weight_decay    of the networks that make the filters, as published 1e-3 and 0.1
+    position_lr                       of their positional features, as published 1e-5; no weight decay
+
+    The other parameters get learning_rate and weight_decay of the arguments, biases and norms no decay. The schedule
+    multiplies all rates alike. A model without implicit filters is trained with just these two groups. Source: the
+    settings released with Monarch Mixer, arXiv 2310.12109.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        filter_lr: float = 1e-3,
+        filter_weight_decay: float = 0.1,
+        position_lr: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
+        self.optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None
+        self.filter_settings = {
+            "filter_lr": filter_lr,
+            "filter_weight_decay": filter_weight_decay,
+            "position_lr": position_lr,
+        }
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that the arguments name (`optim`, betas and so on), on the groups of `param_groups`."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            kind, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = param_groups(
+                model, lr=self.args.learning_rate, weight_decay=self.args.weight_decay, **self.filter_settings
+            )
+            self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
+        made: torch.optim.Optimizer = super().create_optimizer(model)
+        return made
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Wait for every process, so that the state, which is written next, says that all of them have written."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest complete checkpoint of a run in `folder`, or None; one that a kill left half written is passed over.
+
+    Its path is what `Trainer.train(resume_from_checkpoint=...)` takes; None there starts a run from its beginning.
+    """
+    found = [(int(path.name.split("-")[1]), path) for path in Path(folder).glob("checkpoint-[0-9]*")]
+    return next((str(path) for _, path in sorted(found, reverse=True) if _is_complete(path)), None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / _STATE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
+
+
+class LossCurve(TrainerCallback):  # type: ignore[misc]
+    """Draws training and held-out loss over the steps as a PNG, at every evaluation, checkpoint and at the end.
+
+    path     default: loss.png in the run's output_dir. A resumed run draws the part before its interruption too
+    label    of the axis, with its unit
+    scale    what the losses are multiplied by, such as 1 / log(2) for bits
+
+    Raises MissingError where matplotlib is not installed.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, label: str = "loss (nats)", scale: float = 1.0) -> None:
+        if find_spec("matplotlib") is None:
+            raise MissingError("a picture of the loss", "matplotlib is not installed", "pip install 'm2gen[train]'")
+        self.path, self.label, self.scale = path, label, scale
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._draw(args, state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._draw(args, state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._draw(args, state)
+
+    def _draw(self, args: Any, state: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        curves = {name: _points(state.log_history, key, self.scale) for key, name in _CURVES.items()}
+        draw_losses(self.path or Path(args.output_dir) / "loss.png", curves, self.label)
+
+
+_CURVES = {"loss": "training", "eval_loss": "held out"}
+
+
+def _points(history: list[dict[str, float]], key: str, scale: float) -> list[tuple[float, float]]:
+    return [(entry["step"], scale * entry[key]) for entry in history if key in entry]
+
+
+def draw_losses(path: str | Path, curves: dict[str, list[tuple[float, float]]], label: str) -> None:
+    """One PNG at `path` with a line per name of `curves`, lists of (step, loss).
+
+    Raises ProblemError for another kind of file.
+    """
+    if Path(path).suffix != ".png":
+        raise ProblemError(f"a picture in {path}", "pictures are PNG files", "use a name that ends in .png")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, no global state
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, points in curves.items():
+        if points:
+            steps, losses = zip(*points, strict=True)
+            axes.plot(steps, losses, label=f"{name}: {losses[-1]:.3f}", marker="o" if len(points) < 30 else None, ms=3)
+    axes.set(xlabel="step", ylabel=label)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(path, dpi=120)

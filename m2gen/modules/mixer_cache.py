@@ -1,0 +1,217 @@
+"""The memory of a stack of causal sequence mixers between the parts of a sequence, as in generation token by token."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from m2gen.errors import ProblemError
+from m2gen.modules.causal_monarch import CausalMonarch
+from m2gen.modules.online_conv import FilterBank, OnlineConv
+from m2gen.modules.online_monarch import OnlineTriangular
+from m2gen.modules.sequence_mixer import SequenceMixer
+from m2gen.ops.depthwise_conv1d import depthwise_conv1d
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def filter_bank(mixers: Sequence[SequenceMixer]) -> FilterBank:
+    """The long filters of all `mixers`; for a `CausalMonarch` T k, with its skip left to the cache."""
+    filters: list[Tensor] = []
+    for mixer in mixers:
+        k, _ = mixer.filter_fn()
+        k = k[: k.shape[0] // mixer.filter_fn.heads]
+        filters.append(k if mixer.monarch is None else mixer.monarch.on_filter(k))
+    skips = [mixer.filter_fn.bias if mixer.monarch is None else None for mixer in mixers]
+    return FilterBank(filters, skips, mixers[0].filter_fn.heads)
+
+
+class MixerCache:
+    """What `mixers` of one kind have to remember of a batch of sequences: forward(part, cache.layer(i)) for each layer
+    i, then `advance(length of the part)`; parts of any length, up to `capacity` positions together.
+
+    batch       rows, that is sequences of equal length; shorter ones are padded and masked
+    capacity    at most the mixers' max_length, which is the default
+    bank        their filters, if they are at hand (`filter_bank`)
+
+    In bytes (`nbytes`), with e = 4 for float32 and for half precision, 8 for float64, and s = capacity / 2 rounded up
+    to a power of two and to at least 64:
+
+        e x layers x batch x d_model x (s + 3 short_kernel + 3)
+
+    and for mixers with a CausalMonarch of order 2 in addition 2 e x layers x batch x d_model x (max_length + b_0), b_0
+    its first base. The bank is shared by all caches of a model (`bank.nbytes`).
+
+    Filters and weights are read when the cache is made: one made before a change of the model is of no use after it.
+    Nothing is differentiated. A cache cannot be taken back by some positions, as the sums ahead hold them already:
+    keep a `clone()`.
+
+    Raises ProblemError for a capacity above max_length, and for mixers that are not causal or have two long
+    convolutions.
+    """
+
+    def __init__(
+        self, mixers: Sequence[SequenceMixer], batch: int, capacity: int | None = None, bank: FilterBank | None = None
+    ) -> None:
+        longest = _check(mixers, capacity)
+        with torch.no_grad():
+            bank = filter_bank(mixers) if bank is None else bank
+            self.long = OnlineConv(bank, batch, longest if capacity is None else capacity)
+            self.short = _ShortConvs(mixers, batch, self.long.buffer)
+            self.transforms = [None if m.monarch is None else _Transforms(m, m.monarch, batch) for m in mixers]
+
+    is_compileable = False  # transformers asks a cache for this, and for `get_seq_length`
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """`position`, under the name that transformers knows; the same for all layers."""
+        return self.position
+
+    @property
+    def position(self) -> int:
+        """How many positions have been seen."""
+        return self.long.position
+
+    @property
+    def capacity(self) -> int:
+        """How many positions there may be in all."""
+        return self.long.capacity
+
+    @property
+    def batch(self) -> int:
+        return self.long.batch
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of everything that belongs to the sequences, without filters and weights."""
+        return self.long.nbytes + self.short.nbytes + sum(t.nbytes for t in self.transforms if t is not None)
+
+    def layer(self, index: int) -> LayerCache:
+        """What the mixer of this index takes as its `cache`."""
+        return LayerCache(self, index)
+
+    def check(self, count: int) -> None:
+        """Raises ProblemError where `count` more positions do not fit, or gradients are on."""
+        if torch.is_grad_enabled():
+            raise ProblemError(
+                "a forward pass with a cache", "gradients are on, and it has none", "use torch.no_grad()"
+            )
+        self.long.check(count)
+
+    def advance(self, count: int) -> None:
+        """Every layer has had the next `count` positions."""
+        self.short.advance(count)
+        self.long.advance(count)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, rows (batch,) int64, as in a beam search."""
+        self.long.buffer = self.long.buffer.index_select(1, rows)
+        self.short.tail = self.short.tail.index_select(1, rows)
+        self.short.prepare()
+        for transforms in self.transforms:
+            if transforms is not None:
+                transforms.reorder(rows)
+
+    def clone(self) -> Self:
+        """An independent copy, with the same bank."""
+        return copy.deepcopy(self, {id(self.long.bank): self.long.bank})
+
+
+class LayerCache:
+    """One layer of a `MixerCache`."""
+
+    def __init__(self, cache: MixerCache, index: int) -> None:
+        self._cache, self._index = cache, index
+
+    def short(self, h: Tensor) -> Tensor:
+        """h (B, n, 3 d_model) -> its short convolution, likewise."""
+        return self._cache.short(self._index, h)
+
+    def long(self, u: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
+        """u and gates (B, n, d_model) -> post_gate * (long convolution with skip of pre_gate * u), likewise."""
+        conv, transforms = self._cache.long, self._cache.transforms[self._index]
+        z = u.to(conv.buffer.dtype) * pre_gate
+        if transforms is None:
+            y = conv.extend(self._index, z)
+        else:
+            y = transforms.after(conv.extend(self._index, transforms.before(z))).to(z.dtype) + transforms.skip * z
+        return (post_gate * y).to(u.dtype)
+
+
+class _ShortConvs:
+    """The short convolutions of all layers: `tail` (taps - 1, B, layers, 3 d_model) holds their last inputs."""
+
+    def __init__(self, mixers: Sequence[SequenceMixer], batch: int, like: Tensor) -> None:
+        weights = [mixer.short_filter.weight[:, 0] for mixer in mixers]
+        self.taps = torch.stack(weights).to(like.dtype).permute(2, 0, 1).contiguous()  # (taps, layers, 3 d_model)
+        biases = [bias for mixer in mixers if (bias := mixer.short_filter.bias) is not None]  # they all have one
+        self.bias = torch.stack(biases).to(like.dtype)
+        count, layers, channels = self.taps.shape
+        self.tail = like.new_zeros(count - 1, batch, layers, channels)
+        self.now = like.new_zeros(batch, layers, channels)
+        self.prepare()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.tail, self.now, self.known))
+
+    def prepare(self) -> None:
+        """What the tail gives to the next output, of all layers at once."""
+        self.known = self.bias.expand_as(self.now).clone()
+        for tap, value in zip(self.taps, self.tail, strict=False):
+            self.known.addcmul_(tap, value)
+
+    def __call__(self, layer: int, h: Tensor) -> Tensor:
+        """h (B, n, 3 d_model) of one layer -> its convolution, likewise."""
+        if h.shape[1] == 1:
+            self.now[:, layer] = h[:, 0]
+            return torch.addcmul(self.known[:, layer], self.now[:, layer], self.taps[-1, layer])[:, None].to(h.dtype)
+        before = self.tail.shape[0]
+        wide = torch.cat([self.tail[:, :, layer].transpose(0, 1), h.to(self.tail.dtype)], dim=1)
+        self.tail[:, :, layer] = wide[:, wide.shape[1] - before :].transpose(0, 1)
+        taps = self.taps[:, layer].T.contiguous()
+        return depthwise_conv1d(wide, taps, self.bias[layer], padding=0, layout="BLH").to(h.dtype)
+
+    def advance(self, count: int) -> None:
+        """A single position has to go into the tail; more are there already."""
+        if count == 1 and self.tail.shape[0]:
+            self.tail = torch.cat([self.tail[1:], self.now[None]])
+        self.prepare()
+
+
+class _Transforms:
+    """T and T^-1 of one layer's CausalMonarch, and the skip that stands outside of them."""
+
+    def __init__(self, mixer: SequenceMixer, monarch: CausalMonarch, batch: int) -> None:
+        self.before = OnlineTriangular(monarch.on_input, batch, mixer.d_model)
+        self.after = OnlineTriangular(monarch.on_output, batch, mixer.d_model, inverse=True)
+        self.skip = mixer.filter_fn.bias
+
+    @property
+    def nbytes(self) -> int:
+        return self.before.nbytes + self.after.nbytes
+
+    def reorder(self, rows: Tensor) -> None:
+        for transform in (self.before, self.after):
+            transform.memories = [memory.index_select(2, rows) for memory in transform.memories]
+
+
+def _check(mixers: Sequence[SequenceMixer], capacity: int | None) -> int:
+    """The mixers' max_length."""
+    for mixer in mixers:
+        if mixer.bidirectional or mixer.filter_fn2 is not None:
+            raise ProblemError(
+                "a cache of sequence mixers", "they look ahead or have a second long convolution", "use causal ones"
+            )
+    longest = min(mixer.filter_fn.max_length for mixer in mixers)
+    if capacity is not None and not 1 <= capacity <= longest:
+        raise ProblemError(
+            f"a cache for {capacity} positions",
+            f"the filters were made for at most {longest}",
+            "ask for fewer, or build the model with a larger max_length",
+        )
+    return longest

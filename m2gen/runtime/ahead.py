@@ -1,0 +1,49 @@
+"""What was compiled ahead (`m2gen compile`), where M2GEN_COMPILED_DIR names it: binaries, and the plans they are for.
+
+A problem that was compiled ahead is done as it was planned then, whatever would be planned now: its kernels are there.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from m2gen.cache import compiled
+from m2gen.codegen.render import Source
+from m2gen.config import config
+from m2gen.device.limits import DeviceLimits
+from m2gen.errors import PlanError
+from m2gen.log import fallback
+from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+from m2gen.runtime.limits import cpu_arch
+
+_X86 = ("avx512", "avx2", "generic")  # each runs what stands behind it
+
+
+def runnable() -> tuple[str, ...]:
+    """The rows of the device table whose code this CPU runs, its own first."""
+    local = cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine())
+    return _X86[_X86.index(local) :] if local in _X86 else (local,)
+
+
+def binary(source: Source) -> Path | None:
+    """The source's binary, its digest checked just now; None where there is none. Raises ConfigError."""
+    folder = config().compiled_dir
+    return compiled.find(folder, runnable(), source.name, source.text) if folder else None
+
+
+def plan(problem: Problem, limits: DeviceLimits) -> Plan | None:
+    """The plan that the problem's kernels were compiled for; None where they were not. Raises ConfigError."""
+    folder = config().compiled_dir
+    steps = compiled.planned(folder, runnable(), str(problem)) if folder and limits.kind == "cpu" else None
+    if not steps:
+        return None
+    try:
+        return Plan.from_json(json.dumps(steps))
+    except PlanError as error:  # of another version of m2gen
+        fallback(f"{problem} is planned anew, not as in {folder}: {error}")
+        return None

@@ -1,0 +1,212 @@
+"""`m2gen compile`: a folder that a machine with no compiler and no place to write to can use, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from fresh import results
+from transformers import AutoModel
+
+import m2gen
+from m2gen.ahead import command
+from m2gen.ahead.record import Wanted, record
+from m2gen.cache import compiled
+from m2gen.cli import main
+from m2gen.config import Config
+from m2gen.models import M2BertConfig, M2BertModel
+from m2gen.planner import search
+from m2gen.planner.problem import Problem
+from m2gen.runtime import ahead, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, native, planning
+from m2gen.runtime.limits import live
+from m2gen.runtime.native import NativeKernel
+from m2gen.runtime.spectral import Gradients, Operands
+
+HERE = Path(__file__).parent
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 40}
+
+
+def run(words: str, out: Path) -> Result:
+    return CliRunner().invoke(main, ["compile", *words.split(), "--out", str(out)])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model in float64."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = M2BertConfig(vocab_size=50, hyena_filter_order=8, hidden_dropout_prob=0.0, **SMALL)
+    M2BertModel(config).double().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kernels(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("kernels")
+    done = run(f"--model {model} --batches 2 --backward", out)
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_a_machine_without_compiler(model: Path, kernels: Path, tmp_path: Path) -> None:
+    """Another process: no compiler in PATH, no process started, no folder to write to, nothing to complain about."""
+    ids = torch.randint(1, 50, (2, 40), generator=torch.Generator().manual_seed(1))
+    torch.save(ids, tmp_path / "ids")
+    (tmp_path / "blocked").write_text("no folder")
+    for name in ("empty", "temporary"):
+        (tmp_path / name).mkdir()
+    before = {path: path.stat().st_mtime_ns for path in kernels.rglob("*")}
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {
+        "PATH": str(tmp_path / "empty"),
+        "HOME": str(tmp_path / "blocked"),
+        "M2GEN_CACHE_DIR": str(tmp_path / "blocked"),
+        "M2GEN_COMPILED_DIR": str(kernels),
+        "TMPDIR": str(tmp_path / "temporary"),
+        "M2GEN_LOG": "warning",
+    }
+    words = [sys.executable, str(HERE / "fresh.py"), str(model), str(tmp_path / "ids"), str(tmp_path / "out")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "g++ is not found; clang++ is not found; c++ is not found" in done.stdout
+    assert "m2gen:" not in done.stderr, "nothing falls back"
+    assert {path: path.stat().st_mtime_ns for path in kernels.rglob("*")} == before, "nothing is written"
+    assert not any((tmp_path / "temporary").iterdir())
+    expected = results(AutoModel.from_pretrained(model).eval(), ids)
+    for found, want in zip(torch.load(tmp_path / "out"), expected, strict=True):
+        torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
+
+
+def test_a_second_run_finds_everything_there(model: Path, kernels: Path) -> None:
+    done = run(f"--model {model} --batches 2,3 --backward", kernels)
+    assert done.exit_code == 0 and " 0 kernels compiled" in done.output, done.output
+
+
+def test_the_manifest_says_what_is_there(model: Path, kernels: Path) -> None:
+    (place,) = kernels.iterdir()
+    manifest = compiled.read(place)
+    assert manifest is not None and manifest.target == place.name and "-march" in manifest.compiler
+    problem = "fftconv n=40 h=32 b=2 fp64 bidirectional gated skip blh"
+    assert manifest.problems[problem].of == [str(model)] and " native " in manifest.problems[problem].plan
+    assert {"blockdiag_linear", "depthwise_conv1d"} < set(manifest.problems)
+    named = {name for entry in manifest.problems.values() for name in entry.kernels}
+    assert named | {"m2gen_dispatch"} == set(manifest.kernels)
+    files = {name for kernel in manifest.kernels.values() for name in kernel.files}
+    assert files | {compiled.MANIFEST} == {path.name for path in place.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_is_what_is_called(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """The problems and kernels that fake tensors show are those that real ones load."""
+    limits = live(torch.device("cpu"))
+    config = M2BertConfig(vocab_size=50, hyena_filter_order=8, **SMALL)
+    monkeypatch.setattr("m2gen.ahead.record.config_of", lambda name: config)
+    wanted = Wanted()
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    record(wanted, "small", limits, dtype=name, lengths=(24, 40), batches=(1, 3), gradients=True)
+    met: set[Problem] = set()
+    loaded: set[str] = set()
+    bound, load = executor.bound, cpp_kernel.load
+    monkeypatch.setattr(executor, "bound", lambda problem, limits: (met.add(problem), bound(problem, limits))[1])
+    for module in (blockdiag, depthwise, gate):
+        module._bound.cache_clear()
+        monkeypatch.setattr(module, "load", lambda spec: (loaded.add(spec.name), load(spec))[1])
+    model = M2BertModel(config).to(dtype)
+    for length, batch in product((24, 40), (1, 3)):
+        ids = torch.zeros((batch, length), dtype=torch.long)
+        model(ids)[0].sum().backward()
+        with torch.no_grad():
+            model(ids)
+    assert met == set(wanted.problems) == wanted.trained
+    assert {spec.name for specs in wanted.others.values() for spec in specs} == loaded
+
+
+def test_a_plan_lists_every_kernel_that_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: set[Any] = set()
+    load = native.load
+    monkeypatch.setattr(native, "load", lambda spec: (loaded.add(spec), load(spec))[1])
+    problem = Problem.parse("fftconv n=60 h=2 b=2 causal")
+    step: Any = native_step(problem)
+    kernel = NativeKernel(problem, step)
+    u, k = torch.randn(2, 2, 60), torch.randn(2, 60)
+    with torch.no_grad():
+        for _ in range(3):
+            kernel.forward(Operands(u, k))
+    kernel.backward(u, Operands(u, k), Gradients(u=torch.empty_like(u), k=torch.zeros_like(k)))
+    assert loaded == set(step.kernels()) and loaded > set(step.kernels(gradients=False))
+
+
+def native_step(problem: Problem) -> Any:
+    best = search.rank(problem, live(torch.device("cpu"))).best("native")
+    assert best is not None
+    return best.conv
+
+
+def test_what_was_compiled_ahead_is_done_as_it_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would be planned now: another plan's kernels are not there."""
+    problem, limits = Problem.parse("fftconv n=70 h=2 b=2 causal"), live(torch.device("cpu"))
+    odd = search.rank(problem, limits).plans[-1]
+    monkeypatch.setattr(planning.search, "plan", lambda *_: odd)
+    assert run(str(problem), tmp_path).exit_code == 0
+    monkeypatch.undo()
+    assert m2gen.plan(problem) != odd
+    monkeypatch.setattr(ahead, "config", lambda: Config(compiled_dir=str(tmp_path)))
+    assert m2gen.plan(problem) == odd == ahead.plan(problem, limits)
+    assert ahead.plan(Problem(n=71), limits) is None
+
+
+@pytest.mark.slow
+def test_gpu_kernels_can_be_looked_at(tmp_path: Path) -> None:
+    done = run("fftconv n=256 h=8 fp16 causal gated --backward --target sm90", tmp_path)
+    assert done.exit_code == 0, done.output
+    manifest = json.loads((tmp_path / "sm90" / "manifest.json").read_text())
+    assert len(manifest["kernels"]) == 3
+    for kernel in manifest["kernels"].values():
+        assert {Path(name).suffix for name in kernel["files"]} == {".py", ".ttir", ".ptx", ".sass", ".cubin"}
+    assert any(".target sm_90" in path.read_text() for path in (tmp_path / "sm90").glob("*.ptx"))
+
+
+def test_a_failing_kernel_is_told_and_the_rest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from m2gen.errors import CompileError
+
+    made = compiler.portable
+
+    def fail(source: Any, arch: str, kind: str = "-shared") -> bytes:
+        if "spectrum" in source.name:
+            raise CompileError(source.name, "no luck", "try again")
+        return made(source, arch, kind)
+
+    monkeypatch.setattr(compiler, "portable", fail)
+    done = run("fftconv n=90 h=2 causal", tmp_path)
+    assert done.exit_code == 2 and "1 kernels did not compile" in done.output and "no luck" in done.output
+    (place,) = tmp_path.iterdir()
+    manifest = compiled.read(place)
+    assert manifest is not None and len(manifest.kernels) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("", "nothing to compile is named"),
+        ("fftconv n=0", "from 1 to 2^40"),
+        ("--model nowhere", "neither a folder with a config.json nor a preset"),
+        ("--model 80M --lengths 5,x", "not numbers from 1 on"),
+        ("--model 80M --dtype fp8", "there is no such dtype"),
+        ("fftconv n=8 --target sm1", "use one of sm80"),
+    ],
+)
+def test_errors_are_one_clean_message(tmp_path: Path, words: str, part: str) -> None:
+    done = run(words, tmp_path / "out")
+    assert done.exit_code == 2 and part in done.stderr.lower() and done.stderr.startswith("Error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_problems_are_split_at_their_op() -> None:
+    assert command.split("fftconv n=8 causal fftconv n=9 h=2") == [Problem(n=8), Problem(n=9, h=2)]

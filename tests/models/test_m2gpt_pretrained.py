@@ -1,0 +1,129 @@
+"""M2-GPT in the conventions of transformers: the same mathematics, files and `generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from m2gen.errors import ProblemError
+from m2gen.models import M2GPT, M2GPTConfig, M2GPTForCausalLM, M2GPTPretrainedConfig
+
+IDS = torch.randint(1, 50, (2, 24), generator=torch.Generator().manual_seed(0))
+GREEDY = {"do_sample": False, "pad_token_id": 0}
+
+
+def model(**options: Any) -> M2GPTForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 100}
+    filters = {"width": 16, "heads": 2}
+    m = M2GPTForCausalLM(M2GPTPretrainedConfig(**{**sizes, "filter_options": filters, **options})).eval()
+    for block in m.model.blocks():
+        torch.nn.init.normal_(block.attention.out_linear.weight, std=0.3)
+    return m
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": "monarch"}, {"expand": 2, "nblocks": 2}], ids=str)
+def test_files_round_trip(options: dict[str, Any], tmp_path: Path) -> None:
+    m = model(**options)
+    m.save_pretrained(tmp_path)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "m2_gpt"
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(again, M2GPTForCausalLM)
+    assert not any(info.values())
+    assert torch.equal(again.eval()(IDS).logits, m(IDS).logits)
+    assert AutoConfig.from_pretrained(tmp_path).plain() == m.config.plain()
+
+
+def test_it_is_the_plain_module() -> None:
+    m = model()
+    assert torch.equal(m(IDS).logits, m.model(IDS))
+    assert torch.equal(m(inputs_embeds=m.get_input_embeddings()(IDS)).logits, m.model(IDS))
+    assert torch.equal(m(IDS, logits_to_keep=3).logits, m.model(IDS)[:, -3:])
+    torch.testing.assert_close(m(IDS, labels=IDS).loss, m.model(IDS[:, :-1], IDS[:, 1:])[1])
+    torch.testing.assert_close(m(IDS, labels=IDS, num_items_in_batch=23).loss, 2 * m(IDS, labels=IDS).loss)
+
+
+def test_it_starts_as_the_plain_module_does() -> None:
+    """Drawn from the same distributions: standard deviations agree."""
+    config = M2GPTPretrainedConfig(hidden_size=128, num_hidden_layers=2, causal="monarch")
+    torch.manual_seed(0)
+    found, want = M2GPTForCausalLM(config).model.state_dict(), M2GPT(config.plain()).state_dict()
+    assert found.keys() == want.keys()
+    for name, tensor in want.items():
+        if tensor.numel() > 20:
+            torch.testing.assert_close(found[name].std(), tensor.std(), rtol=0.35, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("causal", ["fft", "monarch"])
+def test_generate_is_the_plain_modules(causal: str) -> None:
+    m = model(causal=causal)
+    want = m.model.generate(IDS[:, :5], 80, temperature=0)
+    assert torch.equal(m.generate(IDS[:, :5], max_new_tokens=80, **GREEDY), want)
+    assert torch.equal(m.generate(IDS[:, :5], max_new_tokens=80, use_cache=False, **GREEDY), want)
+    # a part that has been read already
+    with torch.no_grad():
+        begun = m(IDS[:, :4], use_cache=True).past_key_values
+    assert torch.equal(m.generate(IDS[:, :5], past_key_values=begun, max_new_tokens=80, **GREEDY), want)
+
+
+def test_padding_on_the_left_changes_nothing() -> None:
+    m = model()
+    want = m.generate(IDS[:, :5], max_new_tokens=30, **GREEDY)
+    padded = torch.cat([IDS.new_zeros(2, 7), IDS[:, :5]], dim=1)
+    mask = torch.arange(12).expand(2, 12) >= 7
+    found = m.generate(padded, attention_mask=mask.long(), max_new_tokens=30, **GREEDY)
+    assert torch.equal(found[:, 7:], want)
+
+
+def test_beams_with_and_without_a_cache() -> None:
+    m = model()
+    with_cache, without = (
+        m.generate(IDS[:, :5], num_beams=3, max_new_tokens=20, use_cache=c, **GREEDY) for c in (1, 0)
+    )
+    assert torch.equal(with_cache, without)
+
+
+def test_gradient_checkpointing_and_half_precision() -> None:
+    m = model()
+    m.train()
+    m(IDS, labels=IDS).loss.backward()
+    want = [p.grad for p in m.parameters()]
+    m.zero_grad()
+    m.gradient_checkpointing_enable({"use_reentrant": False})
+    m(IDS, labels=IDS).loss.backward()
+    torch.testing.assert_close([p.grad for p in m.parameters()], want)
+    low = m.eval().bfloat16()
+    assert low(IDS).logits.dtype == torch.bfloat16
+    assert low.model.blocks()[0].attention.filter_fn.pos_emb.z.dtype == torch.float32
+
+
+def test_a_larger_vocabulary() -> None:
+    m = model()
+    m.resize_token_embeddings(53)
+    assert m(IDS).logits.shape == (2, 24, 53)
+
+
+def test_presets() -> None:
+    assert M2GPTPretrainedConfig.preset("360M").plain() == M2GPTConfig.preset("360M")
+
+
+def test_refusals() -> None:
+    m = model()
+    with pytest.raises(ProblemError, match="Give one of them"):
+        m()
+    with pytest.raises(ProblemError, match="none"):
+        M2GPTPretrainedConfig(tie_word_embeddings=False)
+    with pytest.raises(TypeError, match="token_type_ids"):
+        m(IDS, token_type_ids=IDS)
+    with pytest.raises(ProblemError, match="room for 100"):
+        m.generate(IDS, max_new_tokens=90, min_new_tokens=90, **GREEDY)
+    mask = torch.ones_like(IDS)
+    mask[0, 0] = 0
+    with pytest.raises(ProblemError, match="padded on the left"):
+        model(causal="monarch")(IDS, attention_mask=mask)

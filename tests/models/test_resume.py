@@ -1,0 +1,119 @@
+"""Training that is killed, and training on two processes: the same losses as one run on one process.
+
+The runs are those of examples/masked_lm.py, small.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards boil the box with five dozen liquor jugs".split()
+SMALL = "--width 32 --layers 2 --heads 2 --filter_width 16 --length 24 --vocabulary 120 --use_cpu --disable_tqdm true"
+STEPS = "--max_steps 14 --logging_steps 1 --save_steps 4 --eval_steps 7 --learning_rate 3e-3"
+
+# runs the script, and kills itself as `kill -9` does: after a step, or while the checkpoint of a step is being written
+KILLED = """
+import os, signal, sys
+import torch
+from transformers import TrainerCallback
+sys.path.insert(0, {root!r})
+from examples import masked_lm
+from m2gen.models.training import M2Trainer
+
+torch.set_num_threads(1)
+where, step, *command = sys.argv[1:]
+
+def kill(): os.kill(os.getpid(), signal.SIGKILL)
+
+class AfterStep(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if where == "after" and state.global_step == int(step):
+            kill()
+
+class Killed(M2Trainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(AfterStep())
+
+    def _save_rng_state(self, folder):
+        if where == "writing" and self.state.global_step == int(step):
+            kill()
+        super()._save_rng_state(folder)
+
+masked_lm.M2Trainer = Killed
+masked_lm.main(command)
+"""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    order = torch.randint(0, len(WORDS), (240,), generator=torch.Generator().manual_seed(0)).tolist()
+    path.write_text(" ".join(WORDS[i] for i in order))
+    return path
+
+
+def command(folder: Path, text: Path, *more: str) -> list[str]:
+    return [*SMALL.split(), *STEPS.split(), "--output_dir", str(folder), "--text", str(text), *more]
+
+
+def run(arguments: list[str], *, before: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    return subprocess.run([sys.executable, *before, *arguments], capture_output=True, text=True, env=environment)
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    """What the last checkpoint says of every step, times of day aside."""
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return [
+        {key: value for key, value in entry.items() if "runtime" not in key and "per_second" not in key}
+        for entry in history
+    ]
+
+
+def straight(folder: Path, text: Path, *more: str) -> None:
+    done = run(command(folder, text, *more), before=[str(ROOT / "examples" / "masked_lm.py")])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["m2bert"])
+def test_a_run_that_is_killed_three_times_is_the_run_that_is_not(tmp_path: Path, text: Path, model: str) -> None:
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    straight(whole, text, "--per_device_train_batch_size", "2", "--model", model)
+    again = command(pieces, text, "--per_device_train_batch_size", "2", "--model", model, "--resume")
+    for where, step in (("after", "6"), ("writing", "8"), ("after", "10")):
+        killed = run(again, before=["-c", KILLED.format(root=str(ROOT)), where, step])
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    straight(pieces, text, "--per_device_train_batch_size", "2", "--model", model, "--resume")
+    assert log(pieces) == log(whole)
+    assert [entry["step"] for entry in log(pieces) if "loss" in entry] == list(range(1, 15)), "each step once"
+    assert log(whole)[-1]["epoch"] > 2, "a kill fell into a later epoch"
+    ends = [load_file(folder / "model.safetensors") for folder in (whole, pieces)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path, text: Path) -> None:
+    """Same global batch, no dropout: the losses agree to rounding."""
+    straight(tmp_path / "one", text, "--per_device_train_batch_size", "4", "--dropout", "0")
+    more = ["--per_device_train_batch_size", "2", "--dropout", "0", "--ddp_backend", "gloo"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(ROOT / "examples" / "masked_lm.py")
+    done = run(command(tmp_path / "two", text, *more), before=[*torchrun, script])
+    assert done.returncode == 0, done.stderr
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
+    for a, b in zip(one, two, strict=True):
+        key = "loss" if "loss" in a else "eval_loss"
+        assert b[key] == pytest.approx(a[key], rel=1e-5)

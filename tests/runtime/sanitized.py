@@ -1,0 +1,46 @@
+"""Problems for a process whose kernels are compiled with sanitizers: forward and backward; the first with kept spectra.
+
+Scratch is otherwise mapped memory, of which a sanitizer knows nothing: here it comes from the allocator, to the byte.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+import m2gen
+from m2gen.planner.problem import Problem
+from m2gen.runtime import cpp_kernel
+from m2gen.testing.operands import operands
+
+NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
+
+
+@contextmanager
+def exact(size: int) -> Iterator[int]:
+    memory = torch.empty(size, dtype=torch.uint8)
+    yield memory.data_ptr()
+
+
+def run(text: str, again: int) -> None:
+    """Forward and backward, and forward `again` without gradients, where filters' spectra are kept."""
+    args = operands(Problem.parse(text))
+    wanted = {name: args[name].requires_grad_() for name in NAMES if name in args}
+    y = m2gen.fftconv(**args)
+    found = torch.autograd.grad(y, list(wanted.values()), torch.ones_like(y))
+    with torch.no_grad():
+        kept = [m2gen.fftconv(**args) for _ in range(again)]
+    assert all(bool(x.isfinite().all()) for x in (y, *found)), text
+    assert all(torch.equal(y, other) for other in kept), text
+    assert m2gen.plan(text, "auto").solver == "native", text
+    print("ran", text, flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    cpp_kernel.borrowed = exact
+    for i, problem in enumerate(sys.argv[1:]):
+        run(problem, again=0 if i else 2)
