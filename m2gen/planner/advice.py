@@ -15,7 +15,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.errors import M2GenError
 from m2gen.log import fallback
-from m2gen.planner.choice import by_choice, digest, style
+from m2gen.planner.choice import by_choice, style
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 
@@ -24,7 +24,7 @@ _TRUSTED = 1.5  # a nearest entry's style is followed up to so many times the be
 # how far apart two problems are: doublings of sizes, and what differs besides
 _DOUBLINGS = {"n": 2.0, "h": 0.25, "b": 0.25}
 _DIFFERENCES = {"mode": 0.25, "k": 0.25, "dtype": 0.25, "pre_gate": 0.1, "post_gate": 0.1, "skip": 0.05, "wide": 0.1}
-_CIRCUMSTANCES = {"processor": 1.0, "threads": 0.25, "compiler": 0.1, "candidates": 0.1}
+_CIRCUMSTANCES = {"processor": 1.0, "threads": 0.25, "compiler": 0.1}
 
 
 class Key(Protocol):
@@ -97,41 +97,46 @@ class Knowledge:
         return found
 
 
-def advise(problem: Problem, arch: str, plans: tuple[Plan, ...], known: Knowledge) -> Advice:
-    """The record of the problem itself in these circumstances, else the nearest one's style, else None."""
-    near = _nearest(problem, arch, plans, known)
+def advise(
+    problem: Problem, arch: str, plans: tuple[Plan, ...], known: Knowledge, digest_of: Callable[[Problem], str]
+) -> Advice:
+    """The record of the problem itself in these circumstances, else the nearest one's style, else None.
+
+    `digest_of` gives the digest of a problem's candidates as they are now: a record that chose among others is stale.
+    """
+    near = _nearest(problem, arch, known)
     if not near:
         return Advice(None, f"no wisdom for {arch} within a factor of 2 of n={problem.n}")
-    for distance, differing, record in near:
-        exact = distance == 0 and not differing
-        plan = by_choice(plans).get(record.choice) if not differing or differing == ["candidates"] else None
-        if plan is not None:
-            again = "" if exact else ", then among other candidates"
-            return Advice(plan, f"measured {record.date[:10]} on {record.key.processor}{again}", exact)
-        if record.choice == record.default:
-            where = f"{record.key.problem}, which differs in {_and(differing)}"
+    stale = 0
+    for distance, differing, other, record in near:
+        if digest_of(other) != record.key.candidates:
+            stale += 1
+            continue
+        if distance == 0:
+            plan = by_choice(plans).get(record.choice)
+            if plan is not None:
+                return Advice(plan, f"measured {record.date[:10]} on {record.key.processor}", exact=True)
+        elif record.choice == record.default:
+            where = f"{record.key.problem}, which differs in {', '.join(differing)}"
             return Advice(plans[0], f"the estimate, which was right for the nearest, {where}")
-        plan = _like(record, plans)
-        if plan is not None:
-            return Advice(plan, f"like the nearest, {record.key.problem}, which differs in {_and(differing)}")
-    _, differing, record = near[0]
-    return Advice(
-        None, f"the nearest wisdom, {record.key.problem}, differs in {_and(differing)}, and its way is none here"
-    )
+        elif (plan := _like(record, plans)) is not None:
+            return Advice(plan, f"like the nearest, {record.key.problem}, which differs in {', '.join(differing)}")
+    _, differing, _, record = near[0]
+    why = f"differs in {', '.join(differing) or 'its candidates'}, and its way is none here"
+    if stale == len(near):
+        why = "chose among other candidates than there are now"
+    return Advice(None, f"the nearest wisdom, {record.key.problem}, {why}")
 
 
-def _nearest(
-    problem: Problem, arch: str, plans: tuple[Plan, ...], known: Knowledge
-) -> list[tuple[float, list[str], Record]]:
-    """(distance, fields that differ, record) of what is near, nearest first, of equals the newest."""
-    digits = digest(plans)
+def _nearest(problem: Problem, arch: str, known: Knowledge) -> list[tuple[float, list[str], Problem, Record]]:
+    """(distance, fields that differ, problem, record) of what is near, nearest first, of equals the newest."""
     found = []
     for other, record in known.problems:
         if record.key.arch == arch and _comparable(problem, other):
-            distance, differing = _distance(problem, other, record.key, known.here, digits)
+            distance, differing = _distance(problem, other, record.key, known.here)
             if distance <= FARTHEST:
-                found.append((distance, differing, record))
-    newest_first = sorted(found, key=lambda one: one[2].date, reverse=True)
+                found.append((distance, differing, other, record))
+    newest_first = sorted(found, key=lambda one: one[3].date, reverse=True)
     return sorted(newest_first, key=lambda one: one[0])
 
 
@@ -140,7 +145,7 @@ def _comparable(problem: Problem, other: Problem) -> bool:
     return same_compute and (problem.op, problem.layout) == (other.op, other.layout)
 
 
-def _distance(problem: Problem, other: Problem, key: Key, here: Circumstances, digits: str) -> tuple[float, list[str]]:
+def _distance(problem: Problem, other: Problem, key: Key, here: Circumstances) -> tuple[float, list[str]]:
     """How far a record is, and the fields in which it differs."""
     distance, differing = 0.0, []
     for one in fields(Problem):
@@ -154,8 +159,6 @@ def _distance(problem: Problem, other: Problem, key: Key, here: Circumstances, d
         if asked and asked != getattr(key, name):
             differing.append(f"{name} ({getattr(key, name)}, not {asked})")
             distance += _CIRCUMSTANCES[name]
-    if distance == 0 and digits != key.candidates:
-        return _CIRCUMSTANCES["candidates"], ["candidates"]
     return distance, differing
 
 
@@ -163,7 +166,3 @@ def _like(record: Record, plans: tuple[Plan, ...]) -> Plan | None:
     """The best of the plans that are done in the record's way, unless the estimate is much against it."""
     limit = _TRUSTED * plans[0].estimate.seconds
     return next((plan for plan in plans if plan.estimate.seconds <= limit and style(plan) == record.style), None)
-
-
-def _and(words: list[str]) -> str:
-    return ", ".join(words)

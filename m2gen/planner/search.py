@@ -9,6 +9,7 @@ from m2gen import log
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import PlanError, WisdomError
 from m2gen.planner.advice import Advice, Knowledge, advise
+from m2gen.planner.choice import digest
 from m2gen.planner.plan import Plan, duration
 from m2gen.planner.problem import Problem
 from m2gen.planner.registry import SOLVERS
@@ -72,7 +73,11 @@ def _advice(problem: Problem, limits: DeviceLimits, ranking: Ranking, wisdom: Kn
     if rigor not in RIGORS:
         raise PlanError(f"rigor {rigor!r}", "no such rigor", f"use one of {', '.join(RIGORS)}")
     known = wisdom or Knowledge(())
-    found = advise(problem, limits.arch, ranking.plans, known)
+
+    def digest_of(other: Problem) -> str:
+        return digest(rank(other, limits).plans)
+
+    found = advise(problem, limits.arch, ranking.plans, known, digest_of)
     if rigor == "measure" and not found.exact:
         if known.measure is None:
             raise PlanError(
@@ -82,7 +87,8 @@ def _advice(problem: Problem, limits: DeviceLimits, ranking: Ranking, wisdom: Kn
             )
         record = known.measure(problem, limits)
         if record is not None:
-            found = advise(problem, limits.arch, ranking.plans, replace(known, records=(*known.records, record)))
+            more = replace(known, records=(*known.records, record))
+            found = advise(problem, limits.arch, ranking.plans, more, digest_of)
     if rigor == "wisdom_only" and not found.exact:
         raise WisdomError(
             f"wisdom for {problem} on {limits.arch}",
