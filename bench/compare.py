@@ -15,7 +15,6 @@ from bench.fit import median_interval
 from bench.report import Run, read
 
 THEIRS = ("torch", "scipy", "FFTW", "library", "conv1d", "elementwise", "copy")  # not ours to make faster
-_KEYS = ("group", "problem", "product", "rows", "what", "pass")
 
 
 class Interval(NamedTuple):
@@ -35,14 +34,12 @@ def verdict(old: Interval, new: Interval) -> str:
 
 def speeds(row: dict[str, Any]) -> dict[str, Interval]:
     """Every contender of ours, by what it is measured against."""
-    ratio = row.get("ratio", row.get("speedup", {}))
-    if "median" in ratio:  # one only
-        ratio = {"m2gen": ratio}
     found = {}
-    for name, quartiles in ratio.items():
-        if row.get("group") == "models":  # others by M2-BERT's time
-            found[f"M2-BERT beside {name}"] = _interval(row, name, "M2-BERT", quartiles)
-        elif not name.startswith(THEIRS) or "pass" in row:
+    for name, quartiles in row.get("ratio", {}).items():
+        if row["group"] == "models" or "pass" in row:  # others by our own time
+            ours = "M2-BERT" if row["group"] == "models" else "m2gen"
+            found[f"{ours} beside {name}"] = _interval(row, name, ours, quartiles)
+        elif not name.startswith(THEIRS):
             found[name] = _interval(row, next(iter(row["ms"])), name, quartiles)
     return found
 
@@ -72,7 +69,7 @@ def compare(old: Run, new: Run) -> Iterator[tuple[str, str]]:
 
 
 def _by_key(run: Run) -> dict[str, dict[str, Any]]:
-    return {" ".join(str(row[key]) for key in _KEYS if key in row): row for row in run.rows}
+    return {f"{row['group']} {row['problem']}": row for row in run.rows}
 
 
 def main(old: str, new: str) -> int:

@@ -30,7 +30,19 @@ class Run:
 
 def read(file: str | Path) -> Run:
     data = json.loads(Path(file).read_text())
-    return Run(Path(file).name, data["provenance"], data["results"])
+    return Run(Path(file).name, data["provenance"], [_alike(row) for row in data["results"]])
+
+
+def _alike(row: Row) -> Row:
+    """Rows of the other benchmarks with the fields that those of the long convolution have."""
+    if "product" in row:
+        problem = f"{row['product']}, {row['rows']} rows"
+        return row | {"group": row["what"], "problem": problem, "ratio": {"m2gen": row["ratio"]}}
+    if "pass" in row:  # of the short convolution, all by m2gen's time
+        return row | {"group": row["pass"], "ratio": row["speedup"]}
+    if "speedup" in row:  # the oldest files have one group only, and one ratio
+        return row | {"group": "causal", "ratio": {"m2gen": row["speedup"]}}
+    return row
 
 
 # -- what is read off the rows -----------------------------------------------------------------------------------------
@@ -115,7 +127,8 @@ def timings(rows: Sequence[Row], peak: float | None = None) -> str:
     ]
     more = ["GFLOP/s, share of peak", "peak MiB"] if any("gflops" in row for row in rows) else []
     lines = [[*line, *_work(row, peak)][: len(line) + len(more)] for line, row in zip(lines, rows, strict=True)]
-    return table(["problem", *(f"{name} ms" for name in names), "times as fast as the first (quartiles)", *more], lines)
+    means = "as long as m2gen" if any("pass" in row for row in rows) else "as fast as the first"
+    return table(["problem", *(f"{name} ms" for name in names), f"times {means} (quartiles)", *more], lines)
 
 
 def _work(row: Row, peak: float | None) -> tuple[str, str]:
@@ -123,7 +136,7 @@ def _work(row: Row, peak: float | None) -> tuple[str, str]:
     if "gflops" not in row:
         return "", ""
     share = f" ({row['gflops'] / peak:.0%})" if peak else ""
-    memory = ", ".join(f"{name} {max(mib, 0):.1f}" for name, mib in row["peak_mib"].items())
+    memory = ", ".join(f"{name} {max(mib, 0):.1f}" for name, mib in row.get("peak_mib", {}).items())
     return f"{row['gflops']:.0f}{share}", memory
 
 
