@@ -16,6 +16,8 @@ from math import log2
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.plan import FusedConv, NativeConv, Plan
 
+_COUNTED = 2**30  # bytes in use at once
+
 
 def choice(plan: Plan) -> str:
     """The plan among the candidates of its problem."""
@@ -59,8 +61,11 @@ def _order(spec: FftConvCppSpec) -> str:
 
 
 def digest(plans: Iterable[Plan]) -> str:
-    """12 digits that change with the set of candidates, and with nothing else."""
-    texts = sorted(choice(plan) for plan in plans)
+    """12 digits that change with the set of candidates, and with nothing else.
+
+    Plans of more than a gigabyte do not count: whether they are candidates depends on the memory at hand.
+    """
+    texts = sorted(choice(plan) for plan in plans if plan.conv.estimate.working_set <= _COUNTED)
     return sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
