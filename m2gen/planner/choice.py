@@ -63,9 +63,12 @@ def _order(spec: FftConvCppSpec) -> str:
 def digest(plans: Iterable[Plan]) -> str:
     """12 digits that change with the set of candidates, and with nothing else.
 
-    Plans of more than a gigabyte do not count: whether they are candidates depends on the memory at hand.
+    Plans of more than a gigabyte do not count, unless the least is one: whether they are candidates depends on the
+    memory at hand.
     """
-    texts = sorted(choice(plan) for plan in plans if plan.conv.estimate.working_set <= _COUNTED)
+    sizes = [(plan.conv.estimate.working_set, choice(plan)) for plan in plans]
+    counted = max(_COUNTED, min((size for size, _ in sizes), default=0.0))
+    texts = sorted(text for size, text in sizes if size <= counted)
     return sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 

@@ -114,7 +114,7 @@ def test_recorded_is_what_is_called(monkeypatch: pytest.MonkeyPatch, dtype: torc
     met: set[Problem] = set()
     loaded: set[str] = set()
     bound, load = executor.bound, cpp_kernel.load
-    monkeypatch.setattr(executor, "bound", lambda problem, limits: (met.add(problem), bound(problem, limits))[1])
+    monkeypatch.setattr(executor, "bound", lambda problem, *how: (met.add(problem), bound(problem, *how))[1])
     for module in (blockdiag, depthwise, gate):
         module._bound.cache_clear()
         monkeypatch.setattr(module, "load", lambda spec: (loaded.add(spec.name), load(spec))[1])
