@@ -16,13 +16,15 @@ has to draw it from (seed, epoch, index), not from a generator that runs along. 
 from __future__ import annotations
 
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from m2gen.errors import MissingError, ProblemError
 from m2gen.modules.hyena_filter import param_groups
@@ -71,6 +73,23 @@ class M2Trainer(Trainer):  # type: ignore[misc]
             self.optimizer_cls_and_kwargs = (kind, {**options, "params": groups})
         made: torch.optim.Optimizer = super().create_optimizer(model)
         return made
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As Trainer.train; a run that was finished already is loaded, where Trainer would take one step too many."""
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / _STATE))
+            if state.global_step >= self._wanted(state):
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = state
+                return TrainOutput(state.global_step, float("nan"), {})
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _wanted(self, state: TrainerState) -> float:
+        """The steps that the arguments ask for, as far as an earlier run's state can tell."""
+        if self.args.max_steps > 0:
+            return float(self.args.max_steps)
+        same = state.num_train_epochs == math.ceil(self.args.num_train_epochs)
+        return float(state.max_steps) if same else math.inf
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Wait for every process, so that the state, which is written next, says that all of them have written."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
+from m2gen.ops.versions import versions as versions  # models keep what they make of filters, too
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -176,7 +177,7 @@ class HyenaFilter(nn.Module):
         state = [*self.parameters(), *self.buffers()]
         if any(t.is_inference() for t in state):  # such tensors do not count their versions
             return self._filters(length)
-        seen = (length, [t._version for t in state])
+        seen = (length, versions(state))
         kept = self._kept
         if kept is None or kept[0] != seen or any(a is not b for a, b in zip(kept[1], state, strict=True)):
             with torch.inference_mode(False), torch.no_grad():  # ordinary tensors: their spectra are remembered in turn

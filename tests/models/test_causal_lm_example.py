@@ -63,6 +63,7 @@ def test_from_the_command_line(script: ModuleType, tmp_path: Path, capsys: pytes
     assert torch.equal(model.eval()(ids).logits, trainer.model.eval()(ids).logits)
     with pytest.raises(ProblemError, match="--resume"):
         script.main(run)
+    assert script.main([*run, "--resume"]).state.global_step == 6, "it is finished"
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")  # as if killed before it
     again = script.main([*run, "--resume"])
     assert again.state.global_step == 6

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+import m2gen
 from m2gen.errors import ProblemError
 from m2gen.modules import HyenaFilter, SequenceMixer, param_groups
 from m2gen.modules.hyena_filter import position_features, unit_times
+from m2gen.reference import fftconv as reference
 
 
 def transcription(state: dict[str, torch.Tensor], length: int, channels: int, rev: str = "") -> torch.Tensor:
@@ -188,3 +190,30 @@ def test_in_evaluation_filters_are_computed_once_and_again_after_a_change():
     assert module.train()(20)[0].requires_grad
     with torch.no_grad():
         assert module(20)[0] is not module(20)[0], "nor in training mode"
+
+
+@pytest.mark.parametrize("kind", ["foreach", "fused"])
+def test_evaluation_sees_every_step_of_an_optimizer(kind: str) -> None:
+    """A fused step counts no version of the parameters that it changes."""
+    filters = HyenaFilter(4, 16, width=8)
+    optimizer = torch.optim.AdamW(filters.parameters(), lr=0.1, **{kind: True})
+    for _ in range(3):
+        filters.train()(16)[0].sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            kept = filters.eval()(16)[0]
+            assert torch.equal(kept, filters._filters(16)[0])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_convolutions_see_every_step_of_a_fused_optimizer(train: bool) -> None:
+    """A filter that is itself a parameter: no spectrum of before the step, in training nor in evaluation."""
+    k, u = torch.nn.Parameter(torch.randn(8, 64)), torch.randn(1, 8, 64)
+    optimizer = torch.optim.AdamW([k], lr=0.1, fused=True)
+    for _ in range(4):
+        m2gen.fftconv(u, k).square().sum().backward()
+        optimizer.step()
+        with torch.set_grad_enabled(train):
+            for _ in range(3):
+                y = m2gen.fftconv(u, k).detach()
+                torch.testing.assert_close(y, reference.fftconv(u, k).detach().float(), rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ from m2gen.errors import ProblemError
 from m2gen.models.m2gpt.configuration import M2GPTConfig
 from m2gen.models.m2gpt.generation import stream
 from m2gen.modules.dimension_mixer import DimensionMixer
+from m2gen.modules.hyena_filter import versions
 from m2gen.modules.linear import dense_linear
 from m2gen.modules.mixer_block import MixerBlock
 from m2gen.modules.mixer_cache import MixerCache, filter_bank
@@ -43,7 +44,7 @@ class M2GPT(nn.Module):
         # transformers sets these two where gradient checkpointing is switched on
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
-        self._bank: tuple[list[int], list[Tensor], FilterBank] | None = None
+        self._bank: tuple[tuple[int | None, ...], list[Tensor], FilterBank] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -130,10 +131,10 @@ class M2GPT(nn.Module):
         state = [t for part in parts for t in (*part.parameters(), *part.buffers())]
         if self.training or any(t.is_inference() for t in state):  # those do not count their versions
             return filter_bank(mixers)
-        versions, kept = [t._version for t in state], self._bank
-        if kept is None or kept[0] != versions or any(a is not b for a, b in zip(kept[1], state, strict=True)):
+        seen, kept = versions(state), self._bank
+        if kept is None or kept[0] != seen or any(a is not b for a, b in zip(kept[1], state, strict=True)):
             with torch.inference_mode(False), torch.no_grad():
-                kept = self._bank = (versions, state, filter_bank(mixers))
+                kept = self._bank = (seen, state, filter_bank(mixers))
         return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
