@@ -66,8 +66,9 @@ def test_every_candidate_is_sound(problem, arch):
         assert filter_step.transform == conv.transform
         assert 1 <= conv.channels <= problem.h
         if conv.channels > 4:
-            # one candidate is twice the device's chunk, of which a last quarter is not cut off
-            assert conv.estimate.working_set <= 2 * 1.3 * target(arch).chunk_bytes
+            # a last quarter is not cut off; the library on a CPU has a candidate of twice the chunk
+            twice = 2 if plan.solver == "library" and target(arch).kind == "cpu" else 1
+            assert conv.estimate.working_set <= twice * 1.3 * target(arch).chunk_bytes
         if conv.transform.size < problem.linear_size:
             assert problem.mode == "circular"
             assert conv.transform.size == problem.n
