@@ -37,11 +37,11 @@ def reset_filter_part(module: nn.Module) -> bool:
     return True
 
 
-def shared_names(model: nn.Module) -> Iterator[str]:
-    """The names of frequencies that are another name's tensor: safetensors hold no tensor twice."""
+def shared_names(model: nn.Module, ending: str = ".freq") -> Iterator[str]:
+    """The names, with that ending, of what is another name's tensor: safetensors hold no tensor twice."""
     seen = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.endswith(".freq"):
+        if name.endswith(ending):
             if id(tensor) in seen:
                 yield name
             seen.add(id(tensor))

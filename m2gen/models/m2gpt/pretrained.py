@@ -5,27 +5,18 @@ The mathematics is `M2GPT`'s, which this wraps as `model`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from m2gen.errors import ProblemError
+from m2gen.models.filters import reset_filter_part, shared_names
 from m2gen.models.m2gpt.configuration import M2GPTConfig, preset
 from m2gen.models.m2gpt.modeling import M2GPT
 from m2gen.modules.causal_monarch import TriangularTransform
-from m2gen.modules.hyena_filter import (
-    ExponentialModulation,
-    HyenaFilter,
-    PositionalFeatures,
-    Sine,
-    position_features,
-    unit_times,
-)
 from m2gen.modules.linear import BlockDiagLinear
 from m2gen.modules.mixer_cache import MixerCache
 
@@ -98,25 +89,17 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(config)
         self.model = M2GPT(config.plain())
         # safetensors hold no tensor twice, and these come back with the one that shares them
-        self._keys_to_ignore_on_save = list(_shared_names(self))
+        self._keys_to_ignore_on_save = list(shared_names(self, ""))  # frequencies, tied transforms
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """As the modules' own constructors do it. What is drawn once is not drawn again: special cases come first."""
+        if reset_filter_part(module):
+            return
         if isinstance(module, nn.Linear) and any(module is projection for projection in self.model.projections()):
             self.model.reset_projection(module)
         elif isinstance(module, nn.Linear | nn.Conv1d | nn.LayerNorm | BlockDiagLinear | TriangularTransform | M2GPT):
             module.reset_parameters()
-        elif isinstance(module, HyenaFilter):
-            init.normal_(module.bias)
-        elif isinstance(module, Sine):
-            init.constant_(module.freq, module.w)
-        elif isinstance(module, PositionalFeatures):
-            length = module.z.shape[1]
-            init.copy_(module.t, unit_times(length))
-            init.copy_(module.z, position_features(unit_times(length), length, module.emb_dim))
-        elif isinstance(module, ExponentialModulation):
-            init.copy_(module.deltas, module.rates(module.deltas.shape[-1]))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embedding
@@ -176,15 +159,6 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _supports_default_dynamic_cache(cls) -> bool:
         """`generate` leaves it to `forward` to make the cache."""
         return False
-
-
-def _shared_names(model: nn.Module) -> Iterator[str]:
-    """The names of tensors that stand under another name already: frequencies, tied transforms."""
-    seen = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:
-            yield name
-        seen.add(id(tensor))
 
 
 def _last_columns(attention_mask: Tensor | None, length: int) -> Tensor | None:
