@@ -153,7 +153,7 @@ def show(problem: tuple[str, ...], target: str, part: str, view: str) -> None:
 def compile(problem: tuple[str, ...], out: str, target: tuple[str, ...], **wanted: Any) -> None:
     """Compile every kernel of PROBLEMs or models into a folder, for machines that have no compiler.
 
-    
+    \b
     m2gen compile fftconv n=512 h=768 bf16 causal fftconv n=2048 h=768 bf16 causal --out kernels
     m2gen compile --model 80M-2k-retrieval --lengths 512,2048 --batches 1,8 --target avx512 --out kernels
     M2GEN_COMPILED_DIR=kernels python serve.py
