@@ -46,7 +46,7 @@ MODELS = {
     "bert": Options(model="bert", width=192, layers=4, heads=4, vocabulary=4096),
 }
 BATCH = 2
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (1, 2, 3)
 
 
