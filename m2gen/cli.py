@@ -209,9 +209,10 @@ def demo(minutes: float, seed: int) -> None:
 @click.option(
     "--corpus", is_flag=True, help="The named problems of real models that are meant for this kind of device."
 )
-@click.option("--model", type=click.Path(), help="The convolutions of a saved transformers model, a folder.")
-@click.option("--length", type=int, multiple=True, help="With --model: lengths; default the longest it allows.")
-@click.option("--batch", default=1, show_default=True, help="With --model.")
+@click.option("--model", multiple=True, help="What a model calls: a folder with a config.json, or 80M, 110M ...")
+@click.option("--lengths", default="", help="Of the model's inputs, such as 512,2048.  [default: its longest]")
+@click.option("--batches", default="1", show_default=True, help="Of the model's inputs, such as 1,8.")
+@click.option("--dtype", default=None, help="The model's: fp32, bf16, fp16.  [default: its configuration's]")
 @click.option("--budget", default=600.0, show_default=True, help="Seconds that it may take, about.")
 @click.option("--threads", type=int, help="Of torch; default as torch chooses.")
 @click.option("--again", is_flag=True, help="Problems that were tuned before, too.")
@@ -220,9 +221,10 @@ def demo(minutes: float, seed: int) -> None:
 def tune(
     problem: tuple[str, ...],
     corpus: bool,
-    model: str | None,
-    length: tuple[int, ...],
-    batch: int,
+    model: tuple[str, ...],
+    lengths: str,
+    batches: str,
+    dtype: str | None,
     budget: float,
     threads: int | None,
     again: bool,
@@ -234,20 +236,22 @@ def tune(
     \b
     m2gen tune fftconv n=8192 h=768 b=4 bf16 causal gated skip
     m2gen tune --corpus --budget 600
-    m2gen tune --model path/to/m2-bert --length 2048 --length 8192 --batch 4
+    m2gen tune --model path/to/m2-bert --lengths 2048,8192 --batches 4
     m2gen tune --fit
     Every result is kept at once: a tuning that is stopped goes on where it was.
     """
     import torch
 
     from m2gen import tuning
+    from m2gen.ahead.models import Sizes
+    from m2gen.planner.problem import parse_all
     from m2gen.runtime.planning import limits_of
 
     if threads or fit:
         torch.set_num_threads(1 if fit else threads or 1)
     limits, console = limits_of(), _console()
-    asked = tuning.problems_of_text(problem) + (tuning.problems_of_corpus(limits.kind) if corpus else [])
-    asked += tuning.problems_of_model(model, length, batch) if model else []
+    asked = parse_all(" ".join(problem)) + (tuning.problems_of_corpus(limits.kind) if corpus else [])
+    asked += tuning.problems_of_models(model, Sizes.of(lengths, batches, dtype), limits) if model else []
     if not asked and not fit:
         raise click.UsageError("give a PROBLEM, --corpus, --model or --fit")
     for line in tuning.summary(tuning.run(asked, budget, again, console)) if asked else ():

@@ -35,7 +35,7 @@ class RenderError(M2GenError):
 
 
 class CompileError(M2GenError):
-    """Generated C++ cannot be compiled or loaded here."""
+    """A generated kernel cannot be compiled or loaded here."""
 
 
 class WisdomError(M2GenError):

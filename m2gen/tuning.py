@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from m2gen.errors import ProblemError, WisdomError
-from m2gen.planner.problem import OPS, Problem
+from m2gen.errors import WisdomError
+from m2gen.planner.problem import Problem, parse_all
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from m2gen.ahead.models import Sizes
     from m2gen.cache.wisdom import Entry
     from m2gen.device.limits import DeviceLimits
     from m2gen.runtime.fit import Quality
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 # -- which problems ----------------------------------------------------------------------------------------------------
 
 
-def problems_of_text(words: Iterable[str]) -> list[Problem]:
-    """Problems in a row; each begins with the name of its op."""
-    found: list[list[str]] = []
-    for word in " ".join(words).split():
-        if word in OPS or not found:
-            found.append([])
-        found[-1].append(word)
-    return [Problem.parse(" ".join(one)) for one in found]
-
-
 def problems_of_corpus(kind: str) -> list[Problem]:
     """The corpus's problems for a CPU (those that it is meant for) or a GPU."""
     from m2gen.testing.corpus import corpus
@@ -40,47 +31,14 @@ def problems_of_corpus(kind: str) -> list[Problem]:
     return [entry.problem for entry in corpus() if kind == "gpu" or "cpu" in entry.tags]
 
 
-def problems_of_model(folder: str, lengths: Sequence[int], batch: int) -> list[Problem]:
-    """The convolutions of a saved transformers model (M2-BERT): its forward pass in shapes alone, nothing computed.
+def problems_of_models(names: Iterable[str], sizes: Sizes, limits: DeviceLimits) -> list[Problem]:
+    """The long convolutions of models, by their folders or presets: found in shapes alone. Raises M2GenError."""
+    from m2gen.ahead.record import Wanted, record
 
-    `lengths` default to the longest that its configuration allows. Raises ProblemError for a folder that is no model.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoConfig, AutoModel
-
-    import m2gen.models  # noqa: F401  registers its models
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ProblemError(
-            f"the model {folder}", f"no saved model ({error})", "give the folder of a config.json"
-        ) from error
-    config.num_hidden_layers = 1  # layers pose the same problems
-    found: dict[Problem, None] = {}
-    for length in lengths or (config.max_position_embeddings,):
-        with FakeTensorMode(), torch.no_grad(), _recorder(found):
-            AutoModel.from_config(config).eval()(torch.zeros(batch, length, dtype=torch.long))
-    return list(found)
-
-
-def _recorder(found: dict[Problem, None]) -> Any:
-    """A mode in which every convolution that is dispatched is noted."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    from m2gen.runtime.executor import problem_of
-    from m2gen.runtime.spectral import Operands
-
-    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if func is torch.ops.m2gen.fftconv.default:
-                *tensors, mode, precision = args
-                found[problem_of(Operands(*tensors), mode, precision)] = None
-            return func(*args, **(kwargs or {}))
-
-    return Recorder()  # type: ignore[no-untyped-call]
+    wanted = Wanted()
+    for name in names:
+        record(wanted, name, limits, sizes)
+    return list(wanted.problems)
 
 
 # -- tuning ------------------------------------------------------------------------------------------------------------
@@ -233,7 +191,7 @@ def forgotten(words: Sequence[str], everything: bool) -> str:
 
     if store.place().is_file():
         raise WisdomError(f"forgetting in {store.place()}", "it is a table", "edit it, or set M2GEN_WISDOM to a folder")
-    wanted = {str(problem) for problem in problems_of_text(words)}
+    wanted = {str(problem) for problem in parse_all(" ".join(words))}
     gone = [path for path, entry in store.stored(store.place()) if everything or entry.key.problem in wanted]
     for path in gone:
         path.unlink(missing_ok=True)

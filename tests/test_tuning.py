@@ -13,8 +13,7 @@ from m2gen import tuning
 from m2gen.cache import wisdom as store
 from m2gen.cli import main
 from m2gen.config import Config
-from m2gen.errors import ProblemError
-from m2gen.planner.problem import Problem
+from m2gen.errors import M2GenError
 from m2gen.runtime import limits, tune, wisdom
 from m2gen.runtime.timer import Samples
 
@@ -44,11 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     limits.live.cache_clear()
 
 
-def test_problems_need_no_quotes() -> None:
-    both = [Problem.parse(TINY), Problem.parse("fftconv n=8")]
-    assert tuning.problems_of_text([TINY, "fftconv n=8"]) == both
-    assert tuning.problems_of_text([*TINY.split(), "fftconv", "n=8"]) == both
-    assert tuning.problems_of_text([]) == []
+def test_problems_of_the_corpus() -> None:
     assert len(tuning.problems_of_corpus("gpu")) > len(tuning.problems_of_corpus("cpu")) > 10
 
 
@@ -104,16 +99,19 @@ def test_errors_are_one_clean_message(words: tuple[str, ...], code: int, part: s
     assert done.exit_code == code and part in done.stderr and "Traceback" not in done.output
 
 
-def test_the_problems_of_a_model(tmp_path: Path) -> None:
+def test_the_problems_of_models(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
+    from m2gen.ahead.models import Sizes
     from m2gen.models import M2BertConfig
 
     M2BertConfig.preset("80M").save_pretrained(tmp_path / "model")
-    found = tuning.problems_of_model(str(tmp_path / "model"), (64, 100), 3)
+    here = limits.live(limits.default_device())
+    found = tuning.problems_of_models([str(tmp_path / "model")], Sizes((64, 100), (3,)), here)
     assert {(problem.n, problem.h, problem.b, problem.mode) for problem in found} == {
         (64, 768, 3, "bidirectional"),
         (100, 768, 3, "bidirectional"),
     }
-    assert tuning.problems_of_model(str(tmp_path / "model"), (), 1)[0].n == 128
-    with pytest.raises(ProblemError, match="give the folder of a config.json".capitalize()):
-        tuning.problems_of_model(str(tmp_path), (64,), 1)
+    assert {problem.n for problem in tuning.problems_of_models(["80M", "M2-ViT-b"], Sizes(), here)} == {128, 196}
+    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
+    with pytest.raises(M2GenError, match="is not understood"):
+        tuning.problems_of_models([str(tmp_path)], Sizes(), here)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from m2gen.ahead.build import build
+from m2gen.ahead.models import Sizes
 from m2gen.ahead.record import Wanted, record
-from m2gen.dtypes import DTYPES
-from m2gen.errors import M2GenError, ProblemError
-from m2gen.planner.problem import OPS, Problem
+from m2gen.errors import M2GenError
+from m2gen.planner.problem import Problem, parse_all
 from m2gen.runtime.planning import limits_of
 
 
@@ -27,10 +27,8 @@ def run(
     backward: bool = False,
 ) -> list[str]:
     """Compile for every target, telling of each kernel; what failed, as lines. Raises M2GenError."""
-    asked, models = split(problems), list(model)
-    sizes = {"lengths": _numbers("--lengths", lengths), "batches": _numbers("--batches", batches)}
-    if dtype is not None and dtype not in DTYPES:
-        raise ProblemError(f"--dtype {dtype}", "there is no such dtype", f"use one of {', '.join(DTYPES)}")
+    asked, models = parse_all(problems), list(model)
+    sizes = Sizes.of(lengths, batches, dtype)
     if not (asked or corpus or models):
         raise M2GenError("m2gen compile", "nothing to compile is named", "give a PROBLEM, --corpus or --model")
     failed: list[str] = []
@@ -38,21 +36,11 @@ def run(
         limits = limits_of(target)
         wanted = _named(asked, corpus, backward)
         for name in models:
-            record(wanted, name, limits, dtype=dtype, gradients=backward, **sizes)
+            record(wanted, name, limits, sizes, gradients=backward)
         result = build(Path(out), target, wanted, lambda name, what: say(f"{name}: {what}"))
         failed += result.failed
         say(f"{result.folder}: {result.problems} problems, {result.new} kernels compiled, {result.there} were there")
     return failed
-
-
-def split(text: str) -> list[Problem]:
-    """The problems in a text, each of which starts with its op."""
-    found: list[list[str]] = []
-    for word in text.split():
-        if word in OPS or not found:
-            found.append([])
-        found[-1].append(word)
-    return [Problem.parse(" ".join(words)) for words in found]
 
 
 def _named(problems: Iterable[Problem], corpus: bool, backward: bool) -> Wanted:
@@ -65,13 +53,3 @@ def _named(problems: Iterable[Problem], corpus: bool, backward: bool) -> Wanted:
     for entry in entries() if corpus else ():
         wanted.add(entry.problem, entry.name, backward and "train" in entry.tags)
     return wanted
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        found = [int(word) for word in text.split(",") if word.strip()]
-    except ValueError:
-        found = [0]
-    if any(number < 1 for number in found):
-        raise ProblemError(f"{option} {text}", "not numbers from 1 on", f"write for example {option} 512,2048")
-    return found

@@ -3,13 +3,11 @@ calls of m2gen's operators are written down. No weights, no memory, no kernel.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2gen.errors import M2GenError
+from m2gen.ahead.models import Sizes, config_of, inputs_of, model_of
 from m2gen.planner.problem import Problem
 
 if TYPE_CHECKING:
@@ -37,54 +35,34 @@ class Wanted:
         self.others.setdefault(op, {}).update({spec: None for spec in specs if spec is not None})
 
 
-def config_of(name: str) -> Any:
-    """The configuration in a folder with a config.json, or an M2-BERT preset such as "80M". Raises M2GenError."""
-    from transformers import AutoConfig
-
-    from m2gen.models import M2BertConfig  # importing it registers M2-BERT
-    from m2gen.models.m2bert.configuration import PRESETS
-
-    if name in PRESETS:
-        return M2BertConfig.preset(name)
-    if (Path(name) / "config.json").is_file():
-        return AutoConfig.from_pretrained(name)
-    presets = ", ".join(PRESETS)
-    raise M2GenError(
-        f"the model {name!r}", "neither a folder with a config.json nor a preset", f"use a folder or one of {presets}"
-    )
-
-
 def record(
-    wanted: Wanted,
-    name: str,
-    limits: DeviceLimits,
-    *,
-    dtype: str | None = None,
-    lengths: Sequence[int] = (),
-    batches: Sequence[int] = (1,),
-    gradients: bool = False,
+    wanted: Wanted, name: str, limits: DeviceLimits, sizes: Sizes | None = None, *, gradients: bool = False
 ) -> None:
-    """Add what the encoder of `name` calls for every length and batch; without `lengths`, for its longest. In
-    evaluation, and with `gradients` in training too.
-
-    Its weights are of `dtype` ("fp32", "bf16", ...), else of the configuration's, else float32. Raises M2GenError.
-    """
+    """Add what the model `name`, a folder's or a preset's, calls in evaluation, with `gradients` in training too, and
+    what generation with a cache calls. Raises M2GenError."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModel
 
     from m2gen.dtypes import DTYPES
 
-    config = config_of(name)
-    weights = getattr(torch, DTYPES[dtype].torch_name) if dtype else config.dtype or torch.float32
-    training = (False, True) if gradients else (False,)  # in evaluation other kernels are called
+    config, sizes = config_of(name), sizes or Sizes()
+    weights = getattr(torch, DTYPES[sizes.dtype].torch_name) if sizes.dtype else config.dtype or torch.float32
     with FakeTensorMode(), _recorder(wanted, name, limits):
-        model = AutoModel.from_config(config, dtype=weights)
-        for length, batch, train in product(lengths or (config.max_position_embeddings,), batches, training):
-            with torch.set_grad_enabled(train):
-                out = model.train(train)(torch.zeros((batch, length), dtype=torch.long))[0]
-                if train:
-                    out.float().sum().backward()
+        model = model_of(config, weights)
+        for inputs in inputs_of(config, weights, sizes):
+            with torch.no_grad():
+                model.eval()(inputs)
+                if hasattr(model, "new_cache"):
+                    _generation(model, inputs)
+            if gradients:  # other kernels than in evaluation
+                model.train()(inputs)[0].float().sum().backward()
+
+
+def _generation(model: Any, prompt: Any) -> None:
+    """A prompt read with a cache, and all that may stand before and after it."""
+    cache = model.new_cache(prompt.shape[0])
+    cache.rehearse()
+    model(prompt, past_key_values=cache)
 
 
 def _recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
@@ -105,7 +83,7 @@ def _recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
 
 def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
     """What to note of each operator's call."""
-    from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_op
+    from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
     from m2gen.runtime.executor import problem_of
     from m2gen.runtime.spectral import Operands
 
@@ -113,9 +91,14 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         *tensors, mode, precision = args
         wanted.add(problem_of(Operands(*tensors), mode, precision), of, gradients)
 
+    def taps(z: Any, dc: Any, length: int, mode: str, precision: str) -> None:
+        k = z.new_empty((dc.shape[1], length))
+        long(True, z, k, k if mode == "bidirectional" else None, None, None, None, mode, precision)
+
     convolutions: dict[Any, Callable[..., Any]] = {
         fftconv_op: lambda *args: long(False, *args),
         fftconv_bwd_op: lambda dy, *args: long(True, *args[:-1]),
+        fftconv_dk_op: taps,  # where gradients are differentiated again
     }
     return convolutions | (_notes_of_kernels(wanted, limits) if limits.kind == "cpu" else {})
 

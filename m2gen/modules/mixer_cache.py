@@ -102,6 +102,11 @@ class MixerCache:
             )
         self.long.check(count)
 
+    def rehearse(self) -> None:
+        """Call on zeros what a text and its continuation to the capacity may call, see `OnlineConv.rehearse`."""
+        with torch.no_grad():
+            self.long.rehearse()
+
     def advance(self, count: int) -> None:
         """Every layer has had the next `count` positions."""
         self.short.advance(count)

@@ -107,6 +107,21 @@ class OnlineConv:
                 "stop there, or start anew with a larger capacity; a model's limit is its max_length",
             )
 
+    def rehearse(self) -> None:
+        """Every convolution that a text from the start on and its continuation to the capacity may need, on zeros, so
+        that no kernel has to be compiled while someone waits. Raises ProblemError where something was seen already."""
+        if self.position:
+            raise ProblemError("a rehearsal", f"{self.position} positions were seen already", "rehearse a new cache")
+        reaches: dict[tuple[int, int], int] = {}
+        for t in range(BLOCK, self.capacity, BLOCK):
+            size = min(t & -t, self.slots)
+            reaches.setdefault((size, min(size, self.capacity - t)), t)
+        for t in reaches.values():
+            self._tile(t, 0)
+            self._tile(t, None)
+        for at, count in ((0, BLOCK << i) for i in range((self.slots // BLOCK).bit_length())):
+            self._piece(0, at, self.buffer.new_zeros(self.batch, count, self.bank.heads * self.bank.distinct))
+
     def step(self, layer: int, z: Tensor) -> Tensor:
         """One sample z (B, channels) of a layer -> its output (B, channels)."""
         here = self.buffer[self.position % self.slots, :, layer]

@@ -123,6 +123,16 @@ class Problem:
         return self.n + max(self.taps)
 
 
+def parse_all(text: str) -> list[Problem]:
+    """Problems in a row; each begins with the name of its op. Raises ProblemError."""
+    found: list[list[str]] = []
+    for word in text.split():
+        if word in OPS or not found:
+            found.append([])
+        found[-1].append(word)
+    return [Problem.parse(" ".join(one)) for one in found]
+
+
 def _check_size(name: str, value: object) -> None:
     if name == "k" and value is None:
         return

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
 from m2gen.codegen.render import render
+from m2gen.errors import CompileError
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.runtime import machine_code
 
@@ -162,6 +163,12 @@ def _compile(job: Job) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    if not hasattr(triton, "knobs"):
+        raise CompileError(
+            f"{job.spec.name} for {job.arch}",
+            f"triton {triton.__version__} cannot be told to compile for a GPU that is not here",
+            "install triton 3.4 or newer (it comes with torch 2.8 or newer)",
+        )
     triton.knobs.runtime.interpret = False  # before the kernel's module is loaded
     from m2gen.runtime.triton_kernel import load
 

@@ -14,15 +14,24 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fresh import results
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel
 
 import m2gen
-from m2gen.ahead import command
-from m2gen.ahead.record import Wanted, record
+from m2gen.ahead.models import Sizes
+from m2gen.ahead.record import Wanted, _notes, _recorder, record
 from m2gen.cache import compiled
 from m2gen.cli import main
 from m2gen.config import Config
-from m2gen.models import M2BertConfig, M2BertModel
+from m2gen.dtypes import DTYPES
+from m2gen.models import (
+    M2BertConfig,
+    M2BertModel,
+    M2GPTForCausalLM,
+    M2GPTPretrainedConfig,
+    M2ViTConfig,
+    M2ViTModel,
+)
 from m2gen.planner import search
 from m2gen.planner.problem import Problem
 from m2gen.runtime import ahead, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, native, planning
@@ -102,15 +111,9 @@ def test_the_manifest_says_what_is_there(model: Path, kernels: Path) -> None:
     assert files | {compiled.MANIFEST} == {path.name for path in place.iterdir()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recorded_is_what_is_called(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """The problems and kernels that fake tensors show are those that real ones load."""
-    limits = live(torch.device("cpu"))
-    config = M2BertConfig(vocab_size=50, hyena_filter_order=8, **SMALL)
-    monkeypatch.setattr("m2gen.ahead.record.config_of", lambda name: config)
-    wanted = Wanted()
-    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
-    record(wanted, "small", limits, dtype=name, lengths=(24, 40), batches=(1, 3), gradients=True)
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> tuple[set[Problem], set[str]]:
+    """The problems that are run from now on, and the kernels that are loaded for other operators."""
     met: set[Problem] = set()
     loaded: set[str] = set()
     bound, load = executor.bound, cpp_kernel.load
@@ -118,14 +121,77 @@ def test_recorded_is_what_is_called(monkeypatch: pytest.MonkeyPatch, dtype: torc
     for module in (blockdiag, depthwise, gate):
         module._bound.cache_clear()
         monkeypatch.setattr(module, "load", lambda spec: (loaded.add(spec.name), load(spec))[1])
-    model = M2BertModel(config).to(dtype)
+    return met, loaded
+
+
+def recorded(folder: Path, config: Any, *sizes: Any, gradients: bool = True) -> tuple[Wanted, set[str]]:
+    """What fake tensors show of a model: all of it, and the names of the kernels of other operators."""
+    config.save_pretrained(folder)
+    wanted = Wanted()
+    record(wanted, str(folder), live(torch.device("cpu")), Sizes(*sizes), gradients=gradients)
+    return wanted, {spec.name for specs in wanted.others.values() for spec in specs}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_recorded_is_what_is_called(called: tuple[set[Problem], set[str]], tmp_path: Path, dtype: str) -> None:
+    """The problems and kernels that fake tensors show are those that real ones load."""
+    met, loaded = called
+    config = M2BertConfig(vocab_size=50, hyena_filter_order=8, **SMALL)
+    wanted, others = recorded(tmp_path, config, (24, 40), (1, 3), dtype)
+    model = M2BertModel(config).to(getattr(torch, DTYPES[dtype].torch_name))
     for length, batch in product((24, 40), (1, 3)):
         ids = torch.zeros((batch, length), dtype=torch.long)
         model(ids)[0].sum().backward()
         with torch.no_grad():
             model(ids)
     assert met == set(wanted.problems) == wanted.trained
-    assert {spec.name for specs in wanted.others.values() for spec in specs} == loaded
+    assert others == loaded
+
+
+def test_recorded_of_images(called: tuple[set[Problem], set[str]], tmp_path: Path) -> None:
+    met, loaded = called
+    config = M2ViTConfig.preset("M2-ViT-fashion", num_hidden_layers=1)
+    wanted, others = recorded(tmp_path, config, (), (2,))
+    model = M2ViTModel(config)
+    pixels = torch.zeros(2, 1, 28, 28)
+    model(pixels)[0].sum().backward()
+    with torch.no_grad():
+        model.eval()(pixels)
+    assert met == set(wanted.problems) == wanted.trained
+    assert others == loaded
+
+
+@pytest.mark.parametrize("causal", ["fft", "monarch"])
+def test_recorded_of_generation(called: tuple[set[Problem], set[str]], tmp_path: Path, causal: str) -> None:
+    """Any prompt, any number of tokens: tiles of every size, the last ones cut off by the model's longest text."""
+    met, loaded = called
+    config = M2GPTPretrainedConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=2, max_position_embeddings=300, causal=causal
+    )
+    wanted, others = recorded(tmp_path, config, (7, 150), (1,), gradients=False)
+    model = M2GPTForCausalLM(config).eval()
+    with torch.no_grad():
+        for length in (7, 150):
+            model(torch.zeros((1, length), dtype=torch.long))
+    for length in (7, 150, 280):  # read with a cache by `generate`
+        model.generate(torch.ones((1, length), dtype=torch.long), max_new_tokens=300 - length, do_sample=False)
+    assert met == set(wanted.problems)
+    assert loaded == others
+
+
+def test_every_operator_is_noted() -> None:
+    """No operator's kernels are forgotten when a model's are compiled ahead."""
+    noted = {op.name() for op in _notes(Wanted(), "", live(torch.device("cpu")))}
+    assert noted == {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("m2gen::")}
+
+
+def test_second_derivatives_are_noted() -> None:
+    wanted = Wanted()
+    x, k = torch.ones(1, 2, 9), torch.ones(2, 5, requires_grad=True)
+    with FakeTensorMode(allow_non_fake_inputs=True), _recorder(wanted, "", live(torch.device("cpu"))):
+        (dk,) = torch.autograd.grad(m2gen.fftconv(x, k).square().sum(), k, create_graph=True)
+    assert [(problem.n, problem.k) for problem in wanted.trained] == [(9, 5)]
+    assert dk.shape == k.shape
 
 
 def test_a_plan_lists_every_kernel_that_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +272,3 @@ def test_errors_are_one_clean_message(tmp_path: Path, words: str, part: str) -> 
     done = run(words, tmp_path / "out")
     assert done.exit_code == 2 and part in done.stderr.lower() and done.stderr.startswith("Error: ")
     assert not (tmp_path / "out").exists()
-
-
-def test_problems_are_split_at_their_op() -> None:
-    assert command.split("fftconv n=8 causal fftconv n=9 h=2") == [Problem(n=8), Problem(n=9, h=2)]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2gen.errors import ProblemError
-from m2gen.planner.problem import LARGEST, Problem
+from m2gen.planner.problem import LARGEST, Problem, parse_all
 
 sizes = st.integers(1, 10**6)
 
@@ -40,6 +40,13 @@ def test_round_trip_in_any_order(problem, random):
     assert Problem.parse(str(problem)) == problem
     random.shuffle(words)
     assert Problem.parse(" ".join(words)) == problem
+
+
+def test_several_in_a_row():
+    assert parse_all("fftconv n=8 causal fftconv n=9 h=2") == [Problem(n=8), Problem(n=9, h=2)]
+    with pytest.raises(ProblemError, match="op is missing"):
+        parse_all("n=8 fftconv n=9")
+    assert parse_all(" ") == []
 
 
 def test_canonical_text():

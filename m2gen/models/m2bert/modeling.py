@@ -31,6 +31,7 @@ from m2gen.models.m2bert.layers import (
     real_tokens,
 )
 from m2gen.models.m2bert.pretrained import Pretrained
+from m2gen.models.options import check_loss_options
 from m2gen.modules.linear import BlockDiagLinear
 
 IGNORE = -100  # a label that does not count
@@ -265,9 +266,3 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
         return M2BertClassifierOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, sentence_embedding=out.pooler_output
         )
-
-
-def check_loss_options(options: dict[str, Any]) -> None:
-    """Raise TypeError for a keyword that no loss takes: it must not vanish in silence."""
-    if unknown := options.keys() - {"num_items_in_batch"}:
-        raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")

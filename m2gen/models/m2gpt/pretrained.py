@@ -16,6 +16,7 @@ from m2gen.errors import ProblemError
 from m2gen.models.filters import reset_filter_part, shared_names
 from m2gen.models.m2gpt.configuration import M2GPTConfig, preset
 from m2gen.models.m2gpt.modeling import M2GPT
+from m2gen.models.options import check_loss_options
 from m2gen.modules.causal_monarch import TriangularTransform
 from m2gen.modules.linear import BlockDiagLinear
 from m2gen.modules.mixer_cache import MixerCache
@@ -137,17 +138,21 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             ProblemError: for more than max_position_embeddings tokens, for masks of another shape or, with
                 causal="monarch", on the left, for both or no inputs, and for a cache where gradients are on.
         """
-        _check_options(loss_options)
+        check_loss_options(loss_options)
         if (input_ids is None) == (inputs_embeds is None):
             raise ProblemError("M2-GPT", "input_ids and inputs_embeds together, or neither", "give one of them")
         x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self.model.new_cache(x.shape[0]) if use_cache and past_key_values is None else past_key_values
+        cache = self.new_cache(x.shape[0]) if use_cache and past_key_values is None else past_key_values
         states = self.model.states(x, _last_columns(attention_mask, x.shape[1]), cache)
         logits = self.model.logits(states[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache:
+        """An empty cache, as `M2GPT.new_cache`."""
+        return self.model.new_cache(batch, capacity)
 
     @staticmethod
     def _reorder_cache(past_key_values: MixerCache, beam_idx: Tensor) -> MixerCache:
@@ -168,12 +173,6 @@ def _last_columns(attention_mask: Tensor | None, length: int) -> Tensor | None:
     mask = attention_mask[:, -length:]
     look = mask.device.type == "cpu"
     return None if look and bool(mask.all()) else mask
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    """Raise TypeError for a keyword that nothing takes: it must not vanish in silence."""
-    if unknown := options.keys() - {"num_items_in_batch"}:
-        raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
 
 
 AutoConfig.register(M2GPTPretrainedConfig.model_type, M2GPTPretrainedConfig, exist_ok=True)

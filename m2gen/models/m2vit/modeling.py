@@ -21,6 +21,7 @@ from transformers.utils import can_return_tuple
 from m2gen.models.filters import reset_filter_part, shared_names
 from m2gen.models.m2vit.configuration import M2ViTConfig
 from m2gen.models.m2vit.layers import M2ViTEmbeddings, M2ViTLayer, classifier
+from m2gen.models.options import check_loss_options
 from m2gen.modules.dimension_mixer import DimensionMixer
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
 
@@ -126,8 +127,7 @@ class M2ViTForImageClassification(M2ViTPreTrainedModel):
         The loss is the mean cross-entropy in nats (or what `config.problem_type` says); a trainer's
         `label_smoothing_factor` takes its place. Raises TypeError for a keyword that no loss takes.
         """
-        if unknown := loss_options.keys() - {"num_items_in_batch"}:
-            raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+        check_loss_options(loss_options)
         out = self.vit(pixel_values, output_hidden_states, return_dict=True)
         logits = self.classifier(out.pooler_output)
         loss = None
