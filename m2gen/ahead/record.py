@@ -62,7 +62,7 @@ def _generation(model: Any, prompt: Any) -> None:
     """A prompt read with a cache, and all that may stand before and after it."""
     cache = model.new_cache(prompt.shape[0])
     cache.rehearse()
-    model(prompt, past_key_values=cache)
+    model(prompt, cache=cache)
 
 
 def _recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:

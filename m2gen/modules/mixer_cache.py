@@ -65,7 +65,9 @@ class MixerCache:
             self.short = _ShortConvs(mixers, batch, self.long.buffer)
             self.transforms = [None if m.monarch is None else _Transforms(m, m.monarch, batch) for m in mixers]
 
-    is_compileable = False  # transformers asks a cache for this, and for `get_seq_length`
+    # transformers asks a cache for these, and for `get_seq_length`: positions count, and cannot be taken back
+    is_compileable = is_croppable = False
+    is_linear = (False,)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """`position`, under the name that transformers knows; the same for all layers."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from click.testing import CliRunner, Result
 from fresh import results
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -229,6 +230,7 @@ def test_what_was_compiled_ahead_is_done_as_it_was_planned(tmp_path: Path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(triton, "knobs"), reason="Triton before 3.4 compiles for the GPU at hand only")
 def test_gpu_kernels_can_be_looked_at(tmp_path: Path) -> None:
     done = run("fftconv n=256 h=8 fp16 causal gated --backward --target sm90", tmp_path)
     assert done.exit_code == 0, done.output

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from m2gen.errors import ProblemError
 from m2gen.models import M2GPT, M2GPTConfig, M2GPTForCausalLM, M2GPTPretrainedConfig
+from m2gen.models.m2gpt.pretrained import CACHE
 
 IDS = torch.randint(1, 50, (2, 24), generator=torch.Generator().manual_seed(0))
 GREEDY = {"do_sample": False, "pad_token_id": 0}
@@ -68,8 +69,18 @@ def test_generate_is_the_plain_modules(causal: str) -> None:
     assert torch.equal(m.generate(IDS[:, :5], max_new_tokens=80, use_cache=False, **GREEDY), want)
     # a part that has been read already
     with torch.no_grad():
-        begun = m(IDS[:, :4], use_cache=True).past_key_values
-    assert torch.equal(m.generate(IDS[:, :5], past_key_values=begun, max_new_tokens=80, **GREEDY), want)
+        begun = m(IDS[:, :4], use_cache=True)[CACHE]
+    assert torch.equal(m.generate(IDS[:, :5], **{CACHE: begun}, max_new_tokens=80, **GREEDY), want)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_either_name_of_a_cache(name: str) -> None:
+    m = model()
+    with torch.no_grad():
+        whole = m(IDS).logits
+        cache = m(IDS[:, :4], use_cache=True)[CACHE]
+        torch.testing.assert_close(m(IDS[:, 4:], **{name: cache}).logits, whole[:, 4:], rtol=1e-4, atol=1e-5)
+        assert cache.position == IDS.shape[1]
 
 
 def test_padding_on_the_left_changes_nothing() -> None:
@@ -117,6 +128,8 @@ def test_refusals() -> None:
     m = model()
     with pytest.raises(ProblemError, match="Give one of them"):
         m()
+    with pytest.raises(ProblemError, match="cache and past_key_values together"):
+        m(IDS, cache=m.new_cache(2), past_key_values=m.new_cache(2))
     with pytest.raises(ProblemError, match="none"):
         M2GPTPretrainedConfig(tie_word_embeddings=False)
     with pytest.raises(TypeError, match="token_type_ids"):

@@ -21,6 +21,8 @@ from m2gen.modules.causal_monarch import TriangularTransform
 from m2gen.modules.linear import BlockDiagLinear
 from m2gen.modules.mixer_cache import MixerCache
 
+# what transformers calls a cache: "cache" from 5.24 on
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 _NAMES = {
     "hidden_size": "d_model",
     "num_hidden_layers": "n_layers",
@@ -39,7 +41,7 @@ class M2GPTPretrainedConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "m2_gpt"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     vocab_size: int = 256
     hidden_size: int = 256
@@ -118,6 +120,7 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        cache: MixerCache | None = None,
         **loss_options: Any,
     ) -> CausalLMOutputWithPast:
         """`logits` (B, L, V), and `loss` where labels are given.
@@ -127,11 +130,12 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             attention_mask: (B, L), or (B, length so far) with a cache; bool or 0/1, true at real tokens. Pad on the
                 left to generate. A text gives the same logits alone and padded; with causal="monarch" only padding
                 on the right is possible, as a CausalMonarch tells positions apart.
-            past_key_values: from `model.new_cache(batch)`: the inputs are the next part of what it has seen.
+            past_key_values: from `model.new_cache(batch)`: the inputs are the next part of what it has seen. `cache` is
+                the same, under its name from transformers 5.24 on.
             labels: (B, L), mostly input_ids, -100 where none counts; they are shifted here. The loss is the mean
                 cross-entropy in nats; a trainer may pass `num_items_in_batch`, the number to divide by.
-            use_cache: make such a cache, `past_key_values` of the result. Default: no; `generate` asks for it where
-                `config.use_cache` says so.
+            use_cache: make such a cache; of the result it is `past_key_values`, or `cache` likewise. Default: no;
+                `generate` asks for it where `config.use_cache` says so.
             logits_to_keep: logits of so many last positions only; 0: of all.
 
         Raises:
@@ -139,16 +143,20 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 causal="monarch", on the left, for both or no inputs, and for a cache where gradients are on.
         """
         check_loss_options(loss_options)
+        if cache is not None and past_key_values is not None:
+            raise ProblemError("M2-GPT", "cache and past_key_values together", "give one of them")
         if (input_ids is None) == (inputs_embeds is None):
             raise ProblemError("M2-GPT", "input_ids and inputs_embeds together, or neither", "give one of them")
         x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self.new_cache(x.shape[0]) if use_cache and past_key_values is None else past_key_values
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = self.new_cache(x.shape[0])
         states = self.model.states(x, _last_columns(attention_mask, x.shape[1]), cache)
         logits = self.model.logits(states[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache:
         """An empty cache, as `M2GPT.new_cache`."""
