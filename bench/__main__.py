@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from m2gen.errors import M2GenError
+
 parser = argparse.ArgumentParser(
     prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
@@ -52,7 +54,10 @@ elif arguments.what == "report":
 
     if not arguments.files:
         parser.error("report needs files of results")
-    report.main(arguments.files, arguments.out)
+    try:
+        report.main(arguments.files, arguments.out)
+    except M2GenError as error:
+        parser.error(str(error))
 elif arguments.what == "compare":
     from bench import compare
 

@@ -25,11 +25,13 @@ import torch
 from transformers import TrainerCallback
 
 from bench.timing import provenance
+from bench.trained import row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import causal_lm
 
 MODELS = ("m2gpt", "transformer")
+UNIT = "bits a byte"
 RATES = (2e-3, 4e-3, 8e-3)
 CALIBRATION = 40  # steps
 
@@ -98,12 +100,12 @@ class Comparison:
         key = f"{name} {model} {rate:g} {seed}"
         if key not in self.runs:
             self.runs[key] = train(model, steps, rate, seed, self.options)
-            self.save({})
+            self.save([])
             print(key, json.dumps(self.runs[key]), flush=True)
         return self.runs[key]
 
-    def save(self, summary: dict[str, Any]) -> None:
-        found = {"provenance": provenance(), "options": self.options, "summary": summary, "runs": self.runs}
+    def save(self, results: list[dict[str, Any]]) -> None:
+        found = {"provenance": provenance(), "options": self.options, "results": results, "runs": self.runs}
         self.path.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -121,17 +123,6 @@ def plan(comparison: Comparison, model: str, arguments: argparse.Namespace) -> t
     return whole, best
 
 
-def summarised(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    bits = [run["bits_per_byte"] for run in runs]
-    return {
-        **{key: runs[0][key] for key in ("parameters", "learning_rate", "steps")},
-        "cpu_seconds": [run["cpu_seconds"] for run in runs],
-        "bits_per_byte": bits,
-        "mean": statistics.mean(bits),
-        "stdev": statistics.stdev(bits) if len(bits) > 1 else None,
-    }
-
-
 def main(arguments: argparse.Namespace, options: list[str]) -> None:
     torch.set_num_threads(1)
     comparison = Comparison(Path(arguments.out), options)
@@ -140,10 +131,10 @@ def main(arguments: argparse.Namespace, options: list[str]) -> None:
     for seed in range(arguments.seeds):
         for model, (steps, rate) in plans.items():
             runs[model].append(comparison.run("final", model, steps, rate, seed))
-    budget = {"budget_cpu_seconds": arguments.seconds, "tuning_cpu_seconds": arguments.tuning}
-    summary = {**budget, **{model: summarised(runs[model]) for model in MODELS}}
-    comparison.save(summary)
-    print(json.dumps(summary, indent=1))
+    task = f"bytes of the standard library, {arguments.seconds:g} CPU seconds"
+    rows = [row(task, UNIT, model, [done["bits_per_byte"] for done in runs[model]], runs[model]) for model in MODELS]
+    comparison.save(rows)
+    print(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

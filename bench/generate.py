@@ -83,15 +83,16 @@ def main(rounds: int, threads: int, batch: int, causal: str, out: str | None) ->
         for context in CONTEXTS:
             times = token_times(m, ids[:, :context])
             timed[context] += [times] if turn else []  # the first time makes filters, spectra, kernels
-    results: dict[str, Any] = {}
+    results: list[dict[str, Any]] = []
     print(f"{'context':>8} {'mean ms':>24} {'median ms':>24} {'worst':>8} {'whole pass':>11}")
     for context in CONTEXTS:
-        f = results[str(context)] = figures(timed[context])
+        f = figures(timed[context])
         f["whole_pass"] = pass_time(m, ids[:, :context])
+        results.append({"group": "generation", "problem": f"context {context}", "context": context, "token_ms": f})
         mean = f"{f['mean']:.3f} ({f['means_least']:.3f} .. {f['means_most']:.3f})"
         median = f"{f['median']:.3f} ({f['q1']:.3f} .. {f['q3']:.3f})"
         print(f"{context:8} {mean:>24} {median:>24} {f['worst']:8.2f} {f['whole_pass']:11.1f}", flush=True)
     if out:
         with open(out, "w") as file:
             settings = {"batch": batch, "causal": causal, "parameters": parameters, "cache_bytes": cache.nbytes}
-            json.dump({"provenance": provenance(), **settings, "rounds": rounds, "ms": results}, file, indent=1)
+            json.dump({"provenance": provenance(), **settings, "rounds": rounds, "results": results}, file, indent=1)

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from bench.timing import provenance
+from bench.trained import row
 from examples.image_classification import main as train
 
 MODELS = ("M2-ViT-fashion", "ViT-fashion")
+UNIT = "accuracy"
 RATES = (2.5e-3, 6e-3, 1.5e-2)
 SEEDS = (1, 2, 3)
 SHORT, LONG = 1, 4  # epochs
@@ -75,23 +76,12 @@ class Results:
             if all(done[name] == value for name, value in asked.items()):
                 return done
         self.runs.append(run(data, **asked))
-        self.write({})
+        self.write([])
         return self.runs[-1]
 
-    def write(self, more: dict[str, Any]) -> None:
-        self.path.write_text(json.dumps({**provenance(), **more, "runs": self.runs}, indent=1) + "\n")
-
-
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    accuracies = [done["accuracy"] for done in runs]
-    return {
-        "parameters": runs[0]["parameters"],
-        "learning_rate": runs[0]["learning_rate"],
-        "accuracies": accuracies,
-        "mean": statistics.mean(accuracies),
-        "standard_deviation": statistics.stdev(accuracies),
-        "cpu_seconds": [done["cpu_seconds"] for done in runs],
-    }
+    def write(self, results: list[dict[str, Any]]) -> None:
+        found = {"provenance": provenance(), "results": results, "runs": self.runs}
+        self.path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main(data: str, out: Path) -> None:
@@ -107,10 +97,10 @@ def main(data: str, out: Path) -> None:
         for model in MODELS:
             asked = {"learning_rate": chosen[model], "seed": seed, "epochs": LONG, "hold_out": 0}
             finals[model].append(results.get(data, model=model, **asked))
-    summaries = {model: summary(runs) for model, runs in finals.items()}
-    results.write({"summary": summaries})
-    for model, found in summaries.items():
-        print(f"{model}: {found}")
+    task = f"Fashion-MNIST, {LONG} epochs"
+    rows = [row(task, UNIT, model, [done["accuracy"] for done in runs], runs) for model, runs in finals.items()]
+    results.write(rows)
+    print(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

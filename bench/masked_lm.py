@@ -37,6 +37,7 @@ from transformers import (
 from transformers.modeling_outputs import MaskedLMOutput
 
 from bench.timing import provenance
+from bench.trained import row
 from examples.masked_lm import IGNORE, PUBLISHED, MaskedWindows, Options, make_tokenizer, read_texts, windows
 from m2gen.models import M2BertConfig, M2BertForMaskedLM
 from m2gen.models.training import M2Trainer, param_groups
@@ -46,6 +47,7 @@ MODELS = {
     "bert": Options(model="bert", width=192, layers=4, heads=4, vocabulary=4096),
 }
 BATCH = 2
+UNIT = "nats a masked word"
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (1, 2, 3)
 
@@ -189,22 +191,20 @@ def main(budget: float, short: float, out: str | None) -> None:
     ]
     save(result, out)
     best = {n: min((r for r in result["tuning"] if r["model"] == n), key=_loss)["learning_rate"] for n in MODELS}
-    result["runs"] = []
+    result["runs"], result["results"] = [], []
     for seed in SEEDS:
         for name in MODELS:
             result["runs"].append(comparison.run(name, best[name], seed, round(budget / step[name]), 4))
             save(result, out)
-    result["summary"] = {n: summary([r["held_out"] for r in result["runs"] if r["model"] == n]) for n in MODELS}
+    for name in MODELS:
+        runs = [{**run, "parameters": sizes[name]} for run in result["runs"] if run["model"] == name]
+        result["results"].append(row(f"words, {budget:g} CPU seconds", UNIT, name, [_loss(run) for run in runs], runs))
     save(result, out)
-    print(json.dumps(result["summary"]))
+    print(json.dumps(result["results"]))
 
 
 def _loss(run: dict[str, Any]) -> float:
     return run["held_out"]
-
-
-def summary(losses: list[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(losses), "sd": statistics.stdev(losses), "min": min(losses), "max": max(losses)}
 
 
 def save(result: dict[str, Any], out: str | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.fit import Power, power
+from m2gen.errors import M2GenError
 from m2gen.planner.problem import Problem
 
 Row = dict[str, Any]
@@ -29,7 +30,12 @@ class Run:
 
 
 def read(file: str | Path) -> Run:
-    data = json.loads(Path(file).read_text())
+    try:
+        data = json.loads(Path(file).read_text())
+        if not isinstance(data, dict) or not {"provenance", "results"} <= data.keys():
+            raise ValueError("there is no provenance, or there are no results")
+    except (OSError, ValueError) as error:
+        raise M2GenError(f"results in {file}", str(error), "give a file that a benchmark wrote by --out") from error
     return Run(Path(file).name, data["provenance"], [_alike(row) for row in data["results"]])
 
 
@@ -183,11 +189,31 @@ def models(rows: Sequence[Row]) -> str:
     return table(["input", "model", "ms", "tokens/s", "peak MiB", "times M2-BERT's time"], lines)
 
 
+def trained(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        spread_ = "" if row["deviation"] is None else f" ({row['deviation']:.3f})"
+        found = f"{row['mean']:.3f}{spread_} {row['unit']}"
+        seconds = sum(row["cpu_seconds"]) / len(row["cpu_seconds"])
+        lines.append(
+            [row["problem"], row["model"], f"{row['parameters']:,}", found, str(len(row["values"])), f"{seconds:.0f}"]
+        )
+    return table(["task", "model", "parameters", "held out, mean (deviation)", "seeds", "CPU s a run"], lines)
+
+
+def generation(rows: Sequence[Row]) -> str:
+    names = ("mean", "median", "worst", "whole_pass")
+    lines = [[row["problem"], *(_short(row["token_ms"][name]) for name in names)] for row in rows]
+    return table(["tokens", "ms a token, mean", "median", "worst", "whole pass, ms"], lines)
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "growth": growth,
     "dispatch": dispatch,
     "error": errors,
     "models": models,
+    "trained": trained,
+    "generation": generation,
 }
 
 

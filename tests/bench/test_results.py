@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from bench import compare, report
+from bench import compare, report, trained
 from bench.fit import median_interval, power
 from bench.timing import ratios, summary
+from m2gen.errors import M2GenError
 
 
 def row(group: str, problem: str, times: dict[str, list[float]], **more: Any) -> dict[str, Any]:
@@ -155,3 +156,25 @@ def test_memory_of_a_few_pages_is_no_law() -> None:
     assert report.memory_law([2**i for i in range(8, 13)], [0.0, -0.1, 0.05, 0.2, 0.4]) is None
     law = report.memory_law([2**i for i in range(8, 13)], [0.0, -0.1, 1, 2, 4])
     assert law is not None and law.exponent == pytest.approx(1)
+
+
+def test_models_that_were_trained_have_a_row_each(tmp_path: Path) -> None:
+    runs = [{"parameters": 1234, "learning_rate": 1e-3, "steps": 5, "cpu_seconds": 10.0 + i} for i in range(3)]
+    rows = [trained.row("digits", "accuracy", name, [0.5, 0.6, 0.7], runs) for name in ("ours", "theirs")]
+    text = report.page([report.read(run(tmp_path, "trained.json", rows))], [])
+    assert "| digits | ours | 1,234 | 0.600 (0.100) accuracy | 3 | 11 |" in text and "theirs" in text
+
+
+def test_every_committed_result_is_read() -> None:
+    files = sorted((Path(__file__).parents[2] / "bench" / "results").glob("*.json"))
+    assert len(files) > 5
+    runs = [report.read(file) for file in files]
+    text = report.page(runs, [])
+    assert all(f"## {file.name}" in text for file in files) and all(one.rows for one in runs)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"results": []}', "[]"])
+def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(M2GenError, match="Give a file that a benchmark wrote"):
+        report.read(tmp_path / "x.json")
