@@ -58,11 +58,11 @@ STYLE: dict[str, Any] = {
 
 
 def draw(runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
-    """Every picture that the runs have rows for, as (file, caption)."""
+    """Every picture that the runs have rows for, as (file, caption); of several such runs the longest is shown."""
     found = []
     with plt.rc_context(STYLE):
         for name, groups, picture in PICTURES:
-            run = next((run for run in runs if _has(run, name, groups)), None)
+            run = max((run for run in runs if _has(run, name, groups)), key=lambda run: len(run.rows), default=None)
             if run is not None:
                 figure, caption = picture(run)
                 figure.savefig(folder / f"{name}.png", bbox_inches="tight")
