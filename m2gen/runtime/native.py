@@ -50,6 +50,7 @@ class NativeKernel:
         self.sizes = [problem.b, problem.h, problem.n, tail, ring.hi, ring.lo, ring.centre]
         self.keep = step.keep
         spec = step.spec
+        self.kept = replace(spec, kept=True)
         self.how = (spec.radices, spec.vector, spec.wide, spec.compute, ring.lo, ring.hi, ring.centre)
         self.parallel = problem.b * problem.h * step.spec.size >= _ALONE
         load(step.spec)
@@ -57,7 +58,7 @@ class NativeKernel:
     def forward(self, x: Operands) -> Tensor:
         y = on_huge_pages(torch.empty_like(x.u))
         spectra = self._spectra(x) if self.keep else None
-        self._run(replace(self.step.spec, kept=spectra is not None), x, y, Gradients(), spectra)
+        self._run(self.step.spec if spectra is None else self.kept, x, y, Gradients(), spectra)
         return y
 
     def _spectra(self, x: Operands) -> Tensor | None:
@@ -70,7 +71,7 @@ class NativeKernel:
             rows = self._items(spec.group) * spec.group if spec.wide else self.sizes[1]
             spectra = x.k.new_empty((rows, 2 * spec.size), dtype=_TORCH[spec.compute])
             try:
-                load(replace(spec, kept=True))
+                load(self.kept)
                 self._run(replace(spec, part="spectrum"), x, None, Gradients(), on_huge_pages(spectra))
             except CompileError as error:
                 self.keep = False
@@ -119,7 +120,11 @@ class NativeKernel:
 
 def _plain(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
     """The tensor with its numbers as they lie in memory (a view may be lazily negative), in `dtype`."""
-    return None if tensor is None else tensor.resolve_neg().to(dtype or tensor.dtype)
+    if tensor is None:
+        return None
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor if dtype is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _channels_last(tensor: Tensor | None) -> Tensor | None:
