@@ -59,10 +59,11 @@ def record(
 
 
 def _generation(model: Any, prompt: Any) -> None:
-    """A prompt read with a cache, and all that may stand before and after it."""
+    """A prompt read with a cache, a token after it, and all that may stand before and after them."""
     cache = model.new_cache(prompt.shape[0])
     cache.rehearse()
     model(prompt, cache=cache)
+    model(prompt[:, :1], cache=model.new_cache(prompt.shape[0]))  # products of few rows are done otherwise
 
 
 def _recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:

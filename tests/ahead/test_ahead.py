@@ -162,17 +162,17 @@ def test_recorded_of_images(called: tuple[set[Problem], set[str]], tmp_path: Pat
     assert others == loaded
 
 
-@pytest.mark.parametrize("causal", ["fft", "monarch"])
-def test_recorded_of_generation(called: tuple[set[Problem], set[str]], tmp_path: Path, causal: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"causal": "monarch"}, {"expand": 2}], ids=str)
+def test_recorded_of_generation(called: tuple[set[Problem], set[str]], tmp_path: Path, options: dict[str, Any]) -> None:
     """Any prompt, any number of tokens: tiles of every size, the last ones cut off by the model's longest text."""
     met, loaded = called
     config = M2GPTPretrainedConfig(
-        vocab_size=50, hidden_size=8, num_hidden_layers=2, max_position_embeddings=300, causal=causal
+        vocab_size=50, hidden_size=8, num_hidden_layers=2, max_position_embeddings=300, **options
     )
-    wanted, others = recorded(tmp_path, config, (7, 150), (1,), gradients=False)
+    wanted, others = recorded(tmp_path, config, (40, 150), (1,), gradients=False)
     model = M2GPTForCausalLM(config).eval()
     with torch.no_grad():
-        for length in (7, 150):
+        for length in (40, 150):
             model(torch.zeros((1, length), dtype=torch.long))
     for length in (7, 150, 280):  # read with a cache by `generate`
         model.generate(torch.ones((1, length), dtype=torch.long), max_new_tokens=300 - length, do_sample=False)
