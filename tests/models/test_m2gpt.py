@@ -171,6 +171,19 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 def test_refusals() -> None:
     with pytest.raises(ProblemError, match="no such preset"):
         M2GPTConfig.preset("1B")
+    for name in ("vocab_size", "d_model", "n_layers", "max_length", "short_kernel", "nblocks", "expand"):
+        for value in (0, -1, 2.0):
+            with pytest.raises(ProblemError, match=f"{name}={value}"):
+                M2GPTConfig(**{name: value})
+    with pytest.raises(ProblemError, match="act on nothing"):
+        M2GPTConfig(monarch_options={"order": 3})
+    with pytest.raises(ProblemError, match="dropout=1"):
+        M2GPTConfig(dropout=1.0)
+    for options in ({"top_k": 0}, {"temperature": math.nan}, {"temperature": -1.0}):
+        with pytest.raises(ProblemError, match="sampling"):
+            model().stream(torch.zeros(1, 1, dtype=torch.long), 3, **options)
+    with pytest.raises(ProblemError, match="-1 tokens"):
+        model().stream(torch.zeros(1, 1, dtype=torch.long), -1)
     with pytest.raises(ProblemError, match="Use 'fft' or 'monarch'"):
         M2GPTConfig(causal="attention")
     with pytest.raises(ProblemError, match="at most 24"):

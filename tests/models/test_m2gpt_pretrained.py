@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from m2gen.errors import ProblemError
 from m2gen.models import M2GPT, M2GPTConfig, M2GPTForCausalLM, M2GPTPretrainedConfig
@@ -118,6 +119,62 @@ def test_a_larger_vocabulary() -> None:
     m = model()
     m.resize_token_embeddings(53)
     assert m(IDS).logits.shape == (2, 24, 53)
+    assert m.model.config.vocab_size == m.config.vocab_size == 53
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(2, 20, dtype=torch.long),
+        torch.ones(2, 30, dtype=torch.long),
+        torch.ones(2, 24),
+        torch.zeros(2, 24),
+        torch.ones(2, 1, 24, 24, dtype=torch.long),
+    ],
+    ids=lambda mask: f"{tuple(mask.shape)} {mask.dtype} {mask.min()}",
+)
+def test_masks_that_do_not_fit_are_refused(mask: Tensor) -> None:
+    """Whether or not they mark any padding: one with too many columns would be read from the wrong end."""
+    with pytest.raises(ProblemError, match=r"of shape \(2, 24\), true at real tokens"):
+        model()(IDS, attention_mask=mask)
+
+
+def test_masks_with_a_cache() -> None:
+    """Of the part alone or of all that was read."""
+    m = model()
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    want = m(IDS, attention_mask=mask).logits[:, 10:]
+    for columns in (mask, mask[:, 10:]):
+        with torch.no_grad():
+            cache = m(IDS[:, :10], attention_mask=mask[:, :10], use_cache=True).past_key_values
+            found = m(IDS[:, 10:], attention_mask=columns, past_key_values=cache).logits
+        torch.testing.assert_close(found[:, 3:], want[:, 3:])
+
+
+@pytest.mark.parametrize("causal", ["fft", "monarch"])
+def test_a_mask_in_a_whole_graph(causal: str) -> None:
+    m = model(causal=causal, num_hidden_layers=1)
+    mask = (torch.arange(24) < 20).expand(2, 24)
+    torch.compiler.reset()
+    compiled = torch.compile(m, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compiled(IDS, attention_mask=mask).logits[:, :20], m(IDS, attention_mask=mask).logits[:, :20]
+        )
+        if causal == "monarch":
+            with pytest.raises(RuntimeError, match="padded on the left"):
+                compiled(IDS, attention_mask=mask.flip(1))
+    torch.compiler.reset()
+
+
+def test_caches_that_do_not_fit_are_refused() -> None:
+    m = model()
+    with torch.no_grad():
+        with pytest.raises(ProblemError, match="it is a DynamicCache"):
+            m(IDS, past_key_values=DynamicCache())
+        with pytest.raises(ProblemError, match="made for 3 layers"):
+            m(IDS, past_key_values=model(num_hidden_layers=3).new_cache(2))
 
 
 def test_presets() -> None:
@@ -134,6 +191,12 @@ def test_refusals() -> None:
         M2GPTPretrainedConfig(tie_word_embeddings=False)
     with pytest.raises(TypeError, match="token_type_ids"):
         m(IDS, token_type_ids=IDS)
+    with pytest.raises(ProblemError, match="no tokens"):
+        m(IDS[:, :0])
+    with pytest.raises(ProblemError, match=r"d_model.*Use hidden_size"):
+        M2GPTPretrainedConfig(d_model=16)
+    with pytest.raises(ProblemError, match=r"n_layers.*Use num_hidden_layers"):
+        M2GPTPretrainedConfig.preset("145M", n_layers=3)
     with pytest.raises(ProblemError, match="room for 100"):
         m.generate(IDS, max_new_tokens=90, min_new_tokens=90, **GREEDY)
     mask = torch.ones_like(IDS)

@@ -23,7 +23,8 @@ class M2GPTConfig:
     causal           "fft": the long filter acts by a causal convolution; "monarch": by a `CausalMonarch`, a triangular
                      Monarch matrix learned besides the filter, of length max_length and options `monarch_options`
 
-    Raises ProblemError for another `causal`.
+    Raises ProblemError for another `causal`, for `monarch_options` without a CausalMonarch, for sizes below 1 and a
+    dropout that is no probability.
     """
 
     vocab_size: int = 256
@@ -41,6 +42,15 @@ class M2GPTConfig:
     def __post_init__(self) -> None:
         if self.causal not in ("fft", "monarch"):
             raise ProblemError(f"an M2-GPT with causal={self.causal!r}", "there is no such", "use 'fft' or 'monarch'")
+        if self.monarch_options and self.causal != "monarch":
+            asked = f"an M2-GPT with monarch_options and causal={self.causal!r}"
+            raise ProblemError(asked, "they would act on nothing", "use causal='monarch', or leave them out")
+        for name in ("vocab_size", "d_model", "n_layers", "max_length", "short_kernel", "expand", "nblocks"):
+            value = getattr(self, name)
+            if not ((isinstance(value, int) and value >= 1) or (name == "expand" and value is None)):
+                raise ProblemError(f"an M2-GPT with {name}={value!r}", "it is no size", "use a whole number from 1 on")
+        if not 0 <= self.dropout < 1:
+            raise ProblemError(f"an M2-GPT with dropout={self.dropout}", "it is a probability", "use [0, 1)")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> M2GPTConfig:

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 
 def stream(model: M2GPT, prompt_ids: Tensor, n: int, *, use_cache: bool, **sampling: Any) -> Iterator[Tensor]:
-    """`M2GPT.stream`; `sampling` are the options of `sample`. The prompt is checked at once, not at the first token."""
+    """`M2GPT.stream`; `sampling` are the options of `sample`. The prompt is checked at once, not at the first token.
+    Raises ProblemError for another prompt or count, and for options that mean nothing."""
     if prompt_ids.dim() != 2 or prompt_ids.shape[1] < 1:
         raise ProblemError(
             "generation", f"a prompt of shape {tuple(prompt_ids.shape)}", "give (batch, at least one token)"
         )
+    if n < 0:
+        raise ProblemError("generation", f"{n} tokens are asked for", "ask for none or more")
+    _check_sampling(sampling.get("temperature", 1.0), sampling.get("top_k"))
     return _stream(model, prompt_ids, n, use_cache, sampling)
 
 
@@ -41,10 +45,21 @@ def _stream(model: M2GPT, ids: Tensor, n: int, use_cache: bool, sampling: dict[s
 def sample(
     logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
-    """logits (B, V) -> one drawn token per row, (B, 1)."""
-    if temperature <= 0:
+    """logits (B, V) -> one drawn token per row, (B, 1); temperature and top_k as in `M2GPT.generate`.
+
+    Raises ProblemError for a temperature below 0 or a top_k below 1.
+    """
+    _check_sampling(temperature, top_k)
+    if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+
+
+def _check_sampling(temperature: float, top_k: int | None) -> None:
+    if not temperature >= 0:  # NaN, too
+        raise ProblemError("sampling", f"temperature={temperature}", "use 0 for the most likely token, or more")
+    if top_k is not None and top_k < 1:
+        raise ProblemError("sampling", f"top_k={top_k}", "use 1 or more, or None for all tokens")

@@ -87,8 +87,8 @@ class M2GPT(nn.Module):
                 cache has seen, and it takes them in. For inference: gradients have to be off.
 
         Raises:
-            ProblemError: for more than max_length tokens, or more than the cache has room for, or another number of
-                rows than it has; for a cache with gradients on; for a mask as said.
+            ProblemError: for more than max_length tokens or none, or more than the cache has room for, or another
+                number of rows, layers or channels than it has; for a cache with gradients on; for a mask as said.
         """
         logits = self.logits(self.states(self.embedding(input_ids), mask, cache))
         if labels is None:
@@ -98,8 +98,10 @@ class M2GPT(nn.Module):
 
     def states(self, x: Tensor, mask: Tensor | None = None, cache: MixerCache | None = None) -> Tensor:
         """Embedded tokens x (B, L, d_model) -> what the head sees, likewise; mask and cache as in `forward`."""
+        if x.shape[1] < 1:
+            raise ProblemError(f"an M2-GPT on {tuple(x.shape)}", "there are no tokens", "give at least one")
         if cache is not None:
-            _check_part(x, cache)
+            _check_part(x, cache, self.config)
         if mask is not None and self.config.causal == "monarch" and (cache is None or cache.position == 0):
             _check_begin(mask)
         for i, layer in enumerate(self.layers):
@@ -183,7 +185,12 @@ class M2GPT(nn.Module):
         )
 
 
-def _check_part(x: Tensor, cache: MixerCache) -> None:
+def _check_part(x: Tensor, cache: MixerCache, config: M2GPTConfig) -> None:
+    bank = cache.long.bank
+    if (bank.layers, bank.heads * bank.distinct) != (config.n_layers, config.d_model):
+        found = f"it was made for {bank.layers} layers of width {bank.heads * bank.distinct}"
+        asked = f"a cache for {config.n_layers} layers of width {config.d_model}"
+        raise ProblemError(asked, found, "make it with this model's new_cache(batch)")
     if x.shape[0] != cache.batch:
         raise ProblemError(
             f"{x.shape[0]} sequences with a cache", f"it was made for {cache.batch}", "make it with new_cache(batch)"
@@ -193,7 +200,10 @@ def _check_part(x: Tensor, cache: MixerCache) -> None:
 
 def _check_begin(mask: Tensor) -> None:
     """A CausalMonarch is not shift-invariant: a text that begins later would mean something else."""
-    if not bool(mask[:, 0].all()):
+    whole = mask[:, 0].all()
+    if torch.compiler.is_compiling():  # a graph has no place for a look at the values
+        torch._assert_async(whole, 'rows are padded on the left, which an M2-GPT with causal="monarch" cannot take')
+    elif not bool(whole):
         raise ProblemError(
             'an M2-GPT with causal="monarch"',
             "rows are padded on the left, which would shift their positions",

@@ -5,8 +5,10 @@ The mathematics is `M2GPT`'s, which this wraps as `model`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -59,6 +61,10 @@ class M2GPTPretrainedConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        if wrong := {usual: plain for usual, plain in _NAMES.items() if plain in kwargs}:
+            # transformers keeps any keyword, and these would act on nothing
+            asked = f"an M2GPTPretrainedConfig with {', '.join(wrong.values())}"
+            raise ProblemError(asked, "those are names of the plain M2GPTConfig", f"use {', '.join(wrong)}")
         if not self.tie_word_embeddings:
             raise ProblemError("an M2-GPT with a head of its own", "there is none", "use tie_word_embeddings=True")
         self.filter_options, self.monarch_options = self.filter_options or {}, self.monarch_options or {}
@@ -109,6 +115,7 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.embedding = value
+        self.model.config = replace(self.model.config, vocab_size=value.num_embeddings)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -139,19 +146,22 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             logits_to_keep: logits of so many last positions only; 0: of all.
 
         Raises:
-            ProblemError: for more than max_position_embeddings tokens, for masks of another shape or, with
-                causal="monarch", on the left, for both or no inputs, and for a cache where gradients are on.
+            ProblemError: for more than max_position_embeddings tokens or none, for masks of another shape or of
+                floats or, with causal="monarch", on the left (within a compiled graph a RuntimeError), for both or no
+                inputs, for a cache of another kind, and for one where gradients are on.
         """
         check_loss_options(loss_options)
         if cache is not None and past_key_values is not None:
             raise ProblemError("M2-GPT", "cache and past_key_values together", "give one of them")
         if (input_ids is None) == (inputs_embeds is None):
             raise ProblemError("M2-GPT", "input_ids and inputs_embeds together, or neither", "give one of them")
-        x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values if cache is None else cache
+        _check_cache(cache)
+        x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        seen = 0 if cache is None else cache.position
         if use_cache and cache is None:
             cache = self.new_cache(x.shape[0])
-        states = self.model.states(x, _last_columns(attention_mask, x.shape[1]), cache)
+        states = self.model.states(x, _last_columns(attention_mask, x.shape[0], x.shape[1], seen), cache)
         logits = self.model.logits(states[:, -logits_to_keep:])
         loss = None
         if labels is not None:
@@ -174,13 +184,30 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return False
 
 
-def _last_columns(attention_mask: Tensor | None, length: int) -> Tensor | None:
-    """The mask of the tokens at hand; None where all of them are real, which is not looked up on a GPU."""
+def _last_columns(attention_mask: Tensor | None, batch: int, length: int, seen: int) -> Tensor | None:
+    """The mask (batch, length) of the tokens at hand, of which `seen` more may come before; None where all are real.
+
+    Raises ProblemError for another shape and for floating masks: an additive one (0, -inf) would be read upside down.
+    """
     if attention_mask is None:
         return None
+    shape = tuple(attention_mask.shape)
+    if shape not in ((batch, length), (batch, seen + length)) or attention_mask.is_floating_point():
+        raise ProblemError(
+            f"an attention_mask for tokens of shape {(batch, length)} after {seen} others",
+            f"it is {shape} {attention_mask.dtype}",
+            f"give a bool or 0/1 integer mask of shape {(batch, seen + length)}, true at real tokens",
+        )
     mask = attention_mask[:, -length:]
-    look = mask.device.type == "cpu"
+    # a look at the values would wait for a GPU, and has no place in a graph
+    look = mask.device.type == "cpu" and not torch.compiler.is_compiling()
     return None if look and bool(mask.all()) else mask
+
+
+def _check_cache(cache: object) -> None:
+    if cache is not None and not isinstance(cache, MixerCache):
+        found = f"it is a {type(cache).__name__}"
+        raise ProblemError("past_key_values of an M2-GPT", found, "make it with model.new_cache(batch)")
 
 
 AutoConfig.register(M2GPTPretrainedConfig.model_type, M2GPTPretrainedConfig, exist_ok=True)
