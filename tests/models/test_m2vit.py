@@ -66,6 +66,13 @@ def test_every_preset_is_a_configuration() -> None:
         ({"intermediate_size": 1000}, "not a multiple"),
         ({"mixer": "attention", "num_attention_heads": 5}, "heads do not divide"),
         ({"drop_path_rate": 1.0}, "probability"),
+        ({"hidden_dropout_prob": 2.0}, "probability"),
+        ({"image_size": (28, 28)}, "whole number"),
+        ({"patch_size": 0}, "whole number"),
+        ({"num_channels": 0}, "whole number"),
+        ({"intermediate_size": 0}, "whole number"),
+        ({"num_hidden_layers": -1}, "whole number"),
+        ({"mixer": "attention", "num_attention_heads": 0}, "whole number"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(changes: dict[str, Any], found: str) -> None:

@@ -51,6 +51,20 @@ _CHOICES = {
 }
 
 
+_SIZES = (
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "monarch_nblocks",
+    "short_kernel",
+    "hyena_filter_order",
+)
+
+
 class M2ViTConfig(PreTrainedConfig):  # type: ignore[misc]
     """Sizes and choices of an M2-ViT. Default: M2-ViT-b for images of 224 x 224.
 
@@ -131,19 +145,25 @@ class M2ViTConfig(PreTrainedConfig):  # type: ignore[misc]
             raise ProblemError(f"an M2-ViT with mlp={self.mlp!r}, gated", "there is none", "use 'block_diagonal'")
 
     def _check_sizes(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ProblemError(f"an M2-ViT with {name}={value!r}", "it is no size", "use a whole number from 1 on")
         sizes = (
             ("image_size", "patch_size", "patches do not tile the image"),
             ("intermediate_size", "hidden_size", "it is not a multiple"),
         )
         for whole, part, found in sizes:
-            if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
+            if getattr(self, whole) % getattr(self, part):
                 asked = f"an M2-ViT with {whole}={getattr(self, whole)} and {part}={getattr(self, part)}"
                 raise ProblemError(asked, found, "make the first a multiple of the second")
         if self.mixer == "attention" and self.hidden_size % self.num_attention_heads:
             asked = f"{self.num_attention_heads} heads of attention on width {self.hidden_size}"
             raise ProblemError(asked, "the heads do not divide it", "use a divisor")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ProblemError(f"drop_path_rate={self.drop_path_rate}", "it is a probability", "use [0, 1)")
+        for name in ("hidden_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                asked = f"an M2-ViT with {name}={getattr(self, name)}"
+                raise ProblemError(asked, "it is a probability", "use [0, 1)")
 
     @property
     def num_patches(self) -> int:
