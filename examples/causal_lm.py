@@ -32,11 +32,12 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import SchedulerType
 
 from m2gen.demo.data import VOCAB, load_corpus
-from m2gen.errors import ProblemError
+from m2gen.errors import M2GenError, ProblemError
 from m2gen.models import M2GPTForCausalLM, M2GPTPretrainedConfig
-from m2gen.models.training import LossCurve, M2Trainer, last_checkpoint
+from m2gen.models.training import LossCurve, M2Trainer, starting_point
 
 DEFAULTS = {
     "learning_rate": 5e-3,
@@ -44,7 +45,6 @@ DEFAULTS = {
     "adam_beta2": 0.95,
     "warmup_steps": 0.03,
     "lr_scheduler_type": "cosine_with_min_lr",
-    "lr_scheduler_kwargs": '{"min_lr_rate": 0.02}',
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 16,
     "logging_steps": 20,
@@ -115,14 +115,23 @@ class Windows(Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
+def read_file(path: str) -> bytes:
+    """A file's bytes. Raises ProblemError where there is none, or nothing in it."""
+    text = Path(path).read_bytes() if Path(path).is_file() else b""
+    if not text:
+        found = "it is empty" if Path(path).is_file() else "there is no such file"
+        raise ProblemError(f"the text {path}", found, "give files of text")
+    return text
+
+
 def read_bytes(paths: list[str], held_out: list[str]) -> tuple[Tensor, Tensor]:
     """Bytes to train on and bytes held out, uint8: of files as given, of the last tenth of each, or of the library."""
     if not paths:
         corpus = load_corpus()  # whole files are held out
         return corpus.train, corpus.held_out
-    texts = [Path(path).read_bytes() for path in paths]
+    texts = [read_file(path) for path in paths]
     if held_out:
-        others = [Path(path).read_bytes() for path in held_out]
+        others = [read_file(path) for path in held_out]
     else:
         others = [text[len(text) * 9 // 10 :] for text in texts]
         texts = [text[: len(text) * 9 // 10] for text in texts]
@@ -189,16 +198,11 @@ def make_model(options: Options) -> PreTrainedModel:
     return model
 
 
-def checkpoint(folder: str, resume: bool) -> str | None:
-    """Where to go on from. Raises ProblemError for a new run where there is one already."""
-    found = last_checkpoint(folder)
-    if found is not None and not resume:
-        raise ProblemError(f"a new run in {folder}", f"{found} is there", "add --resume, or use an empty folder")
-    return found
-
-
 def make_trainer(options: Options, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback]) -> M2Trainer:
-    """Reads the text, makes data and model."""
+    """Reads the text, makes data and model. Raises ProblemError for texts, sizes and a prompt that do not fit."""
+    check_prompt(options)  # now, not after hours of training
+    if arguments.lr_scheduler_type == SchedulerType.COSINE_WITH_MIN_LR and not arguments.lr_scheduler_kwargs:
+        arguments.lr_scheduler_kwargs = {"min_lr_rate": 0.02}
     train, held_out = read_bytes(options.text, options.held_out)
     set_seed(arguments.seed)
     filter_lr = 0.6 * arguments.learning_rate if options.filter_lr is None else options.filter_lr
@@ -211,6 +215,14 @@ def make_trainer(options: Options, arguments: TrainingArguments, callbacks: Sequ
         filter_lr=filter_lr,
         filter_weight_decay=options.filter_weight_decay,
     )
+
+
+def check_prompt(options: Options) -> None:
+    """Raises ProblemError for a prompt that a sample cannot begin with."""
+    count = len(options.prompt.encode())
+    if options.sampled and not 1 <= count < options.length:
+        found = f"it has {count} bytes, a window {options.length}"
+        raise ProblemError("--prompt", found, "give one byte or more and leave room, or use --sampled 0")
 
 
 def sample(model: PreTrainedModel, prompt: str, count: int, length: int) -> str:
@@ -226,7 +238,7 @@ def main(command: list[str] | None = None, callbacks: Sequence[TrainerCallback] 
     parser = HfArgumentParser((Options, TrainingArguments), description=__doc__.splitlines()[0])
     parser.set_defaults(**DEFAULTS)
     options, arguments = parser.parse_args_into_dataclasses(command)
-    begin = checkpoint(arguments.output_dir, options.resume)
+    begin = starting_point(arguments, options.resume)
     trainer = make_trainer(options, arguments, callbacks)
     if trainer.is_world_process_zero():
         sizes = f"{len(trainer.train_dataset)} windows of {options.length} bytes, {len(trainer.eval_dataset)} held out"
@@ -241,4 +253,7 @@ def main(command: list[str] | None = None, callbacks: Sequence[TrainerCallback] 
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except M2GenError as error:  # it says what to do
+        raise SystemExit(f"Error: {error}") from None

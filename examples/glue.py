@@ -31,9 +31,9 @@ from transformers import (
     set_seed,
 )
 
-from m2gen.errors import ProblemError
+from m2gen.errors import M2GenError, ProblemError
 from m2gen.models import M2BertConfig, M2BertForSequenceClassification
-from m2gen.models.training import LossCurve, M2Trainer, last_checkpoint
+from m2gen.models.training import LossCurve, M2Trainer, starting_point
 
 SIZES = ("80M", "110M", "260M", "341M")
 # learning rate / weight decay for each size; a decay of 0.01 is PyTorch's own, the smaller ones are a step's, which the
@@ -103,7 +103,7 @@ def read(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[int | floa
     """The sentences and labels of a TSV file. Raises ProblemError for a file that is not laid out like the task's."""
     if not path.is_file():
         raise ProblemError(f"the file {path}", "it is not there", "give --data the task's folder as GLUE ships it")
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # MRPC's files begin with a byte order mark
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     header = rows.pop(0) if isinstance(task.label, str) and rows else []
     places = [_column(name, header, path) for name in (*task.sentences, task.label)]
@@ -115,6 +115,8 @@ def read(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[int | floa
             raise ProblemError(f"{path}", found, f"each line needs {max(places) + 1}, separated by tabs")
         texts.append(tuple(row[place] for place in places[:-1]))
         labels.append(_label(row[places[-1]], task, f"{path}, line {number}"))
+    if not labels:
+        raise ProblemError(f"sentences of {path}", "it has none", "give --data the task's folder as GLUE ships it")
     return texts, labels
 
 
@@ -142,7 +144,7 @@ class Sentences(Dataset):
 
     def __init__(self, path: Path, task: Task, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
         texts, self.labels = read(path, task)
-        columns = [list(column) for column in zip(*texts, strict=True)] or [[]]
+        columns = [list(column) for column in zip(*texts, strict=True)]
         self.rows = tokenizer(*columns, truncation=True, max_length=length)
 
     def __len__(self) -> int:
@@ -184,6 +186,9 @@ def matthews(guess: np.ndarray, labels: np.ndarray) -> float:
 
 def make_trainer(options: Options, arguments: TrainingArguments) -> tuple[M2Trainer, dict[str, Sentences]]:
     task, folder = TASKS[options.task], Path(options.data)
+    if not (Path(options.model_path) / "config.json").is_file():
+        found = "it has no config.json"
+        raise ProblemError(f"--model_path {options.model_path}", found, "give a folder with a model and its tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(options.model_path)
     longest = M2BertConfig.from_pretrained(options.model_path).max_position_embeddings
     set_seed(arguments.seed)
@@ -218,9 +223,7 @@ def main(command: list[str] | None = None) -> dict[str, dict[str, float]]:
     known, _ = parser.parse_known_args(command)
     parser.set_defaults(**published(known.task, known.size))
     options, arguments = parser.parse_args_into_dataclasses(command)
-    begin = last_checkpoint(arguments.output_dir)
-    if begin is not None and not options.resume:
-        raise ProblemError(f"a new run in {arguments.output_dir}", f"{begin} is there", "add --resume, or use another")
+    begin = starting_point(arguments, options.resume)
     trainer, held_out = make_trainer(options, arguments)
     trainer.train(resume_from_checkpoint=begin)
     found = {
@@ -233,4 +236,7 @@ def main(command: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except M2GenError as error:  # it says what to do
+        raise SystemExit(f"Error: {error}") from None

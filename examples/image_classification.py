@@ -18,6 +18,8 @@ loss.png.
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +31,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, HfArgumentParser, TrainingArguments, set_seed
 
-from m2gen.errors import ProblemError
+from m2gen.errors import M2GenError, ProblemError
 from m2gen.models import M2ViTConfig, M2ViTForImageClassification
-from m2gen.models.training import LossCurve, M2Trainer, last_checkpoint
+from m2gen.models.training import LossCurve, M2Trainer, starting_point
 
 DEFAULTS = {
     "learning_rate": 6e-3,
@@ -91,6 +93,9 @@ class IdxImages:
         images = torch.from_numpy(read_idx(folder, f"{part}-images-idx3-ubyte"))
         self.all = images[:, None]
         self.labels = torch.from_numpy(read_idx(folder, f"{part}-labels-idx1-ubyte")).long()
+        if images.dim() != 3 or self.labels.shape != images.shape[:1] or not len(images):
+            found = f"images {tuple(images.shape)}, labels {tuple(self.labels.shape)}"
+            raise ProblemError(f"the images {part} in {folder}", found, "give (n, height, width) and (n,), n from 1 on")
         self.shape = (1, images.shape[1], images.shape[2])
 
     def images(self, indices: Sequence[int]) -> Tensor:
@@ -101,10 +106,15 @@ def read_idx(folder: Path, name: str) -> np.ndarray:
     """The array of bytes in an idx file, which may be packed with gzip. Raises ProblemError for another content."""
     packed = folder / f"{name}.gz"
     path = packed if packed.exists() else folder / name
-    content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
-    dims = content[3] if content[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(content, ">u4", dims, offset=4).tolist()
-    if not dims or len(content) != 4 + 4 * dims + int(np.prod(shape)):
+    if not path.is_file():
+        raise ProblemError(f"reading {path}", "there is no such file", "give all four files, packed with gzip or not")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path == packed else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        content = b""
+    dims = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    shape = np.frombuffer(content, ">u4", dims, offset=4).tolist() if 0 < 4 * dims <= len(content) - 4 else []
+    if not shape or len(content) != 4 + 4 * dims + math.prod(shape):
         raise ProblemError(f"reading {path}", "it is not an idx file of bytes", "give one in the format of MNIST")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
 
@@ -113,8 +123,13 @@ class FolderImages:
     """The images in one folder for each class, read when they are asked for; the middle square, in colours."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        found = [(path, i) for i, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
+        self.classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        found = [(path, i) for i, name in enumerate(self.classes) for path in sorted((folder / name).iterdir())]
+        found = [(path, i) for path, i in found if not path.name.startswith(".")]  # what desktops leave behind
+        if not found:
+            raise ProblemError(
+                f"images in {folder}", "there are none", "give a folder for each class, in it its images"
+            )
         self.paths = [path for path, _ in found]
         self.labels = torch.tensor([label for _, label in found])
         self.shape = (3, size, size)
@@ -130,7 +145,11 @@ class FolderImages:
 def load(folder: Path, size: int) -> tuple[Source, Source]:
     """Training and test images. Raises ProblemError where neither kind of files is there."""
     if (folder / "train").is_dir():
-        return FolderImages(folder / "train", size), FolderImages(folder / "val", size)
+        train, val = FolderImages(folder / "train", size), FolderImages(folder / "val", size)
+        if train.classes != val.classes:  # they are numbered in their order
+            found = f"train and val differ in {', '.join(sorted(set(train.classes) ^ set(val.classes)))}"
+            raise ProblemError(f"the classes in {folder}", found, "give both a folder for every class")
+        return train, val
     if list(folder.glob("train-images-idx3-ubyte*")):
         return IdxImages(folder, "train"), IdxImages(folder, "t10k")
     found = "it has neither train-images-idx3-ubyte nor a folder train"
@@ -197,17 +216,28 @@ def scale_of(source: Source, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_config(options: Options, source: Source) -> M2ViTConfig:
-    """The preset's model for these images, with the options' changes."""
+    """The preset's model for these images, with the options' changes. Raises ProblemError for a change that is none."""
     kinds = {name: type(value) for name, value in M2ViTConfig().to_dict().items()}
+    data = {"image_size": source.shape[1], "num_channels": source.shape[0]}
+    data["num_labels"] = int(source.labels.max()) + 1
     changes: dict[str, Any] = {}
     for change in options.model_options:
         name, _, text = change.partition("=")
         if kinds.get(name) not in (int, float, str, bool):
             raise ProblemError(f"--model_options {change}", "M2ViTConfig has no such field", "use name=value")
-        changes[name] = text == "True" if kinds[name] is bool else kinds[name](text)
-    data = {"image_size": source.shape[1], "num_channels": source.shape[0]}
-    data["num_labels"] = int(source.labels.max()) + 1
+        if name in (*data, "drop_path_rate"):
+            raise ProblemError(f"--model_options {change}", "it has another source", "use the data or --drop_path_rate")
+        changes[name] = value_of(change, kinds[name], text)
     return M2ViTConfig.preset(options.preset, **data, drop_path_rate=options.drop_path_rate, **changes)
+
+
+def value_of(change: str, kind: type, text: str) -> Any:
+    """A field's value. Raises ProblemError for a text that is none of its kind."""
+    try:
+        return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        what = "True or False" if kind is bool else f"of type {kind.__name__}"
+        raise ProblemError(f"--model_options {change}", f"{text!r} is not {what}", "use name=value") from None
 
 
 def split(options: Options, folder: Path) -> tuple[Images, Images]:
@@ -215,6 +245,9 @@ def split(options: Options, folder: Path) -> tuple[Images, Images]:
     size = options.image_size or M2ViTConfig.preset(options.preset).image_size
     train, test = load(folder, size)
     rows, held_out = torch.arange(len(train.labels)), torch.arange(len(test.labels))
+    if not 0 <= options.hold_out < len(rows):
+        found = f"the training set has {len(rows)} images"
+        raise ProblemError(f"--hold_out {options.hold_out}", found, "hold out fewer, or 0 to evaluate on the test set")
     if options.hold_out:
         shuffled = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         test, held_out, rows = train, shuffled[: options.hold_out], shuffled[options.hold_out :]
@@ -225,14 +258,6 @@ def split(options: Options, folder: Path) -> tuple[Images, Images]:
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """The share of images whose most likely class is theirs."""
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
-
-
-def checkpoint(folder: str, resume: bool) -> str | None:
-    """Where to go on from. Raises ProblemError for a new run where there is one already."""
-    found = last_checkpoint(folder)
-    if found is not None and not resume:
-        raise ProblemError(f"a new run in {folder}", f"{found} is there", "add --resume, or use an empty folder")
-    return found
 
 
 def make_trainer(options: Options, arguments: TrainingArguments) -> M2Trainer:
@@ -259,7 +284,7 @@ def main(command: list[str] | None = None) -> M2Trainer:
     parser = HfArgumentParser((Options, TrainingArguments), description=__doc__.splitlines()[0])
     parser.set_defaults(**DEFAULTS)
     options, arguments = parser.parse_args_into_dataclasses(command)
-    begin = checkpoint(arguments.output_dir, options.resume)
+    begin = starting_point(arguments, options.resume)
     trainer = make_trainer(options, arguments)
     counts = f"{len(trainer.train_dataset)} images, evaluated on {len(trainer.eval_dataset)}"
     if trainer.is_world_process_zero():
@@ -273,4 +298,7 @@ def main(command: list[str] | None = None) -> M2Trainer:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except M2GenError as error:  # it says what to do
+        raise SystemExit(f"Error: {error}") from None

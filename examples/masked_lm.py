@@ -37,9 +37,9 @@ from transformers import (
 from transformers.trainer_utils import SchedulerType
 
 from m2gen.demo.data import load_corpus
-from m2gen.errors import ProblemError
+from m2gen.errors import M2GenError, ProblemError
 from m2gen.models import M2BertConfig, M2BertForMaskedLM
-from m2gen.models.training import LossCurve, M2Trainer, last_checkpoint
+from m2gen.models.training import LossCurve, M2Trainer, starting_point
 
 IGNORE = -100  # a label that does not count
 PUBLISHED = {
@@ -78,14 +78,23 @@ class Options:
     resume: bool = field(default=False, metadata={"help": "go on from the folder's last whole checkpoint, if any"})
 
 
+def read_file(path: str) -> str:
+    """A file's text. Raises ProblemError where there is none, or nothing in it."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace") if Path(path).is_file() else ""
+    if not text:
+        found = "it is empty" if Path(path).is_file() else "there is no such file"
+        raise ProblemError(f"the text {path}", found, "give files of text")
+    return text
+
+
 def read_texts(paths: list[str], held_out: list[str]) -> tuple[list[str], list[str]]:
     """Texts to train on and texts held out: files as given, or the last tenth of each, or the standard library's."""
     if not paths:
         corpus = load_corpus()  # whole files are held out
         return _documents(corpus.train), _documents(corpus.held_out)
-    texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in paths]
+    texts = [read_file(path) for path in paths]
     if held_out:
-        return texts, [Path(path).read_text(encoding="utf-8", errors="replace") for path in held_out]
+        return texts, [read_file(path) for path in held_out]
     cuts = [len(text) * 9 // 10 for text in texts]
     pairs = list(zip(texts, cuts, strict=True))
     return [text[:cut] for text, cut in pairs], [text[cut:] for text, cut in pairs]
@@ -100,6 +109,14 @@ def make_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int) -> BertT
     if not (folder / "tokenizer.json").exists():
         blank = BertTokenizer(do_lower_case=False)
         blank.train_new_from_iterator(texts, vocabulary, show_progress=False).save_pretrained(folder)
+    return BertTokenizer.from_pretrained(folder)
+
+
+def tokenizer_of_model(folder: Path) -> BertTokenizer:
+    """The tokenizer that a model came with; another would number words anew. Raises ProblemError where there is none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        found = "it has neither tokenizer.json nor vocab.txt"
+        raise ProblemError(f"--start_from {folder}", found, "give a folder with a model and its tokenizer")
     return BertTokenizer.from_pretrained(folder)
 
 
@@ -175,21 +192,16 @@ def _loaded(options: Options) -> PreTrainedModel:
     return M2BertForMaskedLM.from_pretrained(options.start_from, max_position_embeddings=options.length)
 
 
-def checkpoint(folder: str, resume: bool) -> str | None:
-    """Where to go on from. Raises ProblemError for a new run where there is one already."""
-    found = last_checkpoint(folder)
-    if found is not None and not resume:
-        raise ProblemError(f"a new run in {folder}", f"{found} is there", "add --resume, or use an empty folder")
-    return found
-
-
 def make_trainer(options: Options, arguments: TrainingArguments) -> M2Trainer:
     """Reads the text, makes tokenizer, data and model."""
     if arguments.lr_scheduler_type == SchedulerType.POLYNOMIAL and not arguments.lr_scheduler_kwargs:
         arguments.lr_scheduler_kwargs = {"lr_end": 0.02 * arguments.learning_rate, "power": 1.0}  # a straight line
     texts = read_texts(options.text, options.held_out)
     with arguments.main_process_first(local=False):  # one process trains the tokenizer, the others read it
-        tokenizer = make_tokenizer(Path(options.start_from or arguments.output_dir), texts[0], options.vocabulary)
+        if options.start_from is not None:
+            tokenizer = tokenizer_of_model(Path(options.start_from))
+        else:
+            tokenizer = make_tokenizer(Path(arguments.output_dir), texts[0], options.vocabulary)
     rows, held_out = (windows(part, tokenizer, options.length) for part in texts)
     set_seed(arguments.seed)
     return M2Trainer(
@@ -210,7 +222,10 @@ def main(command: list[str] | None = None) -> M2Trainer:
     parser = HfArgumentParser((Options, TrainingArguments), description=__doc__.splitlines()[0])
     parser.set_defaults(**PUBLISHED, **CONVENIENT, prediction_loss_only=True, report_to="none")
     options, arguments = parser.parse_args_into_dataclasses(command)
-    begin = checkpoint(arguments.output_dir, options.resume)
+    begin = starting_point(arguments, options.resume)
+    kept = options.start_from is None and (Path(arguments.output_dir) / "tokenizer.json").exists()
+    if begin is None and kept and arguments.process_index == 0:
+        print(f"the tokenizer is the one in {arguments.output_dir}, whatever --text and --vocabulary say", flush=True)
     trainer = make_trainer(options, arguments)
     sizes = f"{len(trainer.train_dataset)} texts of {options.length} tokens, {len(trainer.eval_dataset)} held out"
     if trainer.is_world_process_zero():
@@ -222,4 +237,7 @@ def main(command: list[str] | None = None) -> M2Trainer:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except M2GenError as error:  # it says what to do
+        raise SystemExit(f"Error: {error}") from None

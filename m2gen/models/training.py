@@ -2,7 +2,7 @@
 
     arguments = TrainingArguments(output_dir=folder, learning_rate=8e-4, weight_decay=1e-5, bf16=True, save_steps=500)
     trainer = M2Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=held_out, callbacks=[LossCurve()])
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))  # scripts: starting_point(arguments, resume)
 
 Everything else is TrainingArguments' own: bf16, gradient_checkpointing, gradient_accumulation_steps, evaluation, a
 progress bar; `torchrun --nproc-per-node 2 script.py` trains on two processes. `pip install 'm2gen[train]'` brings what
@@ -17,19 +17,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from m2gen.errors import MissingError, ProblemError
 from m2gen.modules.hyena_filter import param_groups
 
-__all__ = ["LossCurve", "M2Trainer", "last_checkpoint", "param_groups"]
+__all__ = ["LossCurve", "M2Trainer", "last_checkpoint", "param_groups", "starting_point"]
 
 _STATE = "trainer_state.json"  # the last file of a checkpoint that is written
 
@@ -75,7 +76,15 @@ class M2Trainer(Trainer):  # type: ignore[misc]
         return made
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As Trainer.train; a run that was finished already is loaded, where Trainer would take one step too many."""
+        """As Trainer.train; a run that was finished already is loaded, where Trainer would take one step too many.
+
+        True stands for the newest whole checkpoint in output_dir. Raises ProblemError where there is none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                found = "there is no whole checkpoint"
+                raise ProblemError(f"going on in {self.args.output_dir}", found, "start a new run, or give a folder")
         if isinstance(resume_from_checkpoint, str):
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / _STATE))
             if state.global_step >= self._wanted(state):
@@ -112,8 +121,28 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
     Its path is what `Trainer.train(resume_from_checkpoint=...)` takes; None there starts a run from its beginning.
     """
-    found = [(int(path.name.split("-")[1]), path) for path in Path(folder).glob("checkpoint-[0-9]*")]
+    names = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(folder).glob("checkpoint-*")]
+    found = [(int(name[1]), path) for name, path in names if name]  # others are somebody's copies
     return next((str(path) for _, path in sorted(found, reverse=True) if _is_complete(path)), None)
+
+
+def starting_point(arguments: TrainingArguments, resume: bool) -> str | None:
+    """Where a script's run begins: `--resume_from_checkpoint`, with `resume` the newest whole checkpoint in output_dir,
+    or None, from the beginning.
+
+    Raises ProblemError for a new run where there is one already, and for a checkpoint that is not there or not whole.
+    """
+    asked = arguments.resume_from_checkpoint
+    if asked is not None:
+        if not _is_complete(Path(asked)):
+            found = f"no whole checkpoint is there, as it has no readable {_STATE}"
+            raise ProblemError(f"--resume_from_checkpoint {asked}", found, "give a folder checkpoint-N, or --resume")
+        return str(asked)
+    last = last_checkpoint(arguments.output_dir)
+    if last is not None and not resume:
+        folder = arguments.output_dir
+        raise ProblemError(f"a new run in {folder}", f"{last} is there", "add --resume, or use an empty folder")
+    return last
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -48,6 +49,58 @@ def test_windows(script: ModuleType) -> None:
     assert [int(even[i]["input_ids"][0]) for i in range(3)] == [0, 115, 230]
     with pytest.raises(ProblemError, match="more text"):
         script.Windows(text[:30], 20, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("--text nowhere", "the text nowhere: there is no such file"),
+        ("--text empty", "the text empty: it is empty"),
+        ("--text text --held_out nowhere", "the text nowhere: there is no such file"),
+        ("--text text --prompt=", "it has 0 bytes, a window 512"),
+        ("--text text --length 4", "it has 4 bytes, a window 4"),
+        ("--text text --width 0", "d_model=0"),
+    ],
+)
+def test_what_does_not_fit_is_said_at_once(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, found: str
+) -> None:
+    """Before anything is trained."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_bytes(b"so long as the word is long, " * 100)
+    (tmp_path / "empty").touch()
+    with pytest.raises(ProblemError, match=found):
+        script.main(["--output_dir", "run", "--use_cpu", *words.split()])
+
+
+def test_any_schedule(script: ModuleType, tmp_path: Path) -> None:
+    """The default's floor is not handed to another schedule; the default keeps it."""
+    (tmp_path / "text").write_bytes(b"so long as the word is long, " * 100)
+    run = ["--text", str(tmp_path / "text"), "--use_cpu", "--width", "16", "--layers", "1", "--length", "64"]
+    run += ["--max_steps", "2", "--sampled", "0", "--disable_tqdm", "true", "--save_strategy", "no"]
+    default, linear = (
+        script.main([*run, "--output_dir", str(tmp_path / name), *more])
+        for name, more in (("a", []), ("b", ["--lr_scheduler_type", "linear"]))
+    )
+    assert min(default.lr_scheduler.get_last_lr()) > 0
+    assert max(linear.lr_scheduler.get_last_lr()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("causal_lm", "--text nowhere"),
+        ("masked_lm", "--text nowhere"),
+        ("glue", "--task rte --data nowhere --model_path nowhere"),
+        ("image_classification", "--data nowhere"),
+    ],
+)
+def test_a_script_says_what_is_wrong_in_a_line(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--output_dir", str(tmp_path), "--use_cpu", *words.split()])
+    with pytest.raises(SystemExit, match=r"^Error: .*nowhere"):
+        runpy.run_path(str(SCRIPT.with_name(f"{name}.py")), run_name="__main__")
 
 
 def test_from_the_command_line(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

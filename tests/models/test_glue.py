@@ -104,6 +104,20 @@ def test_what_is_not_laid_out_like_the_task(tmp_path: Path) -> None:
         glue.read(tmp_path / "train.tsv", glue.TASKS["sst2"])
 
 
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+    write(tmp_path, "mrpc")
+    plain = glue.read(tmp_path / "train.tsv", glue.TASKS["mrpc"])
+    content = (tmp_path / "train.tsv").read_bytes()
+    (tmp_path / "train.tsv").write_bytes(b"\xef\xbb\xbf" + content)
+    assert glue.read(tmp_path / "train.tsv", glue.TASKS["mrpc"]) == plain
+
+
+def test_a_file_without_sentences(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n")
+    with pytest.raises(ProblemError, match="it has none"):
+        glue.read(tmp_path / "train.tsv", glue.TASKS["sst2"])
+
+
 def test_measures() -> None:
     guess, labels = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1])
     logits = np.stack([1.0 - guess, guess.astype(float)], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,21 @@ def test_idx_files(data: Path) -> None:
     (data / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x0d\1\0\0\0\1\0\0\0\0"))
     with pytest.raises(ProblemError, match="not an idx file of bytes"):
         example.load(data, 0)
+    for broken in (b"", gzip.compress(b"\0\0\x08"), gzip.compress(b"\0\0\x08\3\0\0"), b"not packed"):
+        (data / "train-images-idx3-ubyte.gz").write_bytes(broken)
+        with pytest.raises(ProblemError, match="not an idx file of bytes"):
+            example.load(data, 0)
     with pytest.raises(ProblemError, match="neither train-images"):
         example.load(data.parent, 0)
+
+
+def test_idx_files_that_do_not_belong_together(data: Path) -> None:
+    write_idx(data / "t10k-labels-idx1-ubyte", np.arange(15) % 2)
+    with pytest.raises(ProblemError, match=r"images \(16, 8, 8\), labels \(15,\)"):
+        example.load(data, 0)
+    (data / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(ProblemError, match="no such file"):
+        example.load(data, 0)
 
 
 def test_folders_of_images(tmp_path: Path) -> None:
@@ -85,11 +99,18 @@ def test_folders_of_images(tmp_path: Path) -> None:
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(2):
                 image.new("RGB", (20, 12 + i), colour).save(tmp_path / part / name / f"{i}.png")
+    (tmp_path / "train" / "red" / ".hidden").touch()
     train, _ = example.load(tmp_path, 8)
     assert train.labels.tolist() == [0, 0, 1, 1]
     pixels = train.images([3, 0])
     assert pixels.shape == (2, 3, 8, 8) and pixels.dtype == torch.uint8
     assert pixels.float().mean((2, 3)).tolist() == [[200, 0, 0], [0, 0, 200]]
+    shutil.rmtree(tmp_path / "val" / "blue")  # red would be number 0 there, as blue is in training
+    with pytest.raises(ProblemError, match="train and val differ in blue"):
+        example.load(tmp_path, 8)
+    shutil.rmtree(tmp_path / "val")
+    with pytest.raises(ProblemError, match="there are none"):
+        example.load(tmp_path, 8)
 
 
 def test_moving_images() -> None:
@@ -123,6 +144,9 @@ def test_held_out_images_are_not_trained_on(data: Path) -> None:
     train, held_out = example.split(options, data)
     assert sorted([*train.rows.tolist(), *held_out.rows.tolist()]) == list(range(32))
     assert len(held_out) == 10 and held_out.source is train.source
+    for count in (-1, 32):
+        with pytest.raises(ProblemError, match="has 32 images"):
+            example.split(example.Options(data=str(data), hold_out=count), data)
 
 
 def test_options_of_the_model(data: Path) -> None:
@@ -133,6 +157,14 @@ def test_options_of_the_model(data: Path) -> None:
     assert (config.patch_size, config.gated, config.pooling, config.hyena_w) == (2, False, "cls", 3)
     with pytest.raises(ProblemError, match="no such field"):
         example.make_config(example.Options(data="", model_options=["size=3"]), source)
+    assert example.make_config(example.Options(data="", model_options=["patch_size=2", "gated=true"]), source).gated
+    for change, found in (
+        ("gated=yes", "not True or False"),
+        ("patch_size=x", "not of type int"),
+        ("image_size=3", "source"),
+    ):
+        with pytest.raises(ProblemError, match=found):
+            example.make_config(example.Options(data="", model_options=[change]), source)
 
 
 class Interrupted(RuntimeError):

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from m2gen.errors import ProblemError
+
 ROOT = Path(__file__).parents[2]
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards boil the box with five dozen liquor jugs"
 WORDS = TEXT.split(" ")
@@ -128,3 +130,26 @@ def test_two_processes_are_one(tmp_path: Path, text: Path) -> None:
     assert [entry["step"] for entry in one] == [entry["step"] for entry in two] == list(range(1, len(one) + 1))
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, text: Path) -> None:
+    """A new one would number words otherwise; and nothing is written beside the model."""
+    import masked_lm
+
+    with pytest.raises(ProblemError, match="neither tokenizer"):
+        masked_lm.tokenizer_of_model(tmp_path)
+    options = ["--output_dir", str(tmp_path / "run"), "--use_cpu", "--text", str(text), "--start_from", str(tmp_path)]
+    with pytest.raises(ProblemError, match="--start_from"):
+        masked_lm.main(options)
+    assert not list(tmp_path.glob("tokenizer*"))
+
+
+def test_a_text_that_is_not_there_leaves_no_tokenizer(tmp_path: Path, text: Path) -> None:
+    """It would be taken for the one of the next run's text."""
+    import masked_lm
+
+    (tmp_path / "empty").touch()
+    for name in ("empty", "nowhere"):
+        with pytest.raises(ProblemError, match=name):
+            masked_lm.main(["--output_dir", str(tmp_path), "--use_cpu", "--text", str(tmp_path / name)])
+    assert not list(tmp_path.glob("tokenizer*"))

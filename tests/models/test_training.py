@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, TrainingA
 
 from m2gen.errors import ProblemError
 from m2gen.models import M2BertForMaskedLM
-from m2gen.models.training import LossCurve, M2Trainer, draw_losses, last_checkpoint
+from m2gen.models.training import LossCurve, M2Trainer, draw_losses, last_checkpoint, starting_point
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -96,6 +96,44 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     (tmp_path / "checkpoint-1100" / "trainer_state.json").write_text('{"global_step": 11')
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
+
+
+def checkpoint(folder: Path, name: str, step: int) -> str:
+    (folder / name).mkdir()
+    (folder / name / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return str(folder / name)
+
+
+def test_copies_of_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    for name in ("checkpoint-12-old", "checkpoint-13_old", "checkpoint-14.bak", "checkpoint-best"):
+        checkpoint(tmp_path, name, 12)
+    assert last_checkpoint(tmp_path) is None
+    assert checkpoint(tmp_path, "checkpoint-8", 8) == last_checkpoint(tmp_path)
+
+
+def test_where_a_script_begins(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", use_cpu=True)
+    assert starting_point(arguments, False) is None and starting_point(arguments, True) is None
+    (tmp_path / "run").mkdir(exist_ok=True)
+    last = checkpoint(tmp_path / "run", "checkpoint-8", 8)
+    assert starting_point(arguments, True) == last
+    with pytest.raises(ProblemError, match="Add --resume"):
+        starting_point(arguments, False)
+    arguments.resume_from_checkpoint = checkpoint(tmp_path, "checkpoint-3", 3)
+    assert starting_point(arguments, False) == str(tmp_path / "checkpoint-3")
+    arguments.resume_from_checkpoint = str(tmp_path)
+    with pytest.raises(ProblemError, match="no whole checkpoint"):
+        starting_point(arguments, True)
+
+
+def test_true_is_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+    """One left half written is passed over, and a finished run is not trained further."""
+    with pytest.raises(ProblemError, match="no whole checkpoint"):
+        trainer(tiny(M2BertForMaskedLM), tmp_path).train(resume_from_checkpoint=True)
+    trainer(tiny(M2BertForMaskedLM), tmp_path).train()
+    (tmp_path / "checkpoint-9").mkdir()
+    again = trainer(tiny(M2BertForMaskedLM), tmp_path)
+    assert again.train(resume_from_checkpoint=True).global_step == again.state.global_step == 4
 
 
 def test_a_picture_is_a_png(tmp_path: Path) -> None:
