@@ -70,8 +70,6 @@ def train(model: str, steps: int, rate: float, seed: int, options: list[str]) ->
             str(seed),
             "--sampled",
             "0",
-            "--save_strategy",
-            "no",
         ]
         trainer = causal_lm.main([*fixed, *sizes, "--disable_tqdm", "true", *options], callbacks=[clock])
     spans = [b - a for a, b in zip(clock.times[5:], clock.times[6:], strict=False)]

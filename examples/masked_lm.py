@@ -113,7 +113,7 @@ def make_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int) -> BertT
 
 
 def tokenizer_of_model(folder: Path) -> BertTokenizer:
-    """The tokenizer that a model came with; another would number words anew. Raises ProblemError where there is none."""
+    """The tokenizer a model came with; another would number words anew. Raises ProblemError where there is none."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         found = "it has neither tokenizer.json nor vocab.txt"
         raise ProblemError(f"--start_from {folder}", found, "give a folder with a model and its tokenizer")

@@ -112,12 +112,11 @@ class HyenaFilter(nn.Module):
     not change with the input's length.
 
     channels        number of filters; with `heads` > 1 only channels / heads different ones are made, and channel c
-    uses
-                    number c mod (channels / heads): filters shared across heads, as in H3 and M2-GPT
+                    uses number c mod (channels / heads): filters shared across heads, as in H3 and M2-GPT
     emb_dim         positional features per position, odd and at least 3
     width, inner_layers, w     of the network; w is the initial frequency of the sines, w_mod a fixed factor of it
-    modulate        whether to multiply by the decaying window, with `fast_decay` and `slow_decay` in units of
-    max_length
+    modulate        whether to multiply by the decaying window, with `fast_decay` and `slow_decay` in units
+                    of max_length
 
     Raises ProblemError for sizes that make no filter and for L > max_length.
     """
