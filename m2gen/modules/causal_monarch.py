@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
+from m2gen.modules.autocast import no_autocast
 from m2gen.ops.fftconv import fftconv
 
 
@@ -152,7 +153,7 @@ def on_digit(block: Tensor, x: Tensor, act: Callable[[Tensor, Tensor], Tensor]) 
     """Act with the blocks (stride, b, b) on the digit of x (..., n) that has base b and the lower digits below it."""
     stride, base, _ = block.shape
     # autocast would multiply in half precision what is then solved in single
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         columns = x.to(block.dtype).reshape(-1, base, stride).permute(2, 1, 0)
         return act(block, columns).permute(2, 1, 0).reshape(x.shape)
 

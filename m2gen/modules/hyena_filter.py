@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
+from m2gen.modules.autocast import no_autocast
 from m2gen.ops.versions import versions as versions  # models keep what they make of filters, too
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class HyenaFilter(nn.Module):
     def _filters(self, length: int) -> tuple[Tensor, Tensor | None]:
         z, t = self.pos_emb.z[0, :length], self.pos_emb.t[:, :length]
         dtype = torch.promote_types(z.dtype, torch.float32)
-        with torch.autocast(z.device.type, enabled=False):
+        with no_autocast(z):
             window = None if self.modulation is None else self.modulation(t.to(dtype))
             k = self._filter(self.implicit_filter, z.to(dtype), window)
             rev = self.implicit_filter_rev

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from m2gen.modules.autocast import no_autocast
 from m2gen.modules.causal_monarch import TriangularTransform, on_digit, solve_lower
 
 
@@ -38,7 +39,7 @@ class OnlineTriangular:
         if self.position == 0 and x.shape[1] > 1:
             return self._begin(x)
         out = []
-        with torch.autocast(x.device.type, enabled=False):  # it would multiply in half precision
+        with no_autocast(x):  # it would multiply in half precision
             for sample in x.unbind(1):
                 out.append(self._step(sample))
                 self.position += 1

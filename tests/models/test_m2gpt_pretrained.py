@@ -203,3 +203,13 @@ def test_refusals() -> None:
     mask[0, 0] = 0
     with pytest.raises(ProblemError, match="padded on the left"):
         model(causal="monarch")(IDS, attention_mask=mask)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", ["fft", "monarch"])
+def test_shapes_on_the_meta_device(causal: str) -> None:
+    """Where there is no autocast to be switched off; a whole pass, and a part with a cache."""
+    m, ids = model(causal=causal).to("meta"), IDS.to("meta")
+    assert m(ids).logits.shape == (2, 24, 50)
+    cache = m.new_cache(2)
+    assert [m(part, past_key_values=cache).logits.shape[1] for part in (ids, ids[:, :1], ids[:, :3])] == [24, 1, 3]

@@ -1,0 +1,13 @@
+"""Switching autocast off where single precision is needed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """A context in which nothing on x's device is cast. The meta device knows no autocast, and refuses the question."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
