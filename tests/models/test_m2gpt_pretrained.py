@@ -213,3 +213,19 @@ def test_shapes_on_the_meta_device(causal: str) -> None:
     assert m(ids).logits.shape == (2, 24, 50)
     cache = m.new_cache(2)
     assert [m(part, past_key_values=cache).logits.shape[1] for part in (ids, ids[:, :1], ids[:, :3])] == [24, 1, 3]
+
+
+def test_hidden_states() -> None:
+    m = model()
+    with torch.no_grad():
+        out = m(IDS, output_hidden_states=True)
+        hidden = out.hidden_states
+        assert len(hidden) == m.config.num_hidden_layers + 1 and m(IDS).hidden_states is None
+        assert torch.equal(hidden[0], m.model.embedding(IDS))
+        assert torch.equal(m.model.logits(hidden[-1]), out.logits)
+        assert torch.equal(hidden[1], m.model.layers[0](hidden[0], None, None))
+        told = model(output_hidden_states=True)
+        assert len(told(IDS).hidden_states) == len(hidden)
+        cache = m.new_cache(len(IDS))
+        parts = [m(part, cache=cache, output_hidden_states=True).hidden_states[-1] for part in IDS.split(4, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), hidden[-1], rtol=1e-4, atol=1e-4)

@@ -28,8 +28,8 @@ IGNORE = -100  # a label that does not count
 
 
 class M2GPT(nn.Module):
-    """input_ids (B, L) int64 -> logits (B, L, vocab_size); L <= max_length. Causal: logits[:, i] depend on ids[:, :i +
-    1].
+    """input_ids (B, L) int64 -> logits (B, L, vocab_size); L <= max_length. Causal: logits[:, i] depend on
+    input_ids[:, : i + 1] alone.
 
     Token embedding, `n_layers` blocks x + SequenceMixer(LN(x)), a last LayerNorm, and a head tied to the embedding.
     There are no position embeddings: order comes in through the convolutions.
@@ -96,8 +96,15 @@ class M2GPT(nn.Module):
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits, F.cross_entropy(wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
-    def states(self, x: Tensor, mask: Tensor | None = None, cache: MixerCache | None = None) -> Tensor:
-        """Embedded tokens x (B, L, d_model) -> what the head sees, likewise; mask and cache as in `forward`."""
+    def states(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cache: MixerCache | None = None,
+        hidden: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Embedded tokens x (B, L, d_model) -> what the head sees, likewise; mask and cache as in `forward`. Every
+        layer's input and the result are added to `hidden`."""
         if x.shape[1] < 1:
             raise ProblemError(f"an M2-GPT on {tuple(x.shape)}", "there are no tokens", "give at least one")
         if cache is not None:
@@ -105,6 +112,8 @@ class M2GPT(nn.Module):
         if mask is not None and self.config.causal == "monarch" and (cache is None or cache.position == 0):
             _check_begin(mask)
         for i, layer in enumerate(self.layers):
+            if hidden is not None:
+                hidden.append(x)
             if self.gradient_checkpointing and self.training and cache is None:
                 x = self._gradient_checkpointing_func(layer.__call__, x, mask)
             else:
@@ -112,6 +121,8 @@ class M2GPT(nn.Module):
         if cache is not None:
             cache.advance(x.shape[1])
         out: Tensor = self.norm(x)
+        if hidden is not None:
+            hidden.append(out)
         return out
 
     def logits(self, states: Tensor) -> Tensor:

@@ -128,6 +128,7 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         cache: MixerCache | None = None,
+        output_hidden_states: bool | None = None,
         **loss_options: Any,
     ) -> CausalLMOutputWithPast:
         """`logits` (B, L, V), and `loss` where labels are given.
@@ -144,6 +145,8 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             use_cache: make such a cache; of the result it is `past_key_values`, or `cache` likewise. Default: no;
                 `generate` asks for it where `config.use_cache` says so.
             logits_to_keep: logits of so many last positions only; 0: of all.
+            output_hidden_states: also `hidden_states`, each (B, L, d): the embeddings, every layer's output, the last
+                one normalised, as the head sees it. Default: what the configuration says.
 
         Raises:
             ProblemError: for more than max_position_embeddings tokens or none, for masks of another shape or of
@@ -161,12 +164,16 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         seen = 0 if cache is None else cache.position
         if use_cache and cache is None:
             cache = self.new_cache(x.shape[0])
-        states = self.model.states(x, _last_columns(attention_mask, x.shape[0], x.shape[1], seen), cache)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden: list[Tensor] | None = [] if wanted else None
+        states = self.model.states(x, _last_columns(attention_mask, x.shape[0], x.shape[1], seen), cache, hidden)
         logits = self.model.logits(states[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, hidden_states=None if hidden is None else tuple(hidden), **{CACHE: cache}
+        )
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache:
         """An empty cache, as `M2GPT.new_cache`."""
