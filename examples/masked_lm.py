@@ -66,6 +66,7 @@ class Options:
     dropout: float = 0.1
     length: int = field(default=512, metadata={"help": "tokens of a text, [CLS] and [SEP] among them"})
     vocabulary: int = field(default=8192, metadata={"help": "words of the WordPiece tokenizer that is trained first"})
+    tokenizer: str | None = field(default=None, metadata={"help": "a folder with one, instead of training it"})
     text: list[str] = field(default_factory=list, metadata={"help": "text files; default the standard library"})
     held_out: list[str] = field(
         default_factory=list, metadata={"help": "text files to evaluate on; default the last tenth of each file"}
@@ -105,19 +106,33 @@ def _documents(joined: Tensor) -> list[str]:
 
 
 def make_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int) -> BertTokenizer:
-    """The tokenizer in `folder`; where there is none, a cased WordPiece one is trained on `texts` and kept there."""
-    if not (folder / "tokenizer.json").exists():
-        blank = BertTokenizer(do_lower_case=False)
-        blank.train_new_from_iterator(texts, vocabulary, show_progress=False).save_pretrained(folder)
+    """A cased WordPiece tokenizer, trained on `texts` and kept in `folder`. Ties of frequency are broken at random."""
+    blank = BertTokenizer(do_lower_case=False)
+    blank.train_new_from_iterator(texts, vocabulary, show_progress=False).save_pretrained(folder)
     return BertTokenizer.from_pretrained(folder)
 
 
-def tokenizer_of_model(folder: Path) -> BertTokenizer:
-    """The tokenizer a model came with; another would number words anew. Raises ProblemError where there is none."""
+def read_tokenizer(folder: Path) -> BertTokenizer:
+    """The one that is there. Raises ProblemError where there is none: another would number words anew."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         found = "it has neither tokenizer.json nor vocab.txt"
-        raise ProblemError(f"--start_from {folder}", found, "give a folder with a model and its tokenizer")
+        raise ProblemError(f"the tokenizer in {folder}", found, "give a folder with one, such as a model's")
     return BertTokenizer.from_pretrained(folder)
+
+
+def get_tokenizer(options: Options, arguments: TrainingArguments, texts: Iterable[str]) -> BertTokenizer:
+    """The tokenizer that is given, a model's, with --resume the run's, or a new one, which one process trains.
+
+    A new run trains its own even where one is in the folder: that may be another text's.
+    """
+    if given := options.tokenizer or options.start_from:
+        return read_tokenizer(Path(given))
+    folder = Path(arguments.output_dir)
+    kept = options.resume and (folder / "tokenizer.json").is_file()
+    with arguments.main_process_first(local=False):
+        if kept or arguments.process_index:
+            return read_tokenizer(folder)
+        return make_tokenizer(folder, texts, options.vocabulary)
 
 
 def windows(texts: list[str], tokenizer: BertTokenizer, length: int) -> Tensor:
@@ -197,11 +212,7 @@ def make_trainer(options: Options, arguments: TrainingArguments) -> M2Trainer:
     if arguments.lr_scheduler_type == SchedulerType.POLYNOMIAL and not arguments.lr_scheduler_kwargs:
         arguments.lr_scheduler_kwargs = {"lr_end": 0.02 * arguments.learning_rate, "power": 1.0}  # a straight line
     texts = read_texts(options.text, options.held_out)
-    with arguments.main_process_first(local=False):  # one process trains the tokenizer, the others read it
-        if options.start_from is not None:
-            tokenizer = tokenizer_of_model(Path(options.start_from))
-        else:
-            tokenizer = make_tokenizer(Path(arguments.output_dir), texts[0], options.vocabulary)
+    tokenizer = get_tokenizer(options, arguments, texts[0])
     rows, held_out = (windows(part, tokenizer, options.length) for part in texts)
     set_seed(arguments.seed)
     return M2Trainer(

@@ -100,8 +100,19 @@ def test_what_is_not_laid_out_like_the_task(tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match=r"line 2: the label is 'maybe'\. Use 0, 1"):
         glue.read(tmp_path / "train.tsv", glue.TASKS["sst2"])
     (tmp_path / "train.tsv").write_text("sentence\tlabel\na film\n")
-    with pytest.raises(ProblemError, match="line 2 has 1 columns"):
+    with pytest.raises(ProblemError, match="1 of 1 lines are short, line 2 first"):
         glue.read(tmp_path / "train.tsv", glue.TASKS["sst2"])
+
+
+def test_single_lines_cut_short_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many readers of QQP's files do, but not in silence; the others keep their labels."""
+    write(tmp_path, "qqp", 200)
+    path = tmp_path / "train.tsv"
+    texts, labels = glue.read(path, glue.TASKS["qqp"])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines[:8], "5\t1\ta question cut", *lines[8:]]) + "\n", encoding="utf-8")
+    assert glue.read(path, glue.TASKS["qqp"]) == (texts, labels)
+    assert "1 of 201 lines are short, line 9 first; left out" in capsys.readouterr().out
 
 
 def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:

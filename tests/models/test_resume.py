@@ -6,7 +6,6 @@ The runs are those of examples/masked_lm.py, small.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -72,10 +71,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(folder: Path, text: Path, *more: str) -> list[str]:
     """Every run has the same tokenizer: training one breaks ties of frequency at random."""
-    folder.mkdir(exist_ok=True)
-    for file in (text.parent / "tokenizer").iterdir():
-        shutil.copy(file, folder)
-    return [*SMALL.split(), *STEPS.split(), "--output_dir", str(folder), "--text", str(text), *more]
+    same = ["--tokenizer", str(text.parent / "tokenizer")]
+    return [*SMALL.split(), *STEPS.split(), *same, "--output_dir", str(folder), "--text", str(text), *more]
 
 
 def run(arguments: list[str], *, before: list[str]) -> subprocess.CompletedProcess[str]:
@@ -137,9 +134,9 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, text: Path) ->
     import masked_lm
 
     with pytest.raises(ProblemError, match="neither tokenizer"):
-        masked_lm.tokenizer_of_model(tmp_path)
+        masked_lm.read_tokenizer(tmp_path)
     options = ["--output_dir", str(tmp_path / "run"), "--use_cpu", "--text", str(text), "--start_from", str(tmp_path)]
-    with pytest.raises(ProblemError, match="--start_from"):
+    with pytest.raises(ProblemError, match="the tokenizer in"):
         masked_lm.main(options)
     assert not list(tmp_path.glob("tokenizer*"))
 
@@ -153,3 +150,18 @@ def test_a_text_that_is_not_there_leaves_no_tokenizer(tmp_path: Path, text: Path
         with pytest.raises(ProblemError, match=name):
             masked_lm.main(["--output_dir", str(tmp_path), "--use_cpu", "--text", str(tmp_path / name)])
     assert not list(tmp_path.glob("tokenizer*"))
+
+
+def test_a_new_run_has_a_tokenizer_of_its_own_text(tmp_path: Path, text: Path) -> None:
+    """Also where an earlier run, on another text, got no further than its tokenizer; with --resume that one is kept."""
+    import masked_lm
+
+    other = tmp_path / "other"
+    other.write_text("zebra " * 2000)
+    run = ["--output_dir", str(tmp_path / "run"), "--use_cpu", "--vocabulary", "60"]
+    words = []
+    for path, more in ((other, []), (text, ["--resume"]), (text, [])):
+        with pytest.raises(ProblemError, match="texts of 100000 tokens"):
+            masked_lm.main([*run, "--text", str(path), "--length", "100000", *more])
+        words.append("zebra" in masked_lm.read_tokenizer(tmp_path / "run").get_vocab())
+    assert words == [True, True, False]
