@@ -1,4 +1,4 @@
-"""What models in the conventions of transformers have to say about implicit filters: initial values, shared tensors."""
+"""What models in the conventions of transformers have to say of their modules: initial values, shared tensors."""
 
 from __future__ import annotations
 
@@ -35,6 +35,16 @@ def reset_filter_part(module: nn.Module) -> bool:
     else:
         return False
     return True
+
+
+def owner(model: nn.Module, part: nn.Module) -> nn.Module:
+    """The module whose `reset_parameters` draws `part`: itself, or what a ParameterList belongs to.
+
+    For `_init_weights`: transformers passes over modules that have no parameters but those in such a list.
+    """
+    if not isinstance(part, nn.ParameterList):
+        return part
+    return next(module for module in model.modules() if any(child is part for child in module.children()))
 
 
 def shared_names(model: nn.Module, ending: str = ".freq") -> Iterator[str]:

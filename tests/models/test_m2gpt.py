@@ -115,10 +115,15 @@ def test_greedy_generation_is_the_argmax_of_each_prefix(causal: str, use_cache: 
 
 
 def test_generation_beyond_max_length_slides() -> None:
-    m = model()
-    ids = m.generate(IDS[:1], 5, temperature=0)
-    assert ids.shape == (1, 29)
-    assert torch.equal(ids[:, 28], m(ids[:, 4:28])[:, -1].argmax(-1))
+    """The last 24 tokens and no others, whether the prompt is longer than that or the text becomes so."""
+    m = model(filter_options={"width": 16, "modulate": False})  # the first token counts as much as the last
+    for block in m.blocks():  # at the initial scale a model does little more than repeat its last token
+        torch.nn.init.normal_(block.attention.out_linear.weight, std=0.3)
+    for prompt in (20, 30):
+        ids = m.generate(IDS.repeat(1, 2)[:, :prompt], 60, temperature=0)
+        assert ids.shape == (2, prompt + 60) and len(ids[:, prompt:].unique()) > 5
+        for end in range(prompt, prompt + 60):
+            assert torch.equal(ids[:, end], m(ids[:, max(end - 24, 0) : end])[:, -1].argmax(-1))
 
 
 def test_generation_reproduces_with_its_generator() -> None:
@@ -158,14 +163,33 @@ def test_presets_have_the_sizes_of_the_paper() -> None:
     assert M2GPTConfig.preset("145M", max_length=8).max_length == 8
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    m = model().double()
-    m(IDS)[..., 0].sum().backward()
-    want = [p.grad for p in m.parameters()]
+def test_gradient_checkpointing_changes_nothing_but_the_calls() -> None:
+    """Every layer is passed through once more on the way back, with the mask."""
+    m, mask, calls = model().double(), torch.ones_like(IDS), []
+    mask[0, :7] = 0
+    for block in m.blocks():
+        block.attention.register_forward_pre_hook(lambda *_: calls.append(1))
+    m(IDS, mask=mask)[..., 0].sum().backward()
+    want, once = [p.grad for p in m.parameters()], len(calls)
     m.zero_grad()
     m.gradient_checkpointing, m._gradient_checkpointing_func = True, partial(checkpoint, use_reentrant=False)
-    m(IDS)[..., 0].sum().backward()
+    m(IDS, mask=mask)[..., 0].sum().backward()
     torch.testing.assert_close([p.grad for p in m.parameters()], want)
+    assert (once, len(calls)) == (2, 2 + 4)
+
+
+def test_what_a_layer_adds_at_the_start_shrinks_with_their_number() -> None:
+    for layers in (1, 9):
+        m = model(d_model=64, n_layers=layers)
+        found = torch.stack([projection.weight for projection in m.projections()]).std().item()
+        assert found == pytest.approx(0.02 / layers**0.5, rel=0.1)
+
+
+def test_the_loss_of_half_precision_is_taken_in_float32() -> None:
+    m = model().bfloat16()
+    logits, loss = m(IDS, IDS)
+    want = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), IDS.flatten())
+    assert loss.dtype == torch.float32 and torch.equal(loss, want)
 
 
 def test_refusals() -> None:

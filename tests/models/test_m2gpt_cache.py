@@ -69,9 +69,12 @@ def test_the_cache_sees_the_weights_of_its_making() -> None:
     ids = torch.randint(97, (1, 80))
     assert m.new_cache().long.bank is m.new_cache().long.bank
     m(ids[:, :40], cache=m.new_cache())
-    for block in m.blocks():
-        block.attention.filter_fn.bias.add_(1)
-    torch.testing.assert_close(m(ids, cache=m.new_cache()), m(ids), rtol=0, atol=1e-11)
+    for change in ("bias", "implicit_filter.0.weight", "modulation.deltas"):
+        for block in m.blocks():
+            block.attention.filter_fn.state_dict()[change].add_(1)
+        cache = m.new_cache()
+        parts = [m(part, cache=cache) for part in ids.split([30, *[1] * 50], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), m(ids), rtol=0, atol=1e-11)
     assert copy.deepcopy(m)._bank is None
 
 
@@ -80,6 +83,9 @@ def test_inference_mode() -> None:
     with torch.inference_mode():
         first = m.generate(torch.zeros(1, 1, dtype=torch.long), 70, temperature=0)
     assert torch.equal(first, m.generate(torch.zeros(1, 1, dtype=torch.long), 70, temperature=0))
+    with torch.inference_mode():  # weights made in it do not count their versions
+        other = model(80)
+        assert torch.equal(first, other.generate(torch.zeros(1, 1, dtype=torch.long), 70, temperature=0))
 
 
 def test_refusals() -> None:

@@ -101,6 +101,12 @@ def test_beams_with_and_without_a_cache() -> None:
     assert torch.equal(with_cache, without)
 
 
+def test_nothing_is_taken_back_from_a_cache() -> None:
+    """Guessed tokens that are refused would have to be: transformers is told before, and says so."""
+    with pytest.raises(ValueError, match="stateful"):
+        model().generate(IDS[:1], prompt_lookup_num_tokens=3, max_new_tokens=9, **GREEDY)
+
+
 def test_gradient_checkpointing_and_half_precision() -> None:
     m = model()
     m.train()

@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from m2gen.errors import ProblemError
 from m2gen.models import M2ViTConfig, M2ViTForImageClassification, M2ViTModel
 from m2gen.models.m2vit import PRESETS
-from m2gen.models.m2vit.layers import DropPath
+from m2gen.models.m2vit.layers import DropPath, M2ViTMLP
 from m2gen.modules.hyena_filter import HyenaFilter
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
+from m2gen.modules.sequence_mixer import SequenceMixer
 
 
 def parameters(**changes: Any) -> int:
@@ -273,6 +274,31 @@ def test_initial_values() -> None:
                 x = torch.randn(500, module.in_features)
                 bias = 0 if module.bias is None else module.bias
                 assert (module(x) - bias).var().item() == pytest.approx(1 / 3, rel=0.25), module
+    for table in (model.vit.embeddings.cls_token, model.vit.embeddings.position_embeddings):  # of the last kind
+        assert table.std().item() == pytest.approx(0.02, rel=0.35)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("m2", 5), ("m2 gated", 5), ("hyena", 5), ("monarch", 3)])
+def test_sizes_that_no_formula_checks_reach_the_modules(kind: str, count: int) -> None:
+    """Dropout stands at every place that the configuration names; taps and initial frequencies."""
+    model = tiny(kind, hidden_dropout_prob=0.25, short_kernel=5, hyena_w=3.0)
+    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert len(rates) == count and set(rates) == {0.25}
+    mixers = [module for module in model.modules() if isinstance(module, SequenceMixer)]
+    assert len(mixers) == (0 if kind == "monarch" else 2)
+    for mixer in mixers:
+        assert mixer.short_filter.weight.shape == (48, 1, 5)
+        assert mixer.filter_fn.implicit_filter[1].w == 3
+
+
+def test_an_mlp_drops_what_it_has_activated() -> None:
+    """Half of the middle is zero in training and the rest doubled: the mean over many draws is the undropped result."""
+    mlp = M2ViTMLP(M2ViTConfig(hidden_size=16, intermediate_size=32, mlp="dense", hidden_dropout_prob=0.5)).double()
+    x = torch.randn(1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    draws = mlp(x.expand(20_000, 16))
+    assert draws.std(0).min() > 0.01
+    torch.testing.assert_close(draws.mean(0), mlp.eval()(x)[0], rtol=0, atol=0.02)
 
 
 def test_bfloat16_follows_float32() -> None:

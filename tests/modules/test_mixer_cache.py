@@ -108,6 +108,7 @@ def test_rows_reordered_and_copies_apart(kind: str) -> None:
 
     go_on(cache, u[:, :100])
     copy = cache.clone()
+    assert copy.long.bank is cache.long.bank
     cache.reorder(rows)
     swapped = torch.cat([u[rows, :100], u[:, 100:]], dim=1)
     torch.testing.assert_close(go_on(cache, swapped), m(swapped)[:, 100:], rtol=1e-11, atol=1e-11)

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from m2gen.errors import ProblemError
-from m2gen.models.filters import reset_filter_part, shared_names
+from m2gen.models.filters import owner, reset_filter_part, shared_names
 from m2gen.models.m2gpt.configuration import M2GPTConfig, preset
 from m2gen.models.m2gpt.modeling import M2GPT
 from m2gen.models.options import check_loss_options
@@ -30,6 +31,7 @@ _NAMES = {
     "num_hidden_layers": "n_layers",
     "max_position_embeddings": "max_length",
 }
+_RESET = (nn.Linear, nn.Conv1d, nn.LayerNorm, BlockDiagLinear, TriangularTransform)
 
 
 class M2GPTPretrainedConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -107,7 +109,9 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             return
         if isinstance(module, nn.Linear) and any(module is projection for projection in self.model.projections()):
             self.model.reset_projection(module)
-        elif isinstance(module, nn.Linear | nn.Conv1d | nn.LayerNorm | BlockDiagLinear | TriangularTransform | M2GPT):
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02)
+        elif isinstance(module := owner(self, module), _RESET):
             module.reset_parameters()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
-from m2gen.models.filters import reset_filter_part, shared_names
+from m2gen.models.filters import owner, reset_filter_part, shared_names
 from m2gen.models.m2vit.configuration import M2ViTConfig
 from m2gen.models.m2vit.layers import M2ViTEmbeddings, M2ViTLayer, classifier
 from m2gen.models.options import check_loss_options
@@ -52,7 +52,7 @@ class M2ViTPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     def _init_weights(self, module: nn.Module) -> None:
         if reset_filter_part(module):
             return
-        if isinstance(module, _RESET):
+        if isinstance(module := owner(self, module), _RESET):
             module.reset_parameters()
         elif isinstance(module, DimensionMixer) and module.kind == "plain":
             init.ones_(module.kernel)
