@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,8 @@ def data(n: int = 8) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-def trainer(model: PreTrainedModel, folder: Path, **options: Any) -> M2Trainer:
-    settings = {
+def trainer(model: PreTrainedModel, folder: Path, changes: dict[str, Any] | None = None, **options: Any) -> M2Trainer:
+    settings: dict[str, Any] = {
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "learning_rate": 8e-4,
@@ -37,7 +38,7 @@ def trainer(model: PreTrainedModel, folder: Path, **options: Any) -> M2Trainer:
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    arguments = TrainingArguments(output_dir=str(folder), **settings)
+    arguments = TrainingArguments(output_dir=str(folder), **{**settings, **(changes or {})})
     return M2Trainer(model=model, args=arguments, train_dataset=data(), eval_dataset=data(2), **options)
 
 
@@ -134,6 +135,40 @@ def test_true_is_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-9").mkdir()
     again = trainer(tiny(M2BertForMaskedLM), tmp_path)
     assert again.train(resume_from_checkpoint=True).global_step == again.state.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "steps"),
+    [
+        ({"max_steps": 4}, {"max_steps": 4}, 4),
+        ({"max_steps": 4}, {"max_steps": 6}, 6),
+        ({"max_steps": -1, "num_train_epochs": 1}, {"max_steps": -1, "num_train_epochs": 1}, 4),
+        ({"max_steps": -1, "num_train_epochs": 1}, {"max_steps": -1, "num_train_epochs": 2}, 8),
+    ],
+    ids=str,
+)
+def test_a_finished_run_is_loaded_and_a_longer_one_goes_on(
+    first: dict[str, Any], then: dict[str, Any], steps: int, tmp_path: Path
+) -> None:
+    done = trainer(tiny(M2BertForMaskedLM), tmp_path, first)
+    done.train()
+    again = trainer(tiny(M2BertForMaskedLM, seed=7), tmp_path, then)
+    assert again.train(resume_from_checkpoint=last_checkpoint(tmp_path)).global_step == steps
+    pairs = zip(done.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) == (steps == 4)
+
+
+def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses over their steps, in the unit asked for; by one process only."""
+    drawn: list[Any] = []
+    monkeypatch.setattr("m2gen.models.training.draw_losses", lambda *arguments: drawn.append(arguments))
+    history = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}]
+    for first in (False, True):
+        state = SimpleNamespace(is_world_process_zero=first, log_history=history)
+        LossCurve(label="bits", scale=2.0).on_train_end(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+        assert len(drawn) == first
+    curves = {"training": [(1, 6.0), (2, 4.0)], "held out": [(2, 5.0)]}
+    assert drawn == [(tmp_path / "loss.png", curves, "bits")]
 
 
 def test_a_picture_is_a_png(tmp_path: Path) -> None:

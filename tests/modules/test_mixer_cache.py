@@ -116,6 +116,19 @@ def test_rows_reordered_and_copies_apart(kind: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("inverse", [False, True])
+def test_transforms_stay_precise_under_autocast(inverse: bool) -> None:
+    torch.manual_seed(0)
+    transform, x = TriangularTransform((5, 6), 0.3), torch.randn(2, 30, 4)
+    found = []
+    for enabled in (False, True):
+        online = OnlineTriangular(transform, 2, 4, inverse=inverse)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(torch.cat([online(part) for part in x.split([10, *[1] * 20], dim=1)], dim=1))
+    assert torch.equal(found[0], found[1])
+
+
+@torch.no_grad()
 def test_half_precision_and_autocast_follow_float32() -> None:
     torch.manual_seed(0)
     m = mixer(monarch={}).float()
