@@ -138,8 +138,10 @@ def get_tokenizer(options: Options, arguments: TrainingArguments, texts: Iterabl
 def windows(texts: list[str], tokenizer: BertTokenizer, length: int) -> Tensor:
     """All texts one after the other, [SEP] between them, cut into rows [CLS] ... [SEP]: (n, length), int64.
 
-    What does not fill the last row is left out. Raises ProblemError where not one row comes out.
+    What does not fill the last row is left out. Raises ProblemError where not one row comes out or nothing fits in it.
     """
+    if length < 3:
+        raise ProblemError(f"texts of {length} tokens", "[CLS] and [SEP] are two of them", "use 3 or more")
     ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     joined = list(itertools.chain.from_iterable([*text, tokenizer.sep_token_id] for text in ids))
     rows = len(joined) // (length - 2)

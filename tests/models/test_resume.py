@@ -152,6 +152,14 @@ def test_a_text_that_is_not_there_leaves_no_tokenizer(tmp_path: Path, text: Path
     assert not list(tmp_path.glob("tokenizer*"))
 
 
+def test_a_length_without_room_for_words(tmp_path: Path, text: Path) -> None:
+    import masked_lm
+
+    run = ["--output_dir", str(tmp_path), "--use_cpu", "--text", str(text), "--length", "2"]
+    with pytest.raises(ProblemError, match="Use 3 or more"):
+        masked_lm.main(run)
+
+
 def test_a_new_run_has_a_tokenizer_of_its_own_text(tmp_path: Path, text: Path) -> None:
     """Also where an earlier run, on another text, got no further than its tokenizer; with --resume that one is kept."""
     import masked_lm
