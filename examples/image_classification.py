@@ -81,6 +81,7 @@ class Source(Protocol):
 
     labels: Tensor  # (n,) int64
     shape: tuple[int, int, int]  # channels, height, width
+    classes: list[str]  # their names
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """(len(indices), channels, height, width), uint8."""
@@ -97,6 +98,7 @@ class IdxImages:
             found = f"images {tuple(images.shape)}, labels {tuple(self.labels.shape)}"
             raise ProblemError(f"the images {part} in {folder}", found, "give (n, height, width) and (n,), n from 1 on")
         self.shape = (1, images.shape[1], images.shape[2])
+        self.classes = [str(label) for label in range(int(self.labels.max()) + 1)]
 
     def images(self, indices: Sequence[int]) -> Tensor:
         return self.all[torch.as_tensor(indices)]
@@ -218,8 +220,9 @@ def scale_of(source: Source, rows: Tensor) -> tuple[Tensor, Tensor]:
 def make_config(options: Options, source: Source) -> M2ViTConfig:
     """The preset's model for these images, with the options' changes. Raises ProblemError for a change that is none."""
     kinds = {name: type(value) for name, value in M2ViTConfig().to_dict().items()}
-    data = {"image_size": source.shape[1], "num_channels": source.shape[0]}
-    data["num_labels"] = int(source.labels.max()) + 1
+    data: dict[str, Any] = {"image_size": source.shape[1], "num_channels": source.shape[0]}
+    data |= {"num_labels": len(source.classes), "id2label": dict(enumerate(source.classes))}
+    data["label2id"] = {name: label for label, name in data["id2label"].items()}
     changes: dict[str, Any] = {}
     for change in options.model_options:
         name, _, text = change.partition("=")

@@ -102,6 +102,8 @@ def test_folders_of_images(tmp_path: Path) -> None:
     (tmp_path / "train" / "red" / ".hidden").touch()
     train, _ = example.load(tmp_path, 8)
     assert train.labels.tolist() == [0, 0, 1, 1]
+    config = example.make_config(example.Options(data=str(tmp_path), preset="ViT-cifar"), train)
+    assert config.num_labels == 2 and config.id2label == {0: "blue", 1: "red"} and config.label2id["red"] == 1
     pixels = train.images([3, 0])
     assert pixels.shape == (2, 3, 8, 8) and pixels.dtype == torch.uint8
     assert pixels.float().mean((2, 3)).tolist() == [[200, 0, 0], [0, 0, 200]]
