@@ -14,7 +14,7 @@ from m2gen.errors import M2GenError
 
 Rows = list[tuple[str, str]]
 
-_PACKAGES = ("torch", "triton", "numpy", "sympy", "jinja2")
+_PACKAGES = ("torch", "triton", "numpy", "sympy", "jinja2", "transformers", "safetensors")
 _COMPILERS = ("g++", "clang++")
 
 
