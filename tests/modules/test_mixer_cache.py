@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
-from m2gen.modules import SequenceMixer
+from m2gen.modules import SequenceMixer, online_conv
 from m2gen.modules.causal_monarch import TriangularTransform
 from m2gen.modules.mixer_cache import MixerCache
 from m2gen.modules.online_monarch import OnlineTriangular
@@ -165,3 +165,24 @@ def test_triangular_transforms(bases: tuple[int, ...], inverse: bool, prompt: in
     found = torch.cat([*first, *(online(part) for part in x[:, prompt:].split(1, dim=1) if part.shape[1])], dim=1)
     want = (t.solve if inverse else t)(x.transpose(1, 2)).transpose(1, 2)
     torch.testing.assert_close(found, want, rtol=1e-11, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_rehearsal_leaves_nothing_behind_and_compiles_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards, whatever a text and its continuation ask of the long convolution was asked before."""
+    asked: list[set[tuple[Any, ...]]] = [set()]
+    real = online_conv.fftconv
+    noting = lambda z, k, **how: (asked[-1].add((z.shape, k.shape)), real(z, k, **how))[1]  # noqa: E731
+    monkeypatch.setattr(online_conv, "fftconv", noting)
+    mixers = [mixer() for _ in range(2)]
+    cache = MixerCache(mixers, 1)
+    cache.rehearse()
+    assert cache.position == 0 and not cache.long.buffer.any()
+    for prompt in (1, 64, 65, 200):
+        asked.append(set())
+        u = torch.randn(1, LENGTH, WIDTH, dtype=torch.float64)
+        in_parts(mixers, u, [prompt] + [1] * (LENGTH - prompt))
+        assert asked[-1] and asked[-1] <= asked[0]
+    cache.advance(1)
+    with pytest.raises(ProblemError, match="Rehearse a new cache"):
+        cache.rehearse()
