@@ -1,0 +1,45 @@
+"""Whether a child module is just what its parent built, so that its weights may be read past it.
+
+A parent that reads `child.weight` and computes with it itself skips whatever stands around the child's call: forward
+hooks, parametrizations, adapters, offloading, quantised weights. So it may only where there is none of them; everywhere
+else the child is called.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules import module as _everywhere
+
+_ORDINARY = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)  # the last two: while a graph is made
+_CALL = nn.Module.__call__
+
+
+def plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """`module` is exactly a `kind`, whose call does nothing but its class's `forward` on ordinary tensors of its own.
+
+    False for subclasses (adapters, parametrized and quantised modules are some), with hooks of any sort, its own or
+    those for all modules, with a `forward` put on the instance (offloading does), and with tensors that are of a
+    subclass or away (sharded, quantised, pruned, on the meta device).
+    """
+    if type(module) is not kind or kind.__call__ is not _CALL or "forward" in module.__dict__:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
+    if (
+        _everywhere._global_forward_hooks
+        or _everywhere._global_forward_pre_hooks
+        or _everywhere._global_backward_hooks
+        or _everywhere._global_backward_pre_hooks
+    ):
+        return False
+    for p in module._parameters.values():
+        if p is not None and (type(p) not in _ORDINARY or p.device.type == "meta"):
+            return False
+    return True
+
+
+def all_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """`module` and everything below it is plain, each of one of these kinds."""
+    return all(type(part) in kinds and plain(part, type(part)) for part in module.modules())
