@@ -13,7 +13,6 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules import module as _everywhere
 
 _ORDINARY = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)  # the last two: while a graph is made
-_CALL = nn.Module.__call__
 
 
 def plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
@@ -23,7 +22,7 @@ def plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     those for all modules, with a `forward` put on the instance (offloading does), and with tensors that are of a
     subclass or away (sharded, quantised, pruned, on the meta device).
     """
-    if type(module) is not kind or kind.__call__ is not _CALL or "forward" in module.__dict__:
+    if type(module) is not kind or kind.__call__ is not nn.Module.__call__ or "forward" in module.__dict__:
         return False
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
