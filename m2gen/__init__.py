@@ -16,6 +16,10 @@ _PUBLIC = {
     "monarch_matmul": "m2gen.ops.monarch_matmul",
     "blockdiag_linear": "m2gen.ops.blockdiag_linear",
     "depthwise_conv1d": "m2gen.ops.depthwise_conv1d",
+    "PreparedFilter": "m2gen.ops.prepared",
+    "prepare_filter": "m2gen.ops.prepared",
+    "keep_filters": "m2gen.modules.kept",
+    "forget_filters": "m2gen.modules.kept",
     "plan": "m2gen.runtime.planning",
     "M2GenError": "m2gen.errors",
     "ProblemError": "m2gen.errors",
@@ -28,26 +32,32 @@ __all__ = [
     "ConfigError",
     "M2GenError",
     "PlanError",
+    "PreparedFilter",
     "ProblemError",
     "__version__",
     "blockdiag_linear",
     "depthwise_conv1d",
     "fftconv",
+    "forget_filters",
+    "keep_filters",
     "models",
     "modules",
     "monarch",
     "monarch_matmul",
     "plan",
+    "prepare_filter",
     "testing",
 ]
 
 if TYPE_CHECKING:
     from m2gen import models, modules, monarch, testing
     from m2gen.errors import ConfigError, M2GenError, PlanError, ProblemError
+    from m2gen.modules.kept import forget_filters, keep_filters
     from m2gen.ops.blockdiag_linear import blockdiag_linear
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d
     from m2gen.ops.fftconv import fftconv
     from m2gen.ops.monarch_matmul import monarch_matmul
+    from m2gen.ops.prepared import PreparedFilter, prepare_filter
     from m2gen.runtime.planning import plan
 
 

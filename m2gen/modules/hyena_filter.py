@@ -6,7 +6,7 @@ Source: Hyena, arXiv 2302.10866, section 3.3, as used by Monarch Mixer, arXiv 23
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules.autocast import no_autocast
-from m2gen.ops.versions import versions as versions  # models keep what they make of filters, too
+from m2gen.modules.kept import Checked, Keeper, same_place, values_suffice
+from m2gen.modules.plain import plain
+from m2gen.modules.tied import KeepsTies, tie
+from m2gen.ops.fftconv import fftconv
+from m2gen.ops.prepared import MOST, PreparedFilter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -52,6 +56,10 @@ class PositionalFeatures(nn.Module):
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.z = nn.Parameter(position_features(t, max_length, emb_dim).to(dtype))
         self.register_buffer("t", t.to(dtype))
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """z (1, length, emb_dim) and t (1, length, 1) of the first `length` positions."""
+        return self.z[:, :length], self.t[:, :length]
 
 
 def unit_times(length: int) -> Tensor:
@@ -99,7 +107,7 @@ class ExponentialModulation(nn.Module):
         return torch.exp(-t[0, :, 0] * self.deltas[0, 0, :, None].to(t.dtype).abs())
 
 
-class HyenaFilter(nn.Module):
+class HyenaFilter(Keeper, KeepsTies):
     """Long filters k (channels, L) for any L <= max_length, from a network of the position:
 
         k[c, i] = (W_3 sin(f W_2 sin(f W_1 sin(f W_0 z_i))))_c * exp(-t_i |delta_c|)      with inner_layers = 2
@@ -109,8 +117,12 @@ class HyenaFilter(nn.Module):
     leaves all parameters and buffers of this module in float32: thousands of positions are not told apart in bfloat16.
     `bias` (channels,) is the skip weight D of the convolution this filter is used in; it is only kept here.
 
-    Parameter names are those of the published M2-BERT checkpoints. A shorter L takes the first L rows, so a filter does
-    not change with the input's length.
+    Parameter names are those of the published M2-BERT checkpoints: the sines of a network are modules of their own with
+    one frequency parameter. A shorter L takes the first L rows, so a filter does not change with the input's length.
+
+    In evaluation, on a CPU, the filters of the last length are kept, and used as long as all weights have the same
+    content; `m2gen.keep_filters` keeps them without that check, anywhere. A hook, adapter or parametrization on a part
+    of this module is heeded: then the filters are computed in every call.
 
     channels        number of filters; with `heads` > 1 only channels / heads different ones are made, and channel c
                     uses number c mod (channels / heads): filters shared across heads, as in H3 and M2-GPT
@@ -141,48 +153,126 @@ class HyenaFilter(nn.Module):
         super().__init__()
         _check_sizes(channels, max_length, emb_dim, heads)
         self.channels, self.max_length, self.heads = channels, max_length, heads
-        self._kept: tuple[Any, list[Tensor], tuple[Tensor, Tensor | None]] | None = None
+        self.mode = "bidirectional" if bidirectional else "causal"  # of the convolution it is used in
+        self._checked: Checked[PreparedFilter] = Checked()
+        self._stay: dict[int, tuple[list[Tensor], PreparedFilter]] = {}
         distinct = channels // heads
         self.bias = nn.Parameter(torch.randn(channels))
         self.pos_emb = PositionalFeatures(max_length, emb_dim)
-        sine = Sine(width, w, w_mod)
-        self.implicit_filter = _network(emb_dim, width, inner_layers, distinct, sine)
-        self.implicit_filter_rev = _network(emb_dim, width, inner_layers, distinct, sine) if bidirectional else None
+        self.implicit_filter = _network(emb_dim, width, inner_layers, distinct, w, w_mod)
+        self.implicit_filter_rev = _network(emb_dim, width, inner_layers, distinct, w, w_mod) if bidirectional else None
+        first, *others = (m for m in self.modules() if isinstance(m, Sine))
+        for sine in others:
+            tie(sine, first)
         self.modulation = ExponentialModulation(distinct, fast_decay, slow_decay) if modulate else None
 
-    def forward(self, length: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The filters k and k_rev (or None), each (channels, length); length defaults to max_length."""
+    def forward(self, length: int | None = None, *, with_skip: bool = False) -> tuple[Tensor | None, ...]:
+        """The filters k and k_rev (or None), each (channels, length); length defaults to max_length. With `with_skip`
+        also `bias`: one call brings all that a convolution reads of this module."""
         length = self.max_length if length is None else length
+        self._check_length(length)
+        kept = self._kept(length)
+        if kept is None:
+            found = self._filters(length)
+        else:  # a copy: the caller may write to it
+            found = kept.k.clone(), None if kept.k_rev is None else kept.k_rev.clone()
+        return (*found, self.bias) if with_skip else found
+
+    def prepared(self, length: int) -> PreparedFilter | None:
+        """The filters of that length with their skip, as kept; None where they have to be asked for by a call."""
+        self._check_length(length)
+        return self._kept(length) if plain(self, HyenaFilter) else None
+
+    def _check_length(self, length: int) -> None:
         if length > self.max_length:
             raise ProblemError(
                 f"a filter of length {length}",
                 f"this one was made for at most {self.max_length}",
                 "cut the input, or build the module with a larger max_length",
             )
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._filters(length)
-        return self._remembered_filters(length)
 
     def _filters(self, length: int) -> tuple[Tensor, Tensor | None]:
-        z, t = self.pos_emb.z[0, :length], self.pos_emb.t[:, :length]
+        z, t = self.pos_emb(length)
         dtype = torch.promote_types(z.dtype, torch.float32)
         with no_autocast(z):
             window = None if self.modulation is None else self.modulation(t.to(dtype))
-            k = self._filter(self.implicit_filter, z.to(dtype), window)
+            k = self._filter(self.implicit_filter, z[0].to(dtype), window)
             rev = self.implicit_filter_rev
-            return k, None if rev is None else self._filter(rev, z.to(dtype), window)
+            return k, None if rev is None else self._filter(rev, z[0].to(dtype), window)
 
-    def _remembered_filters(self, length: int) -> tuple[Tensor, Tensor | None]:
-        """In evaluation the filters are computed once, and again after any parameter or buffer has changed."""
-        state = [*self.parameters(), *self.buffers()]
-        if any(t.is_inference() for t in state):  # such tensors do not count their versions
-            return self._filters(length)
-        seen = (length, versions(state))
-        kept = self._kept
-        if kept is None or kept[0] != seen or any(a is not b for a, b in zip(kept[1], state, strict=True)):
-            with torch.inference_mode(False), torch.no_grad():  # ordinary tensors: their spectra are remembered in turn
-                kept = self._kept = (seen, state, self._filters(length))
-        return kept[2]
+    # -- what is kept --------------------------------------------------------------------------------------------------
+
+    def keep(self, *lengths: int) -> None:
+        """See `m2gen.keep_filters`."""
+        for length in lengths:
+            self._check_length(length)
+        super().keep(*lengths)
+        if not self.training:
+            with torch.no_grad():
+                for length in lengths:
+                    self._kept(length)
+
+    def drop(self) -> None:
+        """Keep no filter made so far."""
+        self._checked.forget()
+        self._stay.clear()
+
+    def _kept(self, length: int) -> PreparedFilter | None:
+        """The filters of that length if they may be kept from call to call, checked or declared."""
+        stay = self.declared is not None and (not self.declared or length in self.declared)
+        if self.training or (torch.compiler.is_compiling() and not stay):
+            return None
+        state = self.state(length)
+        if state is None or not values_suffice(state[1], compiling=stay):
+            return None
+        if stay:
+            return self._staying(length, state[1])
+        if any([t.device.type != "cpu" for t in state[1]]):  # noqa: C419
+            return None  # a comparison would wait for the device
+        key = state[0], torch.get_float32_matmul_precision()
+        return self._checked.get(key, state[1], lambda: self._make(length))
+
+    def _staying(self, length: int, tensors: list[Tensor]) -> PreparedFilter | None:
+        """What was declared to stay, whatever is in the tensors: as long as they are the same ones, since others may be
+        put in their place for a call (`torch.func.functional_call`)."""
+        kept = self._stay.get(length)
+        if torch.compiler.is_compiling():
+            return None if kept is None else kept[1]
+        if kept is None and len(self._stay) < MOST:
+            kept = self._stay[length] = tensors, self._make(length)
+        if kept is None or not all(same_place(a, b) for a, b in zip(kept[0], tensors, strict=True)):
+            return None
+        return kept[1]
+
+    def _make(self, length: int) -> PreparedFilter:
+        with torch.inference_mode(False), torch.no_grad():  # ordinary tensors, of use in any mode
+            k, k_rev = self._filters(length)
+            return PreparedFilter(k, self.mode, k_rev, self.bias.detach().clone())
+
+    def state(self, length: int) -> tuple[Hashable, list[Tensor]] | None:
+        """All that filters of that length are made of, settings and tensors; None where something else has a say: a
+        hook, an adapter, a module of another kind."""
+        settings: list[Hashable] = [length, self.heads, self.mode]
+        if type(self) is not HyenaFilter or not plain(self.pos_emb, PositionalFeatures):
+            return None
+        tensors: list[Any] = [self.bias, self.pos_emb.z[:, :length], self.pos_emb.t[:, :length]]
+        for network in (self.implicit_filter, self.implicit_filter_rev):
+            settings.append(network is None)
+            if network is None:
+                continue
+            if not plain(network, nn.Sequential):
+                return None
+            for layer in network._modules.values():
+                if not (plain(layer, Sine) or plain(layer, nn.Linear)):
+                    return None
+                settings.append(getattr(layer, "w_mod", None))
+                tensors += layer._parameters.values()
+        settings.append(self.modulation is None)
+        if self.modulation is not None:
+            if not plain(self.modulation, ExponentialModulation):
+                return None
+            tensors.append(self.modulation.deltas)
+        return tuple(settings), [t for t in tensors if t is not None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `half`, `bfloat16`, `cuda` go through; a half precision asked for becomes float32."""
@@ -192,14 +282,14 @@ class HyenaFilter(nn.Module):
             half = moved.dtype in (torch.float16, torch.bfloat16)
             return tensor.to(device=moved.device, dtype=torch.float32) if half else moved
 
-        super()._apply(wide, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(wide, recurse)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles start with nothing remembered."""
-        return {**self.__dict__, "_kept": None}
+        """Copies and pickles start with nothing kept or declared."""
+        return {**self.__dict__, "_checked": Checked(), "_stay": {}, "declared": None}
 
-    def _filter(self, network: nn.Sequential, z: Tensor, window: Tensor | None) -> Tensor:
+    def _filter(self, network: nn.Module, z: Tensor, window: Tensor | None) -> Tensor:
         k = _evaluate(network, z)
         if window is not None:
             k = k * window if torch.is_grad_enabled() else k.mul_(window)
@@ -221,24 +311,45 @@ def _check_sizes(channels: int, max_length: int, emb_dim: int, heads: int) -> No
         raise ProblemError(asked, "heads does not divide the channels", f"use a divisor of {channels}")
 
 
-def _network(emb_dim: int, width: int, inner_layers: int, channels: int, sine: Sine) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Linear(emb_dim, width), sine]
+def _network(emb_dim: int, width: int, inner_layers: int, channels: int, w: float, w_mod: float) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Linear(emb_dim, width), Sine(width, w, w_mod)]
     for _ in range(inner_layers):
-        layers += [nn.Linear(width, width), sine]
+        layers += [nn.Linear(width, width), Sine(width, w, w_mod)]
     return nn.Sequential(*layers, nn.Linear(width, channels, bias=False))
 
 
-def _evaluate(network: nn.Sequential, h: Tensor) -> Tensor:
+def _evaluate(network: nn.Module, h: Tensor) -> Tensor:
     """The network at positions h (L, emb_dim), in h's dtype, as (channels, L): the last product gives that layout."""
-    *layers, last = network  # not .children(): that lists the shared sine once
+    if not plain(network, nn.Sequential):
+        return network(h).T.contiguous()  # type: ignore[no-any-return]
+    *layers, last = network._modules.values()
     for layer in layers:
-        h = _linear(layer, h) if isinstance(layer, nn.Linear) else layer(h)
-    weight: Tensor = last.weight.to(h.dtype)  # type: ignore[assignment]
-    return weight @ h.T
+        if isinstance(layer, nn.Linear) and plain(layer, nn.Linear):
+            h = F.linear(h, layer.weight.to(h.dtype), None if layer.bias is None else layer.bias.to(h.dtype))
+        else:
+            h = layer(h)  # type: ignore[misc]
+    if isinstance(last, nn.Linear) and plain(last, nn.Linear) and last.bias is None:
+        return last.weight.to(h.dtype) @ h.T
+    return last(h).T.contiguous()  # type: ignore[misc,no-any-return]
 
 
-def _linear(layer: nn.Linear, h: Tensor) -> Tensor:
-    return F.linear(h, layer.weight.to(h.dtype), layer.bias.to(h.dtype))
+def long_conv(
+    filter_fn: nn.Module,
+    u: Tensor,
+    *,
+    mode: str,
+    layout: str,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+) -> Tensor:
+    """`fftconv` of u with the filters and the skip of a `HyenaFilter`, as long as u."""
+    length = u.shape[-1 if layout == "BHL" else 1]
+    kept = filter_fn.prepared(length) if isinstance(filter_fn, HyenaFilter) else None
+    if kept is not None:
+        return fftconv(u, kept, pre_gate=pre_gate, post_gate=post_gate, layout=layout)
+    k, k_rev, skip = filter_fn(length, with_skip=True)
+    gates: dict[str, Any] = {"pre_gate": pre_gate, "post_gate": post_gate}
+    return fftconv(u, k, mode=mode, k_rev=k_rev, skip=skip, layout=layout, **gates)
 
 
 def param_groups(

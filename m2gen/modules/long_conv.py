@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
-from m2gen.modules.hyena_filter import HyenaFilter
-from m2gen.ops.fftconv import fftconv
+from m2gen.modules.hyena_filter import HyenaFilter, long_conv
 
 _MODES = ("causal", "bidirectional", "circular")
 
@@ -38,20 +37,11 @@ class LongConv(nn.Module):
             )
         self.mode, self.layout = mode, layout
         self.filter_fn = HyenaFilter(channels, max_length, bidirectional=mode == "bidirectional", **filter_options)
+        self.filter_fn.mode = mode
 
     def forward(self, u: Tensor, pre_gate: Tensor | None = None, post_gate: Tensor | None = None) -> Tensor:
         """u, pre_gate and post_gate (B, channels, L), or (B, L, channels) for layout "BLH" -> y like u."""
-        k, k_rev = self.filter_fn(u.shape[-1 if self.layout == "BHL" else 1])
-        return fftconv(
-            u,
-            k,
-            mode=self.mode,
-            k_rev=k_rev,
-            pre_gate=pre_gate,
-            post_gate=post_gate,
-            skip=self.filter_fn.bias,
-            layout=self.layout,
-        )
+        return long_conv(self.filter_fn, u, mode=self.mode, layout=self.layout, pre_gate=pre_gate, post_gate=post_gate)
 
     def extra_repr(self) -> str:
         return f"mode={self.mode}, layout={self.layout}"

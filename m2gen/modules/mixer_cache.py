@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
-from m2gen.modules.causal_monarch import CausalMonarch
+from m2gen.modules.causal_monarch import CausalMonarch, TriangularTransform
+from m2gen.modules.hyena_filter import HyenaFilter
 from m2gen.modules.online_conv import FilterBank, OnlineConv
 from m2gen.modules.online_monarch import OnlineTriangular
+from m2gen.modules.plain import all_plain, plain
 from m2gen.modules.sequence_mixer import SequenceMixer
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_MONARCH = (CausalMonarch, TriangularTransform, nn.ParameterList)
+
 
 def filter_bank(mixers: Sequence[SequenceMixer]) -> FilterBank:
     """The long filters of all `mixers`; for a `CausalMonarch` T k, with its skip left to the cache."""
     filters: list[Tensor] = []
+    skips: list[Tensor | None] = []
+    with torch.inference_mode(False), torch.no_grad():  # ordinary tensors, of use in any mode
+        for mixer in mixers:
+            k, _, skip = mixer.filter_fn(with_skip=True)
+            k = k[: k.shape[0] // mixer.filter_fn.heads]
+            filters.append(k if mixer.monarch is None else mixer.monarch.on_filter(k))
+            skips.append(skip.clone() if mixer.monarch is None else None)
+        return FilterBank(filters, skips, mixers[0].filter_fn.heads)
+
+
+def bank_state(mixers: Sequence[SequenceMixer]) -> tuple[Hashable, list[Tensor]] | None:
+    """All that `filter_bank` is made of, settings and tensors; None where hooks, adapters, ... have a say too."""
+    settings: list[Hashable] = []
+    tensors: list[Tensor] = []
     for mixer in mixers:
-        k, _ = mixer.filter_fn()
-        k = k[: k.shape[0] // mixer.filter_fn.heads]
-        filters.append(k if mixer.monarch is None else mixer.monarch.on_filter(k))
-    skips = [mixer.filter_fn.bias if mixer.monarch is None else None for mixer in mixers]
-    return FilterBank(filters, skips, mixers[0].filter_fn.heads)
+        found = mixer.filter_fn.state(mixer.filter_fn.max_length) if plain(mixer.filter_fn, HyenaFilter) else None
+        if found is None or (mixer.monarch is not None and not all_plain(mixer.monarch, _MONARCH)):
+            return None
+        settings += [found[0], None if mixer.monarch is None else mixer.monarch.bases]
+        tensors += [*found[1], *([] if mixer.monarch is None else mixer.monarch.parameters())]
+    return tuple(settings), tensors
 
 
 class MixerCache:

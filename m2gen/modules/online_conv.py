@@ -21,6 +21,7 @@ from torch import Tensor
 
 from m2gen.errors import ProblemError
 from m2gen.ops.fftconv import fftconv
+from m2gen.ops.prepared import PreparedFilter
 
 BLOCK = 64  # at 1,536 channels a tile of 64 costs as much as 40 samples added at once
 
@@ -33,7 +34,7 @@ class FilterBank:
     skips     one for each layer, (heads * distinct,), or None: y gains skip * z
 
     Stacks for the tiles are made when first needed: in all at most 2 K + 2 BLOCK taps for each filter, besides the
-    filters themselves and what the convolution remembers of their spectra.
+    filters themselves and the spectra of the stacks.
     """
 
     def __init__(self, filters: Sequence[Tensor], skips: Sequence[Tensor | None], heads: int = 1) -> None:
@@ -48,14 +49,14 @@ class FilterBank:
         for own, skip in zip(self.own, skips, strict=True):
             if skip is not None:
                 own += skip.to(dtype).view(heads, -1)
-        self._stacked: dict[int, Tensor] = {}
+        self._stacked: dict[int, PreparedFilter] = {}
 
-    def stacked(self, length: int) -> Tensor:
+    def stacked(self, length: int) -> PreparedFilter:
         """The first `length` taps of all layers, (layers * distinct, length), zeros beyond a filter's end."""
         if length not in self._stacked:
-            # the convolution remembers spectra of ordinary tensors only
-            with torch.inference_mode(False), torch.no_grad():
-                self._stacked[length] = torch.cat([self.first(layer, length) for layer in range(self.layers)])
+            with torch.inference_mode(False), torch.no_grad():  # ordinary tensors, of use in any mode
+                stack = torch.cat([self.first(layer, length) for layer in range(self.layers)])
+                self._stacked[length] = PreparedFilter(stack, "causal", None, None)
         return self._stacked[length]
 
     def first(self, layer: int, length: int) -> Tensor:
@@ -64,8 +65,8 @@ class FilterBank:
 
     @property
     def nbytes(self) -> int:
-        """Of filters and stacks, in bytes; without what the convolution remembers of their spectra."""
-        return _bytes([*self.filters, self.near, self.own, *self._stacked.values()])
+        """Of filters and stacks with their spectra, in bytes."""
+        return _bytes([*self.filters, self.near, self.own]) + sum(stack.nbytes for stack in self._stacked.values())
 
 
 class OnlineConv:
@@ -177,7 +178,7 @@ class OnlineConv:
         which = slice(None) if layer is None else slice(layer, layer + 1)
         samples = self.buffer[(t - size) % self.slots :][:size, :, which]
         length = size + reach
-        k = self.bank.stacked(length) if layer is None else self.bank.first(layer, length)
+        k: Tensor | PreparedFilter = self.bank.stacked(length) if layer is None else self.bank.first(layer, length)
         sums = self._convolve(samples, length, k)[size:]
         ahead = self.buffer[t % self.slots :][:reach, :, which]
         if size == self.slots:  # in place of the samples: nothing was known of these outputs before
@@ -185,7 +186,7 @@ class OnlineConv:
         else:
             ahead += sums
 
-    def _convolve(self, z: Tensor, length: int, k: Tensor, skip: Tensor | None = None) -> Tensor:
+    def _convolve(self, z: Tensor, length: int, k: Tensor | PreparedFilter, skip: Tensor | None = None) -> Tensor:
         """z (n, B, layers, heads, distinct), zeros after it, with k (layers * distinct, length) -> (length, ...)."""
         count, batch, layers, heads, distinct = z.shape
         padded = z.new_zeros(batch, heads, length, layers, distinct)

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules.causal_monarch import CausalMonarch
-from m2gen.modules.hyena_filter import HyenaFilter
+from m2gen.modules.hyena_filter import HyenaFilter, long_conv
 from m2gen.modules.linear import DenseLinear
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d
-from m2gen.ops.fftconv import fftconv
 
 
 class Cached(Protocol):
@@ -116,22 +115,13 @@ class SequenceMixer(nn.Module):
     def _long_conv(
         self, filter_fn: HyenaFilter, u: Tensor, pre_gate: Tensor | None = None, post_gate: Tensor | None = None
     ) -> Tensor:
-        k, k_rev = filter_fn(u.shape[1])
         if self.monarch is not None and pre_gate is not None and post_gate is not None:
+            k, _, skip = filter_fn(u.shape[1], with_skip=True)
             z = (u * pre_gate).transpose(1, 2)
-            y = self.monarch(z, k) + filter_fn.bias[:, None].to(z.dtype) * z
+            y = self.monarch(z, k) + skip[:, None].to(z.dtype) * z
             gated: Tensor = post_gate * y.transpose(1, 2)
             return gated
-        return fftconv(
-            u,
-            k,
-            mode=self.mode,
-            k_rev=k_rev,
-            pre_gate=pre_gate,
-            post_gate=post_gate,
-            skip=filter_fn.bias,
-            layout="BLH",
-        )
+        return long_conv(filter_fn, u, mode=self.mode, layout="BLH", pre_gate=pre_gate, post_gate=post_gate)
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, mode={self.mode}"

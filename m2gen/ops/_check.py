@@ -93,18 +93,37 @@ def fftconv(
     channels, length = (u.shape[1], u.shape[2]) if layout == "BHL" else (u.shape[2], u.shape[1])
     tensor(op, "k", k, (channels, "K"), u)
     _filter_length(op, mode, k.shape[1], length)
-    if (k_rev is not None) != (mode == "bidirectional"):
-        found = "k_rev is missing" if k_rev is None else f"k_rev is given and mode {mode} has no use for it"
-        raise ProblemError(f"fftconv(mode={mode!r})", found, "give k_rev in mode bidirectional, and only there")
-    if k_rev is not None:
-        tensor(op, "k_rev", k_rev, tuple(k.shape), u)
+    filter(op, k, mode, k_rev, skip)
     for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
         if gate is not None:
             tensor(op, name, gate, tuple(u.shape), u)
             same_dtype(op, name, gate, "u", u)
-    if skip is not None:
-        tensor(op, "skip", skip, (channels,), u)
     finite(op, u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip)
+
+
+def filter(op: str, k: Tensor, mode: str, k_rev: Tensor | None, skip: Tensor | None) -> None:
+    """What belongs to the filter fits together."""
+    choice(op, "mode", mode, MODES)
+    tensor(op, "k", k, ("H", "K"))
+    if (k_rev is not None) != (mode == "bidirectional"):
+        found = "k_rev is missing" if k_rev is None else f"k_rev is given and mode {mode} has no use for it"
+        raise ProblemError(f"{op}(mode={mode!r})", found, "give k_rev in mode bidirectional, and only there")
+    if k_rev is not None:
+        tensor(op, "k_rev", k_rev, tuple(k.shape), k)
+    if skip is not None:
+        tensor(op, "skip", skip, (k.shape[0],), k)
+
+
+def prepared(own: str, mode: str | None, k_rev: Tensor | None, skip: Tensor | None) -> str:
+    """The mode of a prepared filter; what it brings is not given a second time."""
+    if mode not in (None, own) or k_rev is not None or skip is not None:
+        given = "k_rev" if k_rev is not None else "skip" if skip is not None else f"mode={mode!r}"
+        raise ProblemError(
+            f"fftconv: {given} beside a prepared filter",
+            f"the filter was prepared for mode {own}, with its own k_rev and skip",
+            "leave it out, or prepare another filter with it",
+        )
+    return own
 
 
 def _filter_length(op: str, mode: str, taps: int, length: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from m2gen.ops import _check as check
 from m2gen.ops._register import Args, Definition, fold_vmap, multilinear_jvp, register, unfold_vmap
+from m2gen.ops.prepared import PreparedFilter
 from m2gen.runtime import executor
 from m2gen.runtime.spectral import Gradients, Operands
 
@@ -22,9 +23,9 @@ _U, _K, _K_REV, _PRE, _POST, _SKIP, _MODE, _PRECISION = range(8)
 
 def fftconv(
     u: Tensor,
-    k: Tensor,
+    k: Tensor | PreparedFilter,
     *,
-    mode: str = "causal",
+    mode: str | None = None,
     k_rev: Tensor | None = None,
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
@@ -45,8 +46,9 @@ def fftconv(
 
     Args:
         u: (B, H, L), float16, bfloat16, float32 or float64, any strides; (B, L, H) with ``layout="BLH"``.
-        k: (H, K), any floating dtype; keeps its own under autocast.
-        mode: which convolution, see above.
+        k: (H, K), any floating dtype; keeps its own under autocast. Or a filter from `m2gen.prepare_filter`, which
+            brings mode, k_rev and skip with it and whose spectra are kept from call to call.
+        mode: which convolution, see above; default causal, or the prepared filter's.
         k_rev: (H, K), the filter for later positions; in mode bidirectional, and only there.
         pre_gate, post_gate: shape, dtype and device of ``u``; each optional alone.
         skip: (H,), any floating dtype.
@@ -66,6 +68,10 @@ def fftconv(
 
     Source: Monarch Mixer (arXiv 2310.12109), the sequence mixer; FlashFFTConv (arXiv 2311.05908), section 3.
     """
+    if isinstance(k, PreparedFilter):
+        mode, filter = check.prepared(k.mode, mode, k_rev, skip), k
+        k, k_rev, skip = filter.k, filter.k_rev, filter.skip
+    mode = "causal" if mode is None else mode
     check.fftconv(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision)
     if layout == "BLH":
         u = u.transpose(1, 2)

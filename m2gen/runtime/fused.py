@@ -21,13 +21,12 @@ from m2gen.config import config
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.plan import FusedConv
 from m2gen.planner.problem import Problem
+from m2gen.runtime import kept_spectra
 from m2gen.runtime.constants import left_matrix, right_matrix, ring_twiddles, ring_weights
-from m2gen.runtime.remember import Remembered
 from m2gen.runtime.ring import Ring
 from m2gen.runtime.spectral import Gradients, Operands
 from m2gen.runtime.triton_kernel import load
 
-_SPECTRA = Remembered()
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "bf16_emulated": torch.float32}
 
 
@@ -62,10 +61,11 @@ class FusedKernel:
             self.ring.write_gradients(taps, slice(None), out.k, out.k_rev)
 
     def _spectrum(self, x: Operands) -> tuple[Tensor, Tensor]:
-        """The filter's spectrum; in evaluation computed once for a filter that does not change."""
+        """The filter's spectrum; of a filter that is kept it is made once."""
         spec = self.spec
-        how = (spec.ring, spec.radices, spec.compute, self.ring.lo, self.ring.hi, self.ring.centre)
-        return _SPECTRA.get((x.k, x.k_rev, x.skip), how, lambda: self._transformed(x))
+        how = ("fused", spec.ring, spec.radices, spec.compute, self.ring.lo, self.ring.hi, self.ring.centre)
+        kept = kept_spectra.of(x)
+        return self._transformed(x) if kept is None else kept.get(how, lambda: self._transformed(x))
 
     def _transformed(self, x: Operands) -> tuple[Tensor, Tensor]:
         """kf (H, 2, n0, n1, n2) in the kernel's order and dtype, and the powers of two (H,) it was divided by.

@@ -1,13 +1,13 @@
 """The convolution by generated C++ kernels: what tensors are to a kernel, addresses and strides.
 
-A call makes each filter's spectrum right before its rows. With gradients off, a filter met a second time, unchanged,
-has its spectra kept, and later calls read them.
+A call makes each filter's spectrum right before its rows; of a filter that its user keeps (`m2gen.prepare_filter`) the
+spectra are kept too, where the plan says so, and later calls read them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.log import fallback
 from m2gen.planner.plan import NativeConv
 from m2gen.planner.problem import Problem
+from m2gen.runtime import kept_spectra
 from m2gen.runtime.cpp_kernel import load
 from m2gen.runtime.native_table import table
-from m2gen.runtime.remember import Remembered
 from m2gen.runtime.ring import Ring
 from m2gen.runtime.scratch import on_huge_pages
 from m2gen.runtime.spectral import Gradients, Operands
@@ -27,17 +27,6 @@ from m2gen.runtime.spectral import Gradients, Operands
 _TORCH = {"fp32": torch.float32, "fp64": torch.float64}
 _ITEMS = 4  # groups of channels for each thread, at least, before groups are widened
 _ALONE = 2**17  # ring points of all rows below which a second thread costs more than it does
-
-
-@dataclass
-class _Met:
-    """A filter as it was at some call: how often it has been met since, and its spectra once they are kept."""
-
-    calls: int = 0
-    spectra: Tensor | None = None
-
-
-_FILTERS = Remembered()
 
 
 class NativeKernel:
@@ -51,7 +40,7 @@ class NativeKernel:
         self.keep = step.keep
         spec = step.spec
         self.kept = replace(spec, kept=True)
-        self.how = (spec.radices, spec.vector, spec.wide, spec.compute, ring.lo, ring.hi, ring.centre)
+        self.how = (spec.size, spec.radices, spec.vector, spec.wide, spec.compute, ring.lo, ring.hi, ring.centre)
         self.parallel = problem.b * problem.h * step.spec.size >= _ALONE
         load(step.spec)
 
@@ -62,23 +51,24 @@ class NativeKernel:
         return y
 
     def _spectra(self, x: Operands) -> Tensor | None:
-        """(H, M) spectra of filters met before and not changed since, H rounded up to whole groups where lanes are
-        channels; none at the first call, nor in training."""
-        met = _FILTERS.get((x.k, x.k_rev, x.skip), self.how, _Met)
-        met.calls += 1
-        if met.calls > 1 and met.spectra is None:
-            spec = self.step.spec
-            rows = self._items(spec.group) * spec.group if spec.wide else self.sizes[1]
-            spectra = x.k.new_empty((rows, 2 * spec.size), dtype=_TORCH[spec.compute])
-            try:
-                load(self.kept)
-                self._run(replace(spec, part="spectrum"), x, None, Gradients(), on_huge_pages(spectra))
-            except CompileError as error:
-                self.keep = False
-                fallback(f"filters' spectra are not kept from call to call: {error}")
-                return None
-            met.spectra = spectra
-        return met.spectra
+        """(H, M) spectra of a filter that is kept, H rounded up to whole groups where lanes are channels; else none."""
+        kept = kept_spectra.of(x)
+        if kept is None:
+            return None
+        try:
+            return kept.get(self.how, lambda: self._made(x))
+        except CompileError as error:
+            self.keep = False
+            fallback(f"filters' spectra are not kept from call to call: {error}")
+            return None
+
+    def _made(self, x: Operands) -> Tensor:
+        spec = self.step.spec
+        load(self.kept)
+        rows = self._items(spec.group) * spec.group if spec.wide else self.sizes[1]
+        spectra = on_huge_pages(x.k.new_empty((rows, 2 * spec.size), dtype=_TORCH[spec.compute]))
+        self._run(replace(spec, part="spectrum"), x, None, Gradients(), spectra)
+        return spectra
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's spectra are computed again."""

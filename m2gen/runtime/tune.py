@@ -28,6 +28,7 @@ from m2gen.planner.plan import NativeConv, Plan
 from m2gen.planner.problem import Problem
 from m2gen.runtime import cpp_kernel, wisdom
 from m2gen.runtime.executor import Kernel, kernel_of
+from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.limits import default_device, live
 from m2gen.runtime.spectral import Operands
 from m2gen.runtime.timer import Samples, best_of, interleaved
@@ -215,8 +216,7 @@ def _contest(kernels: dict[str, Kernel], x: Operands, limits: DeviceLimits, seco
 
     def run(names: Iterable[str], seconds: float, least: int, most: int) -> dict[str, Samples]:
         calls = {name: (lambda kernel=kernels[name]: kernel.forward(x)) for name in names}
-        with torch.enable_grad():  # spectra are not kept then
-            return interleaved(calls, device, seconds=seconds, least=least, most=most)
+        return interleaved(calls, device, seconds=seconds, least=least, most=most)
 
     found = run(kernels, 0.0, _FIRST_ROUNDS, _FIRST_ROUNDS)
     default = next(iter(found))
@@ -237,17 +237,22 @@ def _keeping(
     measured = reduced(winner.problem)
     kernels = {choice(plan): kernel_of(_for(plan, measured)) for plan in both}
 
-    def call(kernel: Kernel, k: torch.Tensor) -> torch.Tensor:
-        return kernel.forward(replace(x, k=k))
-
-    filters = {name: x.k.clone() for name in kernels}  # a kept spectrum belongs to a tensor
-    with torch.no_grad():
-        for name, kernel in kernels.items():
-            call(kernel, filters[name])  # met once; kept at the next call
-        calls = {name: (lambda name=name: call(kernels[name], filters[name])) for name in kernels}
-        samples = interleaved(calls, _device(limits), seconds=seconds, least=7)
+    filters = {name: _kept(x) for name in kernels}
+    calls = {}
+    for name, kernel in kernels.items():
+        k, k_rev, skip = filters[name].tensors
+        own = replace(x, k=k, k_rev=k_rev, skip=skip)
+        kernel.forward(own)  # from now on it is kept
+        calls[name] = lambda kernel=kernel, own=own: kernel.forward(own)
+    samples = interleaved(calls, _device(limits), seconds=seconds, least=7)
     best = best_of(samples, choice(both[0]), KEEP_NOISE)
     return next(plan for plan in both if choice(plan) == best), samples
+
+
+def _kept(x: Operands) -> KeptFilter:
+    """A copy of x's filter that is kept."""
+    k_rev, skip = (None if t is None else t.clone() for t in (x.k_rev, x.skip))
+    return KeptFilter(x.k.clone(), k_rev, skip)
 
 
 def _entry(

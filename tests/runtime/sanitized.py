@@ -26,13 +26,16 @@ def exact(size: int) -> Iterator[int]:
 
 
 def run(text: str, again: int) -> None:
-    """Forward and backward, and forward `again` without gradients, where filters' spectra are kept."""
+    """Forward and backward, and forward `again` with a prepared filter, whose spectra are kept."""
     args = operands(Problem.parse(text))
     wanted = {name: args[name].requires_grad_() for name in NAMES if name in args}
     y = m2gen.fftconv(**args)
     found = torch.autograd.grad(y, list(wanted.values()), torch.ones_like(y))
     with torch.no_grad():
-        kept = [m2gen.fftconv(**args) for _ in range(again)]
+        own = {name: args[name] for name in ("k_rev", "skip", "mode") if name in args}
+        gates = {name: args[name] for name in ("pre_gate", "post_gate", "layout") if name in args}
+        prepared = m2gen.prepare_filter(args["k"], **own)
+        kept = [m2gen.fftconv(args["u"], prepared, **gates) for _ in range(again)]
     assert all(bool(x.isfinite().all()) for x in (y, *found)), text
     assert all(torch.equal(y, other) for other in kept), text
     assert m2gen.plan(text, "auto").solver == "native", text

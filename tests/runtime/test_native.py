@@ -21,6 +21,7 @@ from m2gen.runtime import executor, native
 from m2gen.runtime.compiler import arch_flags
 from m2gen.runtime.cpp_kernel import available
 from m2gen.runtime.executor import kernel_of
+from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.native_table import table
 from m2gen.runtime.spectral import Gradients, Operands
@@ -304,8 +305,8 @@ def test_a_kernel_that_does_not_compile_is_replaced_and_said(monkeypatch: pytest
     assert len(said) == 1 and "the compiler gave up" in said[0]
 
 
-def test_spectra_are_kept_from_the_second_call_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits as without; made again when the filter changes; never with gradients on or beyond the bound."""
+def test_spectra_of_kept_filters_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as without; for a filter that its user keeps, and no other; not beyond the bound."""
     made: list[str] = []
     run = NativeKernel._run
     monkeypatch.setattr(NativeKernel, "_run", lambda self, spec, *a: made.append(spec.part) or run(self, spec, *a))
@@ -314,11 +315,15 @@ def test_spectra_are_kept_from_the_second_call_on(monkeypatch: pytest.MonkeyPatc
     x = Operands(*(args.get(name) for name in TENSORS))
     expected = kernel.forward(x)
     assert torch.equal(kernel.forward(x), expected) and made == ["fwd", "fwd"]
-    with torch.no_grad():
-        for spectra in (0, 1, 1):
-            assert torch.equal(kernel.forward(x), expected) and made.count("spectrum") == spectra
-        args["k"].mul_(2)
-        changed = kernel.forward(x)
-        assert not torch.equal(changed, expected) and made.count("spectrum") == 1
-        assert torch.equal(kernel.forward(x), changed) and made.count("spectrum") == 2
+    kept = KeptFilter(x.k.clone(), x.k_rev.clone(), x.skip.clone())
+    k, k_rev, skip = kept.tensors
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            own = replace(x, k=k, k_rev=k_rev, skip=skip)
+            assert torch.equal(kernel.forward(own), expected) and made.count("spectrum") == 1
+            kernel.forward(replace(own, skip=x.skip))  # another filter
+            kernel.forward(replace(own, k=k.clone()))
+            assert made.count("spectrum") == 1
+    args["k"].mul_(2)
+    assert not torch.equal(kernel.forward(x), expected) and torch.equal(kernel.forward(own), expected)
     assert not native_plan(Problem.parse("fftconv n=8192 h=768 fp32 causal")).conv.keep

@@ -17,17 +17,17 @@ from m2gen.errors import ProblemError
 from m2gen.models.m2gpt.configuration import M2GPTConfig
 from m2gen.models.m2gpt.generation import stream
 from m2gen.modules.dimension_mixer import DimensionMixer
-from m2gen.modules.hyena_filter import versions
+from m2gen.modules.kept import Checked, Keeper, same_place, values_suffice
 from m2gen.modules.linear import dense_linear
 from m2gen.modules.mixer_block import MixerBlock
-from m2gen.modules.mixer_cache import MixerCache, filter_bank
+from m2gen.modules.mixer_cache import MixerCache, bank_state, filter_bank
 from m2gen.modules.online_conv import FilterBank
 from m2gen.modules.sequence_mixer import SequenceMixer
 
 IGNORE = -100  # a label that does not count
 
 
-class M2GPT(nn.Module):
+class M2GPT(Keeper):
     """input_ids (B, L) int64 -> logits (B, L, vocab_size); L <= max_length. Causal: logits[:, i] depend on
     input_ids[:, : i + 1] alone.
 
@@ -44,7 +44,8 @@ class M2GPT(nn.Module):
         # transformers sets these two where gradient checkpointing is switched on
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
-        self._bank: tuple[tuple[int | None, ...], list[Tensor], FilterBank] | None = None
+        self._bank: Checked[FilterBank] = Checked()
+        self._staying: tuple[list[Tensor], FilterBank] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -138,21 +139,29 @@ class M2GPT(nn.Module):
             return MixerCache([block.attention for block in self.blocks()], batch, capacity, self._filters())
 
     def _filters(self) -> FilterBank:
-        """The long filters in the form caches read; in evaluation they are kept until what they are made of changes."""
+        """The long filters in the form that caches read; in evaluation they are kept, checked or declared to stay."""
         mixers = [block.attention for block in self.blocks()]
-        parts = [part for m in mixers for part in (m.filter_fn, m.monarch) if part is not None]
-        state = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-        if self.training or any(t.is_inference() for t in state):  # those do not count their versions
+        state = None if self.training else bank_state(mixers)
+        if state is None or not values_suffice(state[1]):
             return filter_bank(mixers)
-        seen, kept = versions(state), self._bank
-        if kept is None or kept[0] != seen or any(a is not b for a, b in zip(kept[1], state, strict=True)):
-            with torch.inference_mode(False), torch.no_grad():
-                kept = self._bank = (seen, state, filter_bank(mixers))
-        return kept[2]
+        if self.declared is not None:
+            if self._staying is None:
+                self._staying = state[1], filter_bank(mixers)
+            same = all(same_place(a, b) for a, b in zip(self._staying[0], state[1], strict=True))
+            return self._staying[1] if same else filter_bank(mixers)
+        if any(t.device.type != "cpu" for t in state[1]):
+            return filter_bank(mixers)  # a comparison would wait for the device
+        key = state[0], torch.get_float32_matmul_precision()
+        return self._bank.get(key, state[1], lambda: filter_bank(mixers))
+
+    def drop(self) -> None:
+        """Keep no filters made so far."""
+        self._bank.forget()
+        self._staying = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles start with no filters kept."""
-        return {**self.__dict__, "_bank": None}
+        """Copies and pickles start with nothing kept or declared."""
+        return {**self.__dict__, "_bank": Checked(), "_staying": None, "declared": None}
 
     @torch.no_grad()
     def generate(
