@@ -78,7 +78,10 @@ def test_stacks_for_tiles_stay_small() -> None:
         for layer in range(2):
             conv.extend(layer, torch.randn(1, 1, 4, dtype=F64))
         conv.advance(1)
-    assert b.nbytes - before <= 2 * 4 * 8 * (2 * 2048 + 2 * BLOCK)
+    taps = sum(stack.k.numel() for stack in b._stacked.values())
+    assert 0 < taps <= 2 * 4 * (2 * 2048 + 2 * BLOCK)
+    # their spectra are complex, of rings of up to four times the taps where those are padded to powers of two
+    assert 8 * taps <= b.nbytes - before <= 8 * taps * (1 + 2 * 4)
 
 
 def test_no_more_than_fits() -> None:
