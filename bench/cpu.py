@@ -78,16 +78,10 @@ def two_threads(problem: Problem) -> Calls:
 
 
 def kept(problem: Problem) -> Calls:
-    """Filters that change from call to call, as in training, beside filters that do not, as in evaluation."""
-    changing, same = operands(problem), operands(problem)
-
-    def call(args: dict[str, Any], changes: bool) -> Tensor:
-        with torch.no_grad():
-            if changes:
-                args["k"][:, :0].zero_()  # writes nothing, and counts as a change
-            return m2gen.fftconv(**args)
-
-    return {"changing": lambda: call(changing, True), "same": lambda: call(same, False)}
+    """A filter that is transformed in every call beside a prepared one, whose spectra are kept."""
+    args = operands(problem)
+    prepared = m2gen.prepare_filter(args["k"], mode=problem.mode)
+    return {"in every call": lambda: m2gen.fftconv(**args), "prepared": lambda: m2gen.fftconv(args["u"], prepared)}
 
 
 def groups() -> dict[str, list[tuple[str, Callable[[], Calls]]]]:

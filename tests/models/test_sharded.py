@@ -1,0 +1,45 @@
+"""Models sharded by FSDP2 on two processes: trained, evaluated, loaded and evaluated again, they equal one process."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).parent / "sharded_worker.py"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def found(ranks: int, folder: Path) -> dict[str, list[torch.Tensor]]:
+    file, port = folder / f"{ranks}.pt", str(free_port())
+    words = [[sys.executable, str(WORKER), str(rank), str(ranks), port, str(file)] for rank in range(ranks)]
+    running = [subprocess.Popen(w, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for w in words]
+    said = [process.communicate()[0] for process in running]
+    assert all(process.returncode == 0 for process in running), "\n".join(said)[-4000:]
+    loaded: dict[str, list[torch.Tensor]] = torch.load(file)
+    return loaded
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Each evaluation sees the weights of its time: at the start, after each of two steps, after other weights were
+    loaded into the shards."""
+    one, two = found(1, tmp_path), found(2, tmp_path)
+    assert one.keys() == two.keys() == {"M2-BERT", "M2-GPT"}
+    for name, evaluations in one.items():
+        assert len(evaluations) == len(two[name]) == 12
+        for i, (want, y) in enumerate(zip(evaluations, two[name], strict=True)):
+            torch.testing.assert_close(
+                y, want, rtol=1e-4, atol=1e-4 * want.abs().max().item(), msg=lambda m, at=f"{name}, {i}": f"{at}: {m}"
+            )
+        for before, after in zip(evaluations[2::3], evaluations[3::3], strict=False):
+            assert (after - before).abs().max() > 1e-2 * before.abs().max(), "a step changes something"
