@@ -328,7 +328,7 @@ def _evaluate(network: nn.Module, h: Tensor) -> Tensor:
             h = F.linear(h, layer.weight.to(h.dtype), None if layer.bias is None else layer.bias.to(h.dtype))
         else:
             h = layer(h)  # type: ignore[misc]
-    if isinstance(last, nn.Linear) and plain(last, nn.Linear) and last.bias is None:
+    if isinstance(last, nn.Linear) and plain(last, nn.Linear) and last._parameters["bias"] is None:
         return last.weight.to(h.dtype) @ h.T
     return last(h).T.contiguous()  # type: ignore[misc,no-any-return]
 

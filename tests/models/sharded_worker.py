@@ -47,6 +47,7 @@ def run(rank: int, ranks: int) -> dict[str, list[Tensor]]:
     others = {name: model.state_dict() for name, model in models(1).items()}
     found: dict[str, list[Tensor]] = {}
     for name, model in models(0).items():
+        model.double()  # two steps multiply rounding
         if ranks > 1:
             for layer in layers(model):
                 fully_shard(layer)
