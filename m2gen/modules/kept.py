@@ -108,9 +108,7 @@ class Checked(Generic[T]):
     """One value derived from tensors, kept as long as they hold the same bytes."""
 
     def __init__(self) -> None:
-        self._key: Hashable = None
-        self._copies: list[Tensor] = []
-        self._values: list[T] = []  # one, or none
+        self._kept: tuple[Hashable, list[Tensor], T] | None = None  # replaced as a whole: threads may share a model
 
     def get(self, key: Hashable, tensors: Sequence[Tensor], derive: Callable[[], T]) -> T:
         """`derive()`, or its earlier result if it came from the same `key` and from `tensors` with the same content;
@@ -118,15 +116,17 @@ class Checked(Generic[T]):
         if not all([_comparable(t) for t in tensors]):  # noqa: C419  a list is faster
             self.forget()
             return derive()
-        if not self._values or self._key != key or not _equal(self._copies, tensors):
+        kept = self._kept
+        if kept is None or kept[0] != key or not _equal(kept[1], tensors):
             self.forget()
+            # copied first: a write meanwhile is then found at the next call
             copies = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
-            self._key, self._copies, self._values = key, copies, [derive()]
-        return self._values[0]
+            kept = self._kept = (key, copies, derive())
+        return kept[2]
 
     def forget(self) -> None:
         """Keep nothing."""
-        self._key, self._copies, self._values = None, [], []
+        self._kept = None
 
 
 def values_suffice(tensors: Sequence[Tensor], compiling: bool = False) -> bool:
