@@ -113,6 +113,8 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
         table.add_row(*cells, duration(best.estimate.seconds))
     for solver, reason in ranking.rejections:
         table.add_row(solver, "", "", "", reason, "", "rejected")
+    for warning in ranking.warnings:
+        table.add_row("fused", "", "", "", warning, "", "left out")
     console.print(table)
 
 

@@ -1,6 +1,7 @@
 """What the compiler made of the fused convolution: shared memory, registers, spills and instructions of each kernel.
 
-A kernel is legal only if it is in the table, `surveyed.py`: compilers lay data out anew between products in as many
+A kernel is legal only if it is in the table, `surveyed.py`, and `unsound.py` has nothing against it: compilers lay data
+out anew between products in as many
 tiles as they like, spill where registers run out, and on some targets give no kernel that runs. Shared memory is, in
 operands of the products, the matrices and `tiles` times a tile beside them; on gfx942 matrices stay in registers, so
 that tiles may be negative. Kernels with both gates (and, of the filter's gradient, with the skip's) are surveyed; the
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.surveyed import SURVEYED
+from m2gen.kernels.unsound import unsound
 
 if TYPE_CHECKING:
     from m2gen.kernels.fftconv import FftConvSpec
@@ -62,7 +64,19 @@ def operands_beside(spec: FftConvSpec, arch: str) -> float | None:
 
 
 def variants(spec: FftConvSpec, limits: DeviceLimits) -> Iterator[FftConvSpec]:
-    """`spec` with every choice of warps and stages that the compiler gave a kernel for and that fits the device."""
+    """`spec` with every choice of warps and stages that gave a right kernel and that fits the device."""
+    return (one for one in _fitting(spec, limits) if unsound(one, FAMILIES[limits.arch]) is None)
+
+
+def left_out(spec: FftConvSpec, limits: DeviceLimits) -> Iterator[tuple[FftConvSpec, str]]:
+    """The kernels that would fit and must not run, each with the reason."""
+    for one in _fitting(spec, limits):
+        why = unsound(one, FAMILIES[limits.arch])
+        if why is not None:
+            yield one, why
+
+
+def _fitting(spec: FftConvSpec, limits: DeviceLimits) -> Iterator[FftConvSpec]:
     for warps, stages in KNOBS:
         one = replace(spec, num_warps=warps, num_stages=stages)
         if found(one, limits.arch) is not None and one.resources(limits.arch).shared_bytes <= limits.shared_bytes:

@@ -17,6 +17,7 @@ from m2gen.planner.plan import (
     Transform,
     duration,
 )
+from m2gen.planner.search import rank
 
 SYMBOLS = formulas.Values(*sp.symbols(" ".join(formulas.Values._fields), positive=True))
 RADIX = sp.Symbol("r", positive=True)
@@ -53,6 +54,7 @@ def explain(plan: Plan, limits: DeviceLimits | None = None) -> str:
         f"estimate  {_amounts(plan.estimate)}",
         f"floor     {duration(cost.memory_floor(plan.problem, row))} to read sequence and gates and write the result",
     ]
+    lines += [f"left out  {warning}" for warning in rank(plan.problem, row).warnings]
     for step in plan.steps:
         lines += ["", *_step_lines(plan, step, row)]
     return "\n".join([*lines, "", f"Symbols: {LEGEND}.", _NOTES])

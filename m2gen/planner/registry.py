@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from m2gen.device.limits import DeviceLimits
@@ -26,6 +26,9 @@ class Solver(Protocol):
 
     def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
         """Legal plans; called only where nothing was rejected."""
+
+    def left_out(self, problem: Problem, limits: DeviceLimits) -> Iterable[tuple[str, str]]:
+        """(kernel, reason) of what would fit and must not run."""
 
 
 SOLVERS: tuple[Solver, ...] = (Library(), Composed(), Fused(), Native())

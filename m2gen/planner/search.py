@@ -19,10 +19,19 @@ RIGORS = ("estimate", "measure", "wisdom_only")
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The legal plans, cheapest first, and (solver, reason) for every solver that has none."""
+    """The legal plans, cheapest first, (solver, reason) for every solver that has none, and (kernel, reason) for every
+    kernel that would fit and must not run."""
 
     plans: tuple[Plan, ...]
     rejections: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Each reason once, with the number of kernels and their names."""
+        reasons = dict.fromkeys(why for _, why in self.left_out)
+        named = {why: [name for name, other in self.left_out if other == why] for why in reasons}
+        return tuple(f"{why}; {len(names)} kernels: {', '.join(names)}" for why, names in named.items())
 
     def best(self, solver: str) -> Plan | None:
         """The cheapest plan of `solver`."""
@@ -34,13 +43,16 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
     """All candidates by estimated seconds, equals in the order of SOLVERS and of each solver's own preference."""
     plans: list[Plan] = []
     rejections: list[tuple[str, str]] = []
+    left_out: list[tuple[str, str]] = []
     for solver in SOLVERS:
         reason = solver.reject(problem, limits)
         if reason is None:
             plans += solver.candidates(problem, limits)
         else:
             rejections.append((solver.name, reason))
-    return Ranking(tuple(sorted(plans, key=lambda plan: plan.estimate.seconds)), tuple(rejections))
+        left_out += solver.left_out(problem, limits)
+    cheapest = sorted(plans, key=lambda plan: plan.estimate.seconds)
+    return Ranking(tuple(cheapest), tuple(rejections), tuple(dict.fromkeys(left_out)))
 
 
 @lru_cache(maxsize=16384)

@@ -26,6 +26,9 @@ class Composed:
             f"{working_set(problem, least, 1) / 2**30:.1f} GiB of {limits.memory_bytes / 2**30:.1f} GiB memory"
         )
 
+    def left_out(self, problem: Problem, limits: DeviceLimits) -> tuple[tuple[str, str], ...]:
+        return ()
+
     def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
         for transform, fold in _transforms(problem):
             if chunks.fits(problem, transform, limits):

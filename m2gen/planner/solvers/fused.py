@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
-from m2gen.kernels.survey import blocks, variants
+from m2gen.kernels.survey import blocks, left_out, variants
 from m2gen.planner.cost import fused_estimates
 from m2gen.planner.plan import FilterSpectrum, FusedConv, Plan, Transform
 from m2gen.planner.problem import Problem
@@ -45,6 +45,12 @@ class Fused:
             if dk is not None:
                 for one in variants(spec, limits):
                     yield _plan(problem, limits, one, dk)
+
+    def left_out(self, problem: Problem, limits: DeviceLimits) -> Iterator[tuple[str, str]]:
+        if "triton" in limits.languages and problem.dtype in COMPUTE:
+            for spec in _specs(problem):
+                for like in (spec, replace(_any_radices(spec), n0=spec.n0, n1=spec.n1, n2=spec.n2, stack=spec.stack)):
+                    yield from ((one.name, why) for one, why in left_out(like, limits))
 
 
 def _nothing_fits(problem: Problem, limits: DeviceLimits) -> str:

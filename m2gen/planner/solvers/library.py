@@ -22,6 +22,9 @@ class Library:
         least = min(working_set(problem, _transform(size), 1) for size, _ in chunks.sizes(problem))
         return f"one channel needs {least / 2**30:.1f} GiB of {limits.memory_bytes / 2**30:.1f} GiB memory"
 
+    def left_out(self, problem: Problem, limits: DeviceLimits) -> tuple[tuple[str, str], ...]:
+        return ()
+
     def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
         for size, fold in chunks.sizes(problem):
             transform = _transform(size)

@@ -48,6 +48,9 @@ class Native:
             return f"a ring of {size} points does not fit {limits.memory_bytes / 2**30:.1f} GiB memory"
         return None
 
+    def left_out(self, problem: Problem, limits: DeviceLimits) -> tuple[tuple[str, str], ...]:
+        return ()
+
     def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
         compute = DTYPES[problem.dtype].compute
         vector = max(LEAST_VECTOR, limits.vector_bytes) // REAL[compute][1]
