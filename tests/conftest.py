@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from m2gen.testing.poison import poisoned
+
 settings.register_profile(
     "m2gen",
     deadline=None,
@@ -20,13 +22,7 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fill every `torch.empty_like` and `new_empty` with NaN, so that an entry left unwritten shows."""
-    empty_like = torch.empty_like
-
-    def poisoned(*args: object, **kwargs: object) -> torch.Tensor:
-        result = empty_like(*args, **kwargs)
-        return result.fill_(float("nan")) if result.is_floating_point() else result
-
-    monkeypatch.setattr(torch, "empty_like", poisoned)
-    yield
+def poison() -> Iterator[None]:
+    """Fill every `torch.empty_like` with NaN, so that an entry left unwritten shows."""
+    with poisoned():
+        yield

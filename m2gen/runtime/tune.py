@@ -1,5 +1,8 @@
 """Tuning: the planner's best candidates of a problem are checked against the reference and timed as deployed.
 
+On a GPU each generated kernel is tried once in a process of its own (m2gen/runtime/trial.py): one that faults costs the
+candidate, not the process.
+
 The estimate's choice is the default. Another plan is recorded only where it was faster in the same rounds by more than
 the noise; among equals the planner's own order decides. So an entry never names a plan slower than the default, and
 tuning twice gives the same names but where plans are equally fast. The filter is transformed in every call, as in
@@ -26,7 +29,7 @@ from m2gen.planner import search
 from m2gen.planner.choice import choice, digest, style
 from m2gen.planner.plan import NativeConv, Plan
 from m2gen.planner.problem import Problem
-from m2gen.runtime import cpp_kernel, wisdom
+from m2gen.runtime import cpp_kernel, trial, wisdom
 from m2gen.runtime.executor import Kernel, kernel_of
 from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.limits import default_device, live
@@ -170,8 +173,12 @@ def reduced(problem: Problem) -> Problem:
 
 
 def _sound(plans: dict[str, Plan], x: Operands, outcome: Outcome) -> dict[str, Kernel]:
-    """The kernels that compile, run and are right, in the planner's order."""
+    """The kernels that compile, run and are right, in the planner's order.
+
+    What may take the process with it is tried in another before.
+    """
     measured = outcome.measured or outcome.problem
+    plans = {name: plan for name, plan in plans.items() if not _faulty(name, plan, x.u.device, outcome)}
     reference, opposite = oracle(measured, x), negated(x)
     _compile(plans.values())
     found: dict[str, Kernel] = {}
@@ -183,6 +190,16 @@ def _sound(plans: dict[str, Plan], x: Operands, outcome: Outcome) -> dict[str, K
         else:
             outcome.dropped[name] = why
     return found
+
+
+def _faulty(name: str, plan: Plan, device: torch.device, outcome: Outcome) -> bool:
+    """Whether a process of its own says that the plan is to be dropped, which is noted."""
+    if not trial.alone(plan, device):
+        return False
+    why = trial.fault(plan, outcome.measured or outcome.problem, device)
+    if why is not None:
+        outcome.dropped[name] = why
+    return why is not None
 
 
 def _for(plan: Plan, measured: Problem) -> Plan:

@@ -1,7 +1,9 @@
-"""On a GPU: every solver and kernel family against float64, forward and gradients; `python -m pytest -m gpu`.
+"""On a GPU: every solver and every plan that ranking can return against float64, forward and gradients;
+`python -m pytest -m gpu -n 14`.
 
-The reference is the float64 FFT of the device, which tests/ops holds against the direct sum on the CPU. The cases named
-"small" are fit for compute-sanitizer: `compute-sanitizer python -m pytest -m gpu -k small -n 0`.
+The reference is the float64 FFT of the device, which tests/ops holds against the direct sum on the CPU. Kernels run in
+processes of their own (m2gen/runtime/trial.py). The cases named "small" are fit for compute-sanitizer:
+`compute-sanitizer --target-processes all python -m pytest -m gpu -k small -n 0`.
 """
 
 from __future__ import annotations
@@ -11,17 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import m2gen
-from m2gen.planner.plan import FusedConv
+from m2gen.device.limits import target
+from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.planner.plan import FusedConv, Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import rank
-from m2gen.runtime.executor import kernel_of
+from m2gen.runtime import trial
 from m2gen.runtime.limits import live
-from m2gen.runtime.spectral import Gradients, Operands
 from m2gen.testing.corpus import corpus
+from m2gen.testing.exact import BOUND, exact, relative
 from m2gen.testing.operands import operands
+from m2gen.testing.plans import fused_plans
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,34 +33,9 @@ pytestmark = [
     pytest.mark.usefixtures("poison"),
 ]
 
-NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
-# relative l2 of the whole result; a bfloat16 tensor rounds at 1.65e-3 by itself
-BOUND = {"fp16": 1e-3, "bf16": 3e-3, "fp32": 1e-5, "fp64": 1e-12}
-
-
-def exact(args: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The float64 result and the float64 leaves it was computed from."""
-    leaves = {n: args[n].detach().double().requires_grad_() for n in NAMES if n in args}
-    k, n = leaves["k"], args["u"].shape[-1]
-    z = leaves["u"] * leaves.get("pre_gate", 1.0)
-    mode = args["mode"]
-    if mode == "circular":
-        size, ring = n, k
-    else:
-        size = 2 * n + 2 * k.shape[1]
-        first = (k.shape[1] - 1) // 2 if mode == "same" else 0
-        ring = torch.nn.functional.pad(k, (0, size - k.shape[1])).roll(-first, -1)
-        if mode == "bidirectional":
-            rev = leaves["k_rev"]
-            ring = ring + torch.nn.functional.pad(rev.flip(-1), (size - rev.shape[1], 0))
-    y = torch.fft.irfft(torch.fft.rfft(z, n=size) * torch.fft.rfft(ring, n=size), n=size)[..., :n]
-    if "skip" in leaves:
-        y = y + leaves["skip"].unsqueeze(-1) * z
-    return y * leaves.get("post_gate", 1.0), leaves
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+GPU = torch.device("cuda")
+HERE = live(GPU) if torch.cuda.is_available() else target("sm90")  # so that what is collected can be looked at anywhere
+EVERY = fused_plans(HERE)
 
 
 def on_gpu(problem: Problem) -> dict[str, Any]:
@@ -64,25 +43,13 @@ def on_gpu(problem: Problem) -> dict[str, Any]:
     return {name: x for name, x in args.items() if name != "layout"}
 
 
-def check(problem: Problem, plan: Any) -> None:
-    args = on_gpu(problem)
-    expected, leaves = exact(args)
-    x = Operands(*(args.get(n) for n in NAMES))
-    kernel = kernel_of(plan)
-    y = kernel.forward(x)
-    staged = isinstance(plan.conv, FusedConv) and plan.conv.spec.staged
-    bound = BOUND[problem.dtype] * (1.5 if staged else 1)
-    assert relative(y, expected) < bound, plan
-    dy = torch.randn_like(y)
-    wanted = dict(zip(leaves, torch.autograd.grad(expected, list(leaves.values()), dy.double()), strict=True))
-    out = Gradients(**{n: torch.empty_like(t) if t.dim() == 3 else torch.zeros_like(t) for n, t in args_of(args)})
-    kernel.backward(dy, x, out)
-    for name, want in wanted.items():
-        assert relative(getattr(out, name), want) < bound, (name, plan)
+def fused(problem: Problem) -> list[Plan]:
+    return [plan for plan in rank(problem, HERE).plans if isinstance(plan.conv, FusedConv)]
 
 
-def args_of(args: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    return [(name, args[name]) for name in NAMES if name in args]
+def check(problem: Problem, plan: Plan) -> None:
+    """Forward and every gradient, in a process of its own: a fault of one kernel ends no other's test."""
+    assert trial.fault(plan, replace(problem, layout="BHL"), GPU) is None, plan
 
 
 def fitting() -> list[tuple[str, Problem]]:
@@ -99,7 +66,7 @@ def fitting() -> list[tuple[str, Problem]]:
 @pytest.mark.parametrize(("name", "problem"), fitting(), ids=lambda x: x if isinstance(x, str) else "")
 def test_corpus(name: str, problem: Problem) -> None:
     """The best plan of every solver."""
-    ranking = rank(problem, live(torch.device("cuda")))
+    ranking = rank(problem, live(GPU))
     for solver in {plan.solver for plan in ranking.plans}:
         best = ranking.best(solver)
         if best is not None and not (solver == "composed" and best.conv.transform.radices[0] > 4096):
@@ -116,23 +83,34 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("text", SMALL)
-def test_every_fused_plan_small(text: str) -> None:
-    problem = Problem.parse(text)
-    for plan in rank(problem, live(torch.device("cuda"))).plans:
-        if isinstance(plan.conv, FusedConv):
-            check(problem, plan)
+@pytest.mark.parametrize(
+    ("text", "plan"),
+    [
+        (text, plan)
+        for text in SMALL
+        for plan in rank(Problem.parse(text), HERE).plans
+        if isinstance(plan.conv, FusedConv)
+    ],
+    ids=lambda x: x.conv.spec.name if isinstance(x, Plan) else "",
+)
+def test_every_fused_plan_small(text: str, plan: Plan) -> None:
+    check(Problem.parse(text), plan)
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.name)
+def test_every_fused_plan(spec: FftConvSpec) -> None:
+    """Each kernel that ranking can return, its transpose with other gates, and the kernel of the filter's gradient."""
+    check(EVERY[spec].problem, EVERY[spec])
 
 
 @pytest.mark.parametrize("n", [512, 1024, 2048, 4096, 8192, 16384])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-def test_every_fused_plan(n: int, mode: str, dtype: str) -> None:
-    for gates in (False, True):
-        problem = Problem(n=n, h=4, b=5, mode=mode, dtype=dtype, pre_gate=gates, post_gate=gates, skip=gates)
-        plans = [p for p in rank(problem, live(torch.device("cuda"))).plans if isinstance(p.conv, FusedConv)]
-        for plan in {p.conv.transform: p for p in reversed(plans)}.values():  # of each ring and radices the best
-            check(problem, plan)
+@pytest.mark.parametrize("gates", [False, True])
+def test_best_of_each_transform(n: int, mode: str, dtype: str, gates: bool) -> None:
+    problem = Problem(n=n, h=4, b=5, mode=mode, dtype=dtype, pre_gate=gates, post_gate=gates, skip=gates)
+    for plan in {plan.conv.transform: plan for plan in reversed(fused(problem))}.values():
+        check(problem, plan)
 
 
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
