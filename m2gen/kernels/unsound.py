@@ -24,6 +24,9 @@ ONE_STAGE = (
     "(in Triton 3.6 and 3.7) loses descriptors of shared memory there"
 )
 
+NOT_FOLLOWED = "its machine code for Hopper could not be followed, so that it is not known to read what it should"
+_NOT_FOLLOWED = frozenset([("fwd", "cyclic", (64, 128), 8, 2)])
+
 
 def unsound(spec: FftConvSpec, family: str) -> str | None:
     """Why a kernel must not be planned for architectures of `family`, None where nothing is known against it.
@@ -31,4 +34,9 @@ def unsound(spec: FftConvSpec, family: str) -> str | None:
     Every kernel of the kind, also those that the check found right: what it was shown is one compiler's form with both
     gates, and a call may want another form and have another compiler.
     """
-    return ONE_STAGE if family == "wgmma" and spec.staged and spec.num_stages == 1 else None
+    if family != "wgmma":
+        return None
+    if spec.staged and spec.num_stages == 1:
+        return ONE_STAGE
+    kind = (spec.part, spec.ring, spec.radices, spec.num_warps, spec.num_stages)
+    return NOT_FOLLOWED if spec.compute != "fp32" and kind in _NOT_FOLLOWED else None

@@ -39,7 +39,7 @@ _ONE_RESULT = {
     ),
     *("SGXT", "USGXT", "SEL", "USEL", "PRMT", "UPRMT", "FADD", "FMUL", "FFMA", "HADD2", "HMUL2", "HFMA2", "F2FP"),
     *("MUFU", "I2F", "F2I", "I2I", "F2F", "I2FP", "IABS", "LDG", "LDS", "LDC", "ULDC", "LDL", "S2R", "S2UR", "SHFL"),
-    *("FSEL", "FMNMX", "VIMNMX", "IMNMX", "POPC", "FLO", "BREV", "BMSK", "UBMSK", "FRND"),
+    *("P2R", "UP2UR", "FSEL", "FMNMX", "VIMNMX", "IMNMX", "POPC", "FLO", "BREV", "BMSK", "UBMSK", "FRND"),
 }
 _ARITHMETIC: dict[str, Callable[..., int]] = {
     "IADD3": lambda x, y, z: x + y + z,
@@ -53,11 +53,34 @@ _ARITHMETIC: dict[str, Callable[..., int]] = {
 def parse(text: str) -> list[Instruction]:
     """The instructions of a disassembly, each at its address."""
     found = (_LINE.match(line) for line in text.splitlines())
-    return [
+    program = [
         Instruction(one[1].lstrip("0") or "0", one[2] or "", one[3], split(one[4].replace(".reuse", "")))
         for one in found
         if one
     ]
+    return _swaps(program)
+
+
+def _swaps(program: list[Instruction]) -> list[Instruction]:
+    """Two registers exchanged by three exclusive ors, a ^= b, b ^= a, a ^= b, as one instruction SWAP a, b in the place
+    of the last: value by value the two would not be known to belong together."""
+    ors = {
+        n: one.operands[:3]
+        for n, one in enumerate(program)
+        if one.op in ("LOP3.LUT", "ULOP3.LUT")
+        and not one.guard
+        and one.operands[3:5] in (("RZ", "0x3c"), ("URZ", "0x3c"))
+    }
+    for first, (a, same, b) in ors.items():
+        near = range(first + 1, min(first + 8, len(program)))
+        second = next((n for n in near if ors.get(n) in ((b, a, b), (b, b, a))), None)
+        third = next((n for n in near if second is not None and n > second and ors.get(n) == (a, same, b)), None)
+        between = [program[n] for n in near if third is not None and n < third and n != second]
+        if same == a and third is not None and not any(x in one.operands for one in between for x in (a, b)):
+            for n in (first, second):
+                program[n or 0] = program[n or 0]._replace(op="NOP", operands=())
+            program[third] = program[third]._replace(op="SWAP", operands=(a, b))
+    return program
 
 
 class Sass(Machine):
@@ -71,6 +94,8 @@ class Sass(Machine):
         base = one.op.split(".")[0]
         if base == "STL":
             return _slots(one.operands[0], _width(one))
+        if base == "SWAP":
+            return list(one.operands)
         if base in _NO_RESULT or not one.operands:
             return []
         flags = [x for x in one.operands[:3] if _PREDICATE.fullmatch(x)]
@@ -78,7 +103,7 @@ class Sass(Machine):
         return flags + ([after(first, n) for n in range(_width(one))] if first else [])
 
     def reads(self, one: Instruction) -> list[str]:
-        text = " ".join((one.guard, *one.operands[one.op[:3] != "STL" and not one.guard :]))
+        text = " ".join((one.guard, *one.operands[one.op not in ("SWAP",) and one.op[:3] != "STL" and not one.guard :]))
         if "gdesc" in text:  # what it multiplies is of no interest
             return [after(x, n) for x in re.findall(r"gdesc\[(UR\d+)", text) for n in range(4)]
         pairs = [
@@ -100,6 +125,10 @@ class Sass(Machine):
         if base == "STL":
             self._spill(one, state)
         if base in _NO_RESULT or base == "STL" or not one.operands:
+            return
+        if base == "SWAP":
+            held = {place: state.pop(place, None) for place in one.operands}
+            state |= {place: value for place, value in zip(held, reversed(held.values()), strict=True) if value}
             return
         if base in ("ISETP", "UISETP"):
             self._compare(one, state)

@@ -40,4 +40,4 @@ def exact(args: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """The l2 norm of the error over that of what was expected."""
-    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+    return float((found.double() - expected.detach()).norm() / expected.detach().norm().clamp_min(1e-30))
