@@ -114,7 +114,7 @@ def _wrong_somewhere(plan: Plan, device: torch.device) -> str | None:
     kernel = kernel_of(plan)
     bound = BOUND[plan.problem.dtype] * (STAGED if isinstance(plan.conv, FusedConv) and plan.conv.spec.staged else 1)
     for given in (args, {**args, "u": -args["u"]}):  # what the first left in memory is wrong for the second
-        x = Operands(*(given.get(name) for name in NAMES))
+        x = Operands(**{name: given[name] for name in NAMES if name in given})
         expected, leaves = exact(given)
         found = {"result": kernel.forward(x)}
         dy = torch.randn_like(found["result"])
@@ -130,7 +130,7 @@ def _wrong_somewhere(plan: Plan, device: torch.device) -> str | None:
 def _wrong(plan: Plan, device: torch.device) -> str | None:
     """Some rows of the result, and that the gradients come to an end and are numbers."""
     args = tensors(plan.problem, device)
-    x = Operands(*(args.get(name) for name in NAMES))
+    x = Operands(**{name: args[name] for name in NAMES if name in args})
     kernel, reference = kernel_of(plan), oracle(plan.problem, x)
     y = kernel.forward(x)
     why = reference.wrong(y, 1.0) or reference.wrong(kernel.forward(negated(x)), -1.0)
