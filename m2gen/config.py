@@ -10,7 +10,8 @@
 |                      | wisdom_only                     | wisdom_only: an error for problems that were never tuned    |
 | M2GEN_WISDOM         | a folder, or a table's file     | what tuning measured; default: wisdom in the cache's folder |
 
-Two variables of others are heeded: CXX, the C++ compiler (a command, arguments allowed), and TRITON_INTERPRET.
+Three variables of others are heeded: CXX, the C++ compiler (a command, arguments allowed), TRITON_INTERPRET, and
+PyTorch's ATEN_CPU_CAPABILITY: a CPU held to fewer instructions than it has gets code of a CPU that has no more.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Config:
     rigor: str = "estimate"
     wisdom: str = ""
     cxx: str = ""  # the C++ compiler's command; empty: the first of the usual ones
+    aten_cpu_capability: str = ""  # the instructions that PyTorch was told to use; empty: all that there are
     triton_interpret: bool = False  # Triton's own TRITON_INTERPRET: its kernels run on CPU tensors
 
 
@@ -41,14 +43,19 @@ _CHOICES: dict[str, dict[str, object]] = {
     "M2GEN_RIGOR": {"estimate": "estimate", "measure": "measure", "wisdom_only": "wisdom_only"},
 }
 _FREE = ("M2GEN_CACHE_DIR", "M2GEN_COMPILED_DIR", "M2GEN_WISDOM")
-FOREIGN = {"cxx": "CXX", "triton_interpret": "TRITON_INTERPRET"}  # fields of Config that others' variables set
+FOREIGN = {  # fields of Config that others' variables set
+    "cxx": "CXX",
+    "aten_cpu_capability": "ATEN_CPU_CAPABILITY",
+    "triton_interpret": "TRITON_INTERPRET",
+}
 
 
 def _read(env: Mapping[str, str]) -> Config:
     known = {name: _choice(name, value) for name, value in env.items() if name.startswith("M2GEN_")}
     fields: dict[str, object] = {name.removeprefix("M2GEN_").lower(): value for name, value in known.items()}
     interpret = env.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
-    return Config(**fields, cxx=env.get("CXX", ""), triton_interpret=interpret)  # type: ignore[arg-type]
+    foreign = {"cxx": env.get("CXX", ""), "aten_cpu_capability": env.get("ATEN_CPU_CAPABILITY", "")}
+    return Config(**fields, **foreign, triton_interpret=interpret)  # type: ignore[arg-type]
 
 
 def _choice(name: str, value: str) -> object:

@@ -43,8 +43,13 @@ class DepthwiseConv1dSpec:
         return f"cpp/depthwise_conv1d/{self.part}_{self.layout.lower()}.cpp.jinja"
 
     @property
+    def real_bytes(self) -> int:
+        """Of a number in the arithmetic."""
+        return 8 if self.dtype == "fp64" else 4
+
+    @property
     def lanes(self) -> int:
-        return self.vector_bytes // (8 if self.dtype == "fp64" else 4)
+        return self.vector_bytes // self.real_bytes
 
     @property
     def tile(self) -> int:

@@ -29,8 +29,13 @@ class GateSpec:
         return f"cpp/gate/{self.part}.cpp.jinja"
 
     @property
+    def real_bytes(self) -> int:
+        """Of a number in the arithmetic."""
+        return 8 if self.dtype == "fp64" else 4
+
+    @property
     def lanes(self) -> int:
-        return self.vector_bytes // (8 if self.dtype == "fp64" else 4)
+        return self.vector_bytes // self.real_bytes
 
     @property
     def erfcx(self) -> list[float]:

@@ -34,11 +34,15 @@ class DenseLinear(nn.Linear):
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in_features), weight (out_features, in_features) -> (..., out_features), as `DenseLinear` does it."""
+    """x (..., in_features), weight (out_features, in_features) -> (..., out_features), as `DenseLinear` does it.
+
+    A row has the same bits in any company, but for a single token of a single text, (1, 1, in_features), which is left
+    to PyTorch's library (not where a graph is compiled).
+    """
     wide = x.dtype in (torch.float32, torch.float64) and x.dtype == weight.dtype
-    # one row reads the weight once in any case, and a token of generation is too short for an op of our own
-    row = not torch.compiler.is_compiling() and x.numel() == x.shape[-1]
-    if x.device.type != "cpu" or not wide or row or torch.is_autocast_enabled("cpu"):
+    # one token of one text, (1, 1, in_features), is a step of generation, too short for an op of our own
+    step = not torch.compiler.is_compiling() and x.dim() > 2 and x.numel() == x.shape[-1]
+    if x.device.type != "cpu" or not wide or step or torch.is_autocast_enabled("cpu"):
         return nn.functional.linear(x, weight, bias)
     return blockdiag_linear(x, weight[None], bias)
 

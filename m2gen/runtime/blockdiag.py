@@ -1,7 +1,12 @@
 """Products with block-diagonal weights by generated C++ kernels: tensors on a CPU in, tensors out.
 
 A weight is packed anew at every call, in a twentieth of the time of the product from some hundred rows on: a packed one
-that was kept would go stale in silence where somebody writes through `weight.data`.
+that was kept would go stale in silence where somebody writes through `weight.data`. Where rows are few, each panel is
+packed in cache right before it is used, so that the weight is read from memory once.
+
+A row of a product has the same bits in any company: alone, among others, in whatever place, with any number of
+threads. So every number of rows is done here: PyTorch's library, which does 16-bit products and those of machines
+without a C++ compiler, chooses its sums by the number of rows. `outer`, a sum over rows, depends on all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +26,8 @@ from m2gen.runtime.limits import live
 from m2gen.runtime.scratch import on_huge_pages
 
 _DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}  # 16-bit products have units of their own, which PyTorch uses
-_FEWEST = 24  # rows below which reading the weight is what takes time, and packing it would double that
+_FEWEST = 24  # rows of `outer` below which PyTorch does it as well
+_PACKING = 8  # rows whose product takes as long as packing the weight
 _ALONE = 2**19  # multiplications below which a second thread costs more than it does
 _ROWS = 64  # rows of an item
 _ITEMS = 4  # items for each thread, at least
@@ -31,7 +37,7 @@ Bound = tuple[CppKernel, BlockdiagMmSpec]
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """x (..., nblocks * block_in) by weight (nblocks, block_out, block_in) and bias -> (..., nblocks * block_out),
-    contiguous; None where PyTorch does it as well, or where there is no C++ compiler."""
+    contiguous; None for 16-bit and empty tensors and where there is no C++ compiler: PyTorch does these."""
     return _product(x, weight, bias, glu=False, activation=None)
 
 
@@ -60,24 +66,26 @@ def outer(dy: Tensor, x: Tensor, nblocks: int) -> Tensor | None:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, glu: bool, activation: str | None) -> Tensor | None:
     nblocks, n, k = weight.shape
     rows = x.numel() // max(1, nblocks * k)
-    bound = _kernel("fwd", x, n, rows, glu, activation)
-    if bound is None:
+    if not x.numel() or not weight.numel():
         return None
-    packed = _pack(weight)
-    if packed is None:
+    bound = _kernel("fwd", x, n, rows, glu, activation)
+    parts = rows // _ROWS
+    packs = parts < 2  # one item has all rows of a panel
+    packed = weight if packs else _pack(weight)
+    if bound is None or packed is None or packed.is_neg():
         return None
     kernel, spec = bound
     x2 = _side_by_side(x.reshape(rows, nblocks * k))
     bias = None if bias is None else bias.contiguous()
     wide = nblocks * n // (2 if glu else 1)
     y = on_huge_pages(x.new_empty((*x.shape[:-1], wide)))
-    panels, parallel = -(-n // spec.width), rows * weight.numel() >= _ALONE
-    parts = max(1, rows // _ROWS)
+    panels, parts = -(-n // spec.width), max(1, parts)
+    parallel = max(rows, _PACKING) * weight.numel() >= _ALONE
     blocks = nblocks // 2 if glu else nblocks
     wanted = _ITEMS * torch.get_num_threads() if parallel else 1
     together = max(1, panels * parts * blocks // max(wanted, parts * blocks))
     pointers = [x2.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()]
-    sizes = [rows, nblocks, k, n, x2.stride(0), wide, parts, together]
+    sizes = [rows, nblocks, k, n, x2.stride(0), wide, parts, together, int(packs), *weight.stride()]
     kernel.run(pointers, sizes, parts * blocks * -(-panels // together), parallel=parallel)
     return y
 
@@ -85,7 +93,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, glu: bool, activati
 def _pack(weight: Tensor) -> Tensor | None:
     """The weight in panels, as tiles read it."""
     nblocks, n, k = weight.shape
-    bound = _kernel("pack", weight, n, _FEWEST)
+    bound = _kernel("pack", weight, n, 1)
     if bound is None:
         return None
     kernel, spec = bound
@@ -105,14 +113,14 @@ def _kernel(
     part: str, x: Tensor, outputs: int, rows: int, glu: bool = False, activation: str | None = None
 ) -> Bound | None:
     """The kernel for x, or None."""
-    if x.device.type != "cpu" or not _worth(x, rows) or x.is_neg():
+    if x.device.type != "cpu" or not _worth(part, x, rows) or x.is_neg():
         return None
     limits = live(x.device)
     return _bound(part, outputs, _DTYPES[x.dtype], glu, activation, limits.vector_bytes, limits.arch)
 
 
-def _worth(x: Tensor, rows: int) -> bool:
-    return x.dtype in _DTYPES and rows >= _FEWEST
+def _worth(part: str, x: Tensor, rows: int) -> bool:
+    return x.dtype in _DTYPES and (part != "outer" or rows >= _FEWEST)
 
 
 def specs_of(
@@ -125,7 +133,7 @@ def specs_of(
     activation: str | None = None,
 ) -> list[BlockdiagMmSpec]:
     """The kernels of a product with x, on any device, on a CPU of those limits; none where PyTorch does it."""
-    if not _worth(x, rows):
+    if not all(_worth(part, x, rows) for part in parts):
         return []
     how = [(glu, activation) if part == "fwd" else (False, None) for part in parts]
     more = (limits.vector_bytes, limits.arch)

@@ -32,8 +32,8 @@ HOW_TO_GET = (
     "install a C++ compiler (apt install g++, dnf install gcc-c++, conda install -c conda-forge cxx-compiler, "
     "brew install gcc or xcode-select --install), or set CXX"
 )
-# multiply-adds are contracted with every compiler: the kernels' accuracy and speed assume it
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-pipe", "-Wno-psabi")
+# templates say which multiply-adds are fused: left to a compiler, a row's bits would depend on the tile it falls into
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-pipe", "-Wno-psabi")
 _ARCH_FLAGS = {"avx512": ("-march=x86-64-v4",), "avx2": ("-march=x86-64-v3",), "neon": (), "generic": ()}
 _X86 = ("generic", "avx2", "avx512")  # each runs what stands before it
 
@@ -111,10 +111,13 @@ def _sysctl() -> str:
 
 def arch_flags(arch: str, local: str | None = None) -> tuple[str, ...]:
     """The flags for `arch`, a row of the device table or "native". Where it is this machine's (`local`), every feature
-    that it has is used. Raises CompileError for code that would not run here."""
+    that it has is used, unless PyTorch was told to use no more than such a row's. Raises CompileError for code that
+    would not run here."""
     machine = platform.machine().lower()
     local = local or cpu_arch(torch.backends.cpu.get_cpu_capability(), machine)
     if arch in ("native", local):
+        if config().aten_cpu_capability and local in _X86:
+            return _ARCH_FLAGS[local]
         if machine in ("aarch64", "arm64"):
             return ("-mcpu=native",)
         return ("-march=native",) if machine in ("x86_64", "amd64") else ()

@@ -114,7 +114,7 @@ def table() -> tuple[list[str], list[tuple[Job, Compiled]]]:
     """The lines, and what they tell of the compiled ones."""
     listed = list(rows())
     jobs = [row for row in listed if isinstance(row, Job)]
-    compiled = dict(zip(jobs, compile_all(jobs), strict=True))
+    compiled = dict(zip(jobs, compile_all(jobs, timeout=1800), strict=True))
     lines = [row if isinstance(row, str) else line(row, compiled[row]) for row in listed]
     return [header(), *lines], list(compiled.items())
 

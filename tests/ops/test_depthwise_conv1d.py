@@ -17,6 +17,7 @@ from m2gen.reference.linear import depthwise_conv1d as reference
 from m2gen.runtime import depthwise
 from m2gen.testing import tolerances
 
+pytestmark = pytest.mark.generated
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("BHL", "BLH", "of a wider tensor", "every other sample")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from small_kernel import forget
 
 from m2gen.cache import store
 from m2gen.config import Config
-from m2gen.runtime import compiler
+from m2gen.device.limits import target
+from m2gen.errors import CompileError
+from m2gen.runtime import blockdiag, compiler, cpp_kernel, depthwise, gate
 
 
 @pytest.fixture
@@ -56,3 +60,24 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Have products, gates and short convolutions generated for another row of the device table: its vectors, tiles and
+    instructions. Skips what this machine does not run."""
+    modules: tuple[Any, ...] = (blockdiag, gate, depthwise)
+
+    def become(arch: str) -> None:
+        try:
+            compiler.arch_flags(arch)
+        except CompileError as error:
+            pytest.skip(str(error))
+        for module in modules:
+            module._bound.cache_clear()
+            monkeypatch.setattr(module, "live", lambda device: target(arch))
+            monkeypatch.setattr(module, "load", lambda spec: cpp_kernel.load(replace(spec, arch=arch)))
+
+    yield become
+    for module in modules:
+        module._bound.cache_clear()

@@ -12,8 +12,8 @@ from m2gen.runtime import blockdiag
 from m2gen.runtime.cpp_kernel import available, compile_text
 from m2gen.testing.tolerances import check
 
-pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
-ROWS = (24, 25, 31, 63, 65, 200)
+pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
+ROWS = (1, 3, 24, 25, 63, 127, 128, 200)
 SIZES = ((1, 16, 7), (1, 40, 33), (3, 17, 16), (4, 48, 20), (2, 100, 64), (2, 1, 5), (4, 192, 80))
 DTYPES = (torch.float32, torch.float64)
 
@@ -93,6 +93,7 @@ def test_activations_over_the_whole_range(name: str) -> None:
 
 
 def test_the_same_bits_with_any_number_of_threads_and_rows() -> None:
+    """Of rows and of a sum over them; more about rows is in test_company.py."""
     torch.manual_seed(0)
     x, w, dy = torch.randn(700, 96), torch.randn(2, 200, 48), torch.randn(700, 400)
     threads = torch.get_num_threads()

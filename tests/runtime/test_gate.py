@@ -17,7 +17,7 @@ from m2gen.ops.gate import by_steps
 from m2gen.runtime import gate
 from m2gen.runtime.cpp_kernel import available
 
-pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
+pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

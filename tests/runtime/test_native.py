@@ -28,7 +28,7 @@ from m2gen.runtime.spectral import Gradients, Operands
 from m2gen.testing.operands import operands
 from m2gen.testing.tolerances import check
 
-pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
+pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
 TENSORS = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
 
 

@@ -19,7 +19,7 @@ from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.spectral import Operands
 from m2gen.testing.operands import operands
 
-pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
+pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
 
 
 def lanes_plan(problem: Problem, arch: str = "avx512") -> Plan:

@@ -1,0 +1,186 @@
+"""A row of a result has the same bits in any company: alone, in a batch, in whatever place, with any number of threads.
+
+On every width of vectors that this machine runs. A sum over rows, a weight's gradient, depends on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from m2gen.device.limits import target
+from m2gen.modules.linear import dense_linear
+from m2gen.ops.blockdiag_linear import blockdiag_linear
+from m2gen.planner.problem import Problem
+from m2gen.runtime import blockdiag, depthwise, gate
+from m2gen.runtime.cpp_kernel import available
+from m2gen.runtime.native import NativeKernel
+from m2gen.runtime.spectral import Operands
+from m2gen.testing.operands import operands
+from tests.runtime.test_native import TENSORS, as_bhl, kernel_with, native_plan, outputs
+
+pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
+ARCHS = ("avx512", "avx2", "generic", "neon")
+DTYPES = (torch.float32, torch.float64)
+ROWS = 200  # enough for a weight that is packed beforehand, and for two parts
+FEW = (*range(1, 34), 63, 64, 65, 127, 128, 129, 199)  # every remainder of a tile, both sides of every bound
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def check_rows(product: Callable[[Tensor], Tensor | None], x: Tensor) -> None:
+    """`product` of all rows of x, and of some of them."""
+    whole = product(x)
+    assert whole is not None
+    for count in FEW:
+        begin = count * 7 % (len(x) - count)
+        part = product(x[begin : begin + count])
+        assert part is not None
+        assert torch.equal(part, whole[begin : begin + count]), f"{count} rows from {begin} on"
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        for rows in (slice(0, 19), slice(0, len(x))):
+            again = product(x[rows])
+            assert again is not None and torch.equal(again, whole[rows]), f"{threads} threads"
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rows_of_a_product(arch: str, vectors: int, dtype: torch.dtype, cpu: Callable[[str], None]) -> None:
+    """Tiles of one to four vectors of columns, whole ones and a last one; more columns of x than are packed at once."""
+    cpu(arch)
+    lanes = 8 * max(16, target(arch).vector_bytes) // torch.finfo(dtype).bits
+    for nblocks, n, k in ((2, vectors * lanes, 300), (1, vectors * lanes - 1, 20)):
+        x, w = torch.randn(ROWS, nblocks * k, dtype=dtype), torch.randn(nblocks, n, k, dtype=dtype)
+        bias = torch.randn(nblocks * n, dtype=dtype)
+        check_rows(lambda x, w=w, bias=bias: blockdiag.product(x, w, bias), x)
+        # the gradient in x: the weight's transpose, as a view
+        turned = w.mT.contiguous().mT
+        whole = blockdiag.product(x, w, None)
+        assert whole is not None
+        check_rows(lambda x, turned=turned: blockdiag.product(x, turned, None), x)
+        assert torch.equal(blockdiag.product(x, turned, None), whole)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["gelu", "silu", None])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rows_of_a_gated_product(
+    arch: str, activation: str | None, dtype: torch.dtype, cpu: Callable[[str], None]
+) -> None:
+    cpu(arch)
+    x, w = torch.randn(ROWS, 4 * 260, dtype=dtype), torch.randn(4, 51, 260, dtype=dtype)
+    check_rows(lambda x: blockdiag.gated_product(x, w, activation), x)
+    # in two steps, as where gradients are on
+    z = blockdiag.product(x, w, None)
+    whole = blockdiag.gated_product(x, w, activation)
+    assert z is not None and whole is not None
+    assert torch.equal(gate.gated(z, activation), whole)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, *DTYPES))
+@pytest.mark.parametrize("activation", ["gelu", "silu", "relu"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rows_of_a_gate(arch: str, activation: str, dtype: torch.dtype, cpu: Callable[[str], None]) -> None:
+    cpu(arch)
+    z, dy = (3 * torch.randn(ROWS, 2 * 37)).to(dtype), torch.randn(ROWS, 37).to(dtype)
+    check_rows(lambda z: gate.gated(z, activation), z)
+    check_rows(lambda both: gate.gradient(both[:, :37], both[:, 37:], activation), torch.cat([dy, z], 1))
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, *DTYPES))
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_short_convolution(arch: str, layout: str, dtype: torch.dtype, cpu: Callable[[str], None]) -> None:
+    """A sequence of a channel in any batch, among any number of channels, and its taps' gradients among any others."""
+    cpu(arch)
+    batch, channels, length, width = 3, 75, 150, 4
+    x, dy = (torch.randn(batch, length, channels).mT.to(dtype) for _ in range(2))
+    if layout == "BHL":
+        x, dy = x.contiguous(), dy.contiguous()
+    w, bias = torch.randn(channels, width).to(dtype), torch.randn(channels).to(dtype)
+
+    def run(b: slice, h: slice) -> tuple[Tensor, Tensor]:
+        part, of_part = x[b, h], dy[b, h]
+        y = torch.empty_like(part)
+        assert depthwise.convolve(part, w[h], bias[h], width - 1, y)
+        dw = depthwise.weight_gradients(part, of_part, width, width - 1)
+        assert dw is not None
+        return y, dw
+
+    every = slice(None)
+    y, dw = run(every, every)
+    for b in range(batch):
+        one, _ = run(slice(b, b + 1), every)
+        assert torch.equal(one[0], y[b])
+    for begin, end in ((0, 16), (3, 75), (16, 49), (40, 72)):
+        some, dsome = run(every, slice(begin, end))
+        assert torch.equal(some, y[:, begin:end]) and torch.equal(dsome, dw[begin:end]), (begin, end)
+
+
+@pytest.mark.parametrize("words", ["fp32 causal gated skip", "bf16 circular gated"])
+@pytest.mark.parametrize("layout", ["bhl", "blh"])
+@pytest.mark.parametrize("arch", ["avx512", "avx2", "generic"])
+def test_a_long_convolution(arch: str, layout: str, words: str, cpu: Callable[[str], None]) -> None:
+    """A channel of a batch entry has the bits that the same plan gives it alone and among others, backwards, too."""
+    cpu(arch)
+    problem = Problem.parse(f"fftconv n=150 h=41 b=3 {words} {layout}")
+    plan = native_plan(problem, arch)
+    args, dy = as_bhl(operands(problem)), operands(problem, seed=1)["u"]
+    dy = dy.mT if layout == "blh" else dy
+
+    def run(b: slice, h: slice) -> tuple[Tensor, dict[str, Tensor | None]]:
+        def part(name: str) -> Tensor | None:
+            tensor = args.get(name)
+            return None if tensor is None else tensor[b, h] if tensor.dim() == 3 else tensor[h]
+
+        x = Operands(*(part(name) for name in TENSORS))  # type: ignore[arg-type]
+        kernel: NativeKernel = kernel_with(
+            replace(plan, problem=replace(problem, b=x.u.shape[0], h=x.u.shape[1])), arch=arch
+        )
+        out = outputs(x)
+        kernel.backward(dy[b, h], x, out)
+        return kernel.forward(x), {name: getattr(out, name) for name in TENSORS}
+
+    every = slice(None)
+    y, grads = run(every, every)
+    for b in range(3):
+        one, back = run(slice(b, b + 1), every)
+        assert torch.equal(one[0], y[b])
+        for name in ("u", "pre_gate", "post_gate"):
+            assert (was := grads[name]) is None or torch.equal(back[name][0], was[b]), name  # type: ignore[index]
+    for begin, end in ((0, 1), (0, 40), (16, 41), (5, 37)):
+        some, back = run(every, slice(begin, end))
+        assert torch.equal(some, y[:, begin:end]), (begin, end)
+        for name, was in grads.items():
+            if was is not None:
+                here = was[:, begin:end] if was.dim() == 3 else was[begin:end]
+                assert torch.equal(back[name], here), (name, begin, end)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_text_of_few_tokens(dtype: torch.dtype) -> None:
+    """Through the public calls: eight tokens alone and in a batch of four texts, a pooled row alone and in a batch."""
+    w, blocks, bias = (
+        torch.randn(90, 64, dtype=dtype),
+        torch.randn(4, 24, 16, dtype=dtype),
+        torch.randn(90, dtype=dtype),
+    )
+    texts = torch.randn(4, 8, 64, dtype=dtype)
+    dense, blocked = dense_linear(texts, w, bias), blockdiag_linear(texts, blocks, None)
+    pooled = dense_linear(texts[:, 0], w)
+    for i in range(4):
+        assert torch.equal(dense_linear(texts[i : i + 1], w, bias)[0], dense[i])
+        assert torch.equal(blockdiag_linear(texts[i : i + 1], blocks, None)[0], blocked[i])
+        assert torch.equal(dense_linear(texts[i : i + 1, 0], w)[0], pooled[i])
