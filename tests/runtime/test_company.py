@@ -12,19 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from m2gen.config import config
 from m2gen.device.limits import target
 from m2gen.modules.linear import dense_linear
 from m2gen.ops.blockdiag_linear import blockdiag_linear
 from m2gen.planner.problem import Problem
 from m2gen.runtime import blockdiag, depthwise, gate
 from m2gen.runtime.cpp_kernel import available
+from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import Operands
 from m2gen.testing.operands import operands
 from tests.runtime.test_native import TENSORS, as_bhl, kernel_with, native_plan, outputs
 
 pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
-ARCHS = ("avx512", "avx2", "generic", "neon")
+HELD = config().aten_cpu_capability  # to the instructions of one row of the device table: that one, else all rows
+ARCHS = (live(torch.device("cpu")).arch,) if HELD else ("avx512", "avx2", "generic", "neon")
 DTYPES = (torch.float32, torch.float64)
 ROWS = 200  # enough for a weight that is packed beforehand, and for two parts
 FEW = (*range(1, 34), 63, 64, 65, 127, 128, 129, 199)  # every remainder of a tile, both sides of every bound
@@ -131,7 +134,7 @@ def test_a_short_convolution(arch: str, layout: str, dtype: torch.dtype, cpu: Ca
 
 @pytest.mark.parametrize("words", ["fp32 causal gated skip", "bf16 circular gated"])
 @pytest.mark.parametrize("layout", ["bhl", "blh"])
-@pytest.mark.parametrize("arch", ["avx512", "avx2", "generic"])
+@pytest.mark.parametrize("arch", ARCHS)
 def test_a_long_convolution(arch: str, layout: str, words: str, cpu: Callable[[str], None]) -> None:
     """A channel of a batch entry has the bits that the same plan gives it alone and among others, backwards, too."""
     cpu(arch)

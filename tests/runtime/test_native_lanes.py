@@ -19,7 +19,7 @@ from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.spectral import Operands
 from m2gen.testing.operands import operands
 
-pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
+pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
 
 
 def lanes_plan(problem: Problem, arch: str = "avx512") -> Plan:
@@ -35,6 +35,7 @@ def test_every_form(mode: str, dtype: str) -> None:
         check_everything(problem, kernel_with(lanes_plan(problem)))
 
 
+@pytest.mark.generated
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("arch", "dtype"), [("avx2", "fp32"), ("neon", "fp64")])
 def test_every_vector_width(mode: str, arch: str, dtype: str) -> None:
