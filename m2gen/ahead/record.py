@@ -110,7 +110,7 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
     from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
     from m2gen.ops.gate import gated_bwd_op, gated_op
-    from m2gen.runtime.blockdiag import specs_of
+    from m2gen.runtime.blockdiag import parts_of, specs_of
     from m2gen.runtime.depthwise import spec_of
     from m2gen.runtime.gate import spec_of as gate_spec
 
@@ -119,7 +119,8 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
 
     def product(x: Any, weight: Any, **glu: Any) -> list[Any]:
         nblocks, outputs, inputs = weight.shape
-        specs = specs_of(("fwd", "pack"), x, outputs, x.numel() // (nblocks * inputs), limits, **glu)
+        rows = x.numel() // (nblocks * inputs)
+        specs = specs_of(parts_of(rows), x, outputs, rows, limits, **glu)
         wanted.add_kernels("blockdiag_linear", specs)
         return specs
 

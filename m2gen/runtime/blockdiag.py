@@ -69,8 +69,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, glu: bool, activati
     if not x.numel() or not weight.numel():
         return None
     bound = _kernel("fwd", x, n, rows, glu, activation)
-    parts = rows // _ROWS
-    packs = parts < 2  # one item has all rows of a panel
+    packs = "pack" not in parts_of(rows)
     packed = weight if packs else _pack(weight)
     if bound is None or packed is None or packed.is_neg():
         return None
@@ -79,7 +78,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, glu: bool, activati
     bias = None if bias is None else bias.contiguous()
     wide = nblocks * n // (2 if glu else 1)
     y = on_huge_pages(x.new_empty((*x.shape[:-1], wide)))
-    panels, parts = -(-n // spec.width), max(1, parts)
+    panels, parts = -(-n // spec.width), max(1, rows // _ROWS)
     parallel = max(rows, _PACKING) * weight.numel() >= _ALONE
     blocks = nblocks // 2 if glu else nblocks
     wanted = _ITEMS * torch.get_num_threads() if parallel else 1
@@ -121,6 +120,11 @@ def _kernel(
 
 def _worth(part: str, x: Tensor, rows: int) -> bool:
     return x.dtype in _DTYPES and (part != "outer" or rows >= _FEWEST)
+
+
+def parts_of(rows: int) -> tuple[str, ...]:
+    """The kernels of a product with so many rows: where one item has all of them, it packs its panel of the weight."""
+    return ("fwd",) if rows < 2 * _ROWS else ("fwd", "pack")
 
 
 def specs_of(
