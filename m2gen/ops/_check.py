@@ -5,6 +5,7 @@ Messages are built only where they are raised: torch.compile traces these checks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from m2gen.config import config
 from m2gen.dtypes import DTYPES
 from m2gen.errors import ProblemError
+from m2gen.kernels.activation import ACTIVATIONS
 from m2gen.planner.problem import LAYOUTS, MODES
 
 _FLOATS = {getattr(torch, dtype.torch_name) for dtype in DTYPES.values()}
@@ -27,7 +29,7 @@ def choice(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def tensor(op: str, name: str, value: object, shape: tuple[int | str, ...], like: Tensor | None = None) -> None:
-    """`value` is a floating tensor of that shape (letters match any size), on the device of `like`."""
+    """`value` is a dense floating tensor of that shape (letters match any size), on the device of `like`."""
     if not isinstance(value, Tensor):
         raise ProblemError(f"{op}: {name}", f"found a {type(value).__name__}", f"give a tensor of shape {_text(shape)}")
     if value.dtype not in _FLOATS:
@@ -36,12 +38,26 @@ def tensor(op: str, name: str, value: object, shape: tuple[int | str, ...], like
             f"its dtype is {value.dtype}",
             "convert it to float16, bfloat16, float32 or float64; complex sequences go as two real ones",
         )
-    fits = value.dim() == len(shape) and all(
-        isinstance(s, str) or s == n for s, n in zip(shape, value.shape, strict=True)
-    )
-    if not fits:
+    if value.layout is not torch.strided or value.is_nested:
+        found = "it is a nested tensor" if value.is_nested else f"its layout is {value.layout}"
+        raise ProblemError(f"{op}: {name}", found, "give a dense tensor (to_dense(), or to_padded_tensor())")
+    if not _fits(value.shape, shape):
         raise ProblemError(f"{op}: {name}", f"its shape is {tuple(value.shape)}", f"give it the shape {_text(shape)}")
-    if like is not None and value.device != like.device:
+    if like is not None:
+        same_device(op, name, value, like)
+
+
+def _fits(sizes: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
+    if len(sizes) != len(shape):
+        return False
+    for size, asked in zip(sizes, shape, strict=True):  # noqa: SIM110  # at every call: all() takes twice as long
+        if size != asked and asked.__class__ is not str:
+            return False
+    return True
+
+
+def same_device(op: str, name: str, value: Tensor, like: Tensor) -> None:
+    if value.device != like.device:
         raise ProblemError(
             f"{op}: {name}", f"it is on {value.device} and the input on {like.device}", f"move it to {like.device}"
         )
@@ -51,13 +67,22 @@ def _text(shape: tuple[int | str, ...]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
-def same_dtype(op: str, name: str, value: Tensor, of: str, other: Tensor) -> None:
-    if value.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
-        raise ProblemError(
-            f"{op}: {name}",
-            f"its dtype is {value.dtype} and that of {of} is {other.dtype}",
-            f"convert it to {other.dtype}",
-        )
+def same_dtype(op: str, name: str, value: Tensor, of: str, other: Tensor, autocast: bool = False) -> None:
+    """With `autocast`, dtypes may differ where autocast is going to cast; what it has made of them is checked again."""
+    if value.dtype == other.dtype or (autocast and torch.is_autocast_enabled(other.device.type)):
+        return
+    do = f"convert it to {other.dtype}"
+    if torch.float64 in (value.dtype, other.dtype):
+        do += ", or both to float32: autocast leaves float64 as it is"
+    raise ProblemError(f"{op}: {name}", f"its dtype is {value.dtype} and that of {of} is {other.dtype}", do)
+
+
+def left_to_the_operator(required: Sequence[object], *optional: object) -> bool:
+    """Whether a public function may leave its checks to the operator, which makes the same ones: outside a compiler,
+    which would wrap the operator's errors, with tensors that the dispatcher takes, and without a look at values."""
+    if _CHECK_FINITE or torch.compiler.is_compiling():
+        return False
+    return all(isinstance(t, Tensor) for t in (*required, *(t for t in optional if t is not None)))
 
 
 def finite(op: str, **tensors: Tensor | None) -> None:
@@ -85,20 +110,36 @@ def fftconv(
     layout: str,
     precision: str,
 ) -> None:
-    op = "fftconv"
+    choice("fftconv", "layout", layout, LAYOUTS)
+    choice("fftconv", "mode", mode, MODES)
+    choice("fftconv", "precision", precision, PRECISIONS)
+    if layout == "BHL" and left_to_the_operator((u, k), k_rev, pre_gate, post_gate, skip):
+        return
+    convolution("fftconv", (u, k, k_rev, pre_gate, post_gate, skip), mode, precision, layout, autocast=True)
+    finite("fftconv", u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip)
+
+
+def convolution(
+    op: str,
+    operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    mode: str,
+    precision: str,
+    layout: str = "BHL",
+    autocast: bool = False,
+) -> None:
+    """The operands u, k, k_rev, pre_gate, post_gate, skip of a convolution fit together."""
+    u, k, k_rev, pre_gate, post_gate, skip = operands
     choice(op, "mode", mode, MODES)
-    choice(op, "layout", layout, LAYOUTS)
     choice(op, "precision", precision, PRECISIONS)
     tensor(op, "u", u, tuple(layout))
     channels, length = (u.shape[1], u.shape[2]) if layout == "BHL" else (u.shape[2], u.shape[1])
     tensor(op, "k", k, (channels, "K"), u)
-    _filter_length(op, mode, k.shape[1], length)
+    filter_length(op, mode, k.shape[1], length)
     filter(op, k, mode, k_rev, skip)
     for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
         if gate is not None:
             tensor(op, name, gate, tuple(u.shape), u)
-            same_dtype(op, name, gate, "u", u)
-    finite(op, u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip)
+            same_dtype(op, name, gate, "u", u, autocast)
 
 
 def filter(op: str, k: Tensor, mode: str, k_rev: Tensor | None, skip: Tensor | None) -> None:
@@ -126,8 +167,8 @@ def prepared(own: str, mode: str | None, k_rev: Tensor | None, skip: Tensor | No
     return own
 
 
-def _filter_length(op: str, mode: str, taps: int, length: int) -> None:
-    if taps == 0:
+def filter_length(op: str, mode: str, taps: int, length: int) -> None:
+    if taps <= 0:
         found, do = "the filter has no taps", "give a filter of at least one tap"
     elif mode == "same" and taps % 2 == 0:
         found, do = "the filter has no middle tap", "give it an odd number of taps"
@@ -138,21 +179,26 @@ def _filter_length(op: str, mode: str, taps: int, length: int) -> None:
     raise ProblemError(f"{op}(mode={mode!r}) with K = {taps} and L = {length}", found, do)
 
 
-def blockdiag_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, known: tuple[str, ...]
-) -> None:
+def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
     op = "blockdiag_linear"
     if activation is not None:
-        choice(op, "activation", activation, known)
+        choice(op, "activation", activation, ACTIVATIONS)
+    if left_to_the_operator((x, weight), bias):
+        return
+    blocks(op, x, weight, bias, autocast=True)
+    finite(op, x=x, weight=weight, bias=bias)
+
+
+def blocks(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool = False) -> None:
+    """The operands of a block-diagonal product fit together."""
     tensor(op, "weight", weight, ("nblocks", "block_out", "block_in"))
     nblocks, block_out, block_in = weight.shape
     _last_axis(op, x, nblocks, block_in)
-    tensor(op, "weight", weight, tuple(weight.shape), x)
-    same_dtype(op, "weight", weight, "x", x)
+    same_device(op, "weight", weight, x)
+    same_dtype(op, "weight", weight, "x", x, autocast)
     if bias is not None:
         tensor(op, "bias", bias, (nblocks * block_out,), x)
-        same_dtype(op, "bias", bias, "x", x)
-    finite(op, x=x, weight=weight, bias=bias)
+        same_dtype(op, "bias", bias, "x", x, autocast)
 
 
 def even_blocks(op: str, weight: Tensor) -> None:
@@ -165,7 +211,7 @@ def even_blocks(op: str, weight: Tensor) -> None:
 
 
 def _last_axis(op: str, x: Tensor, nblocks: int, block_in: int) -> None:
-    tensor(op, "x", x, tuple(["..."] * max(1, x.dim())) if isinstance(x, Tensor) else ("...",))
+    of_any_rank(op, "x", x)
     if x.shape[-1] != nblocks * block_in:
         raise ProblemError(
             f"{op}: x",
@@ -174,8 +220,21 @@ def _last_axis(op: str, x: Tensor, nblocks: int, block_in: int) -> None:
         )
 
 
-def monarch_matmul(x: Tensor, factors: list[Tensor]) -> None:
-    op = "monarch_matmul"
+def of_any_rank(op: str, name: str, x: Tensor, like: Tensor | None = None) -> None:
+    """A tensor of at least one axis."""
+    rank = x.dim() if isinstance(x, Tensor) else 1
+    tensor(op, name, x, ("...",) * max(1, rank), like)
+
+
+def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> None:
+    if left_to_the_operator((x, *factors)):
+        return
+    stages("monarch_matmul", x, factors, autocast=True)
+    finite("monarch_matmul", x=x, **{f"factors[{i}]": f for i, f in enumerate(factors)})
+
+
+def stages(op: str, x: Tensor, factors: Sequence[Tensor], autocast: bool = False) -> None:
+    """The operands of a Monarch product fit together, but for how many blocks inner factors have."""
     if not factors:
         raise ProblemError(op, "there are no factors", "give one (nblocks, block_out, block_in) tensor for each order")
     for i, factor in enumerate(factors):
@@ -183,8 +242,8 @@ def monarch_matmul(x: Tensor, factors: list[Tensor]) -> None:
     first = factors[0]
     _last_axis(op, x, first.shape[0], first.shape[2])
     for i, factor in enumerate(factors):
-        tensor(op, f"factors[{i}]", factor, tuple(factor.shape), x)
-        same_dtype(op, f"factors[{i}]", factor, "x", x)
+        same_device(op, f"factors[{i}]", factor, x)
+        same_dtype(op, f"factors[{i}]", factor, "x", x, autocast)
     for i, (a, b) in enumerate(pairwise(factors)):
         if a.shape[0] * a.shape[1] != b.shape[0] * b.shape[2]:
             raise ProblemError(
@@ -192,7 +251,6 @@ def monarch_matmul(x: Tensor, factors: list[Tensor]) -> None:
                 f"the first gives {a.shape[0] * a.shape[1]} values and the second takes {b.shape[0] * b.shape[2]}",
                 "make nblocks * block_out of each equal nblocks * block_in of the next",
             )
-    finite(op, x=x, **{f"factors[{i}]": f for i, f in enumerate(factors)})
 
 
 def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: str | int, layout: str) -> None:
@@ -200,19 +258,27 @@ def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: st
     choice(op, "layout", layout, LAYOUTS)
     if not (isinstance(padding, int) and not isinstance(padding, bool) and padding >= 0):
         choice(op, "padding", padding, (*PADDINGS, "or a whole number of zeros, 0 or more"))
-    tensor(op, "x", x, tuple(layout))
-    channels, length = (x.shape[1], x.shape[2]) if layout == "BHL" else (x.shape[2], x.shape[1])
-    tensor(op, "weight", weight, (channels, "W"), x)
-    same_dtype(op, "weight", weight, "x", x)
-    if weight.shape[1] == 0:
-        raise ProblemError(f"{op}: weight", "it has no taps", "give it at least one tap")
+    if layout == "BHL" and isinstance(padding, str) and left_to_the_operator((x, weight), bias) and weight.dim() == 2:
+        return
+    short(op, x, weight, bias, layout, autocast=True)
+    length = x.shape[2] if layout == "BHL" else x.shape[1]
     if isinstance(padding, int) and length + 2 * padding < weight.shape[1]:
         raise ProblemError(
             f"{op}(padding={padding}) of {length} samples with {weight.shape[1]} taps",
             "the filter is longer than the padded sequence",
             "pad more, or use padding='causal' or 'same'",
         )
+    finite(op, x=x, weight=weight, bias=bias)
+
+
+def short(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, layout: str = "BHL", autocast: bool = False) -> None:
+    """The operands of a short convolution fit together."""
+    tensor(op, "x", x, tuple(layout))
+    channels = x.shape[1] if layout == "BHL" else x.shape[2]
+    tensor(op, "weight", weight, (channels, "W"), x)
+    same_dtype(op, "weight", weight, "x", x, autocast)
+    if weight.shape[1] == 0:
+        raise ProblemError(f"{op}: weight", "it has no taps", "give it at least one tap")
     if bias is not None:
         tensor(op, "bias", bias, (channels,), x)
-        same_dtype(op, "bias", bias, "x", x)
-    finite(op, x=x, weight=weight, bias=bias)
+        same_dtype(op, "bias", bias, "x", x, autocast)

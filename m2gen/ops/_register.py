@@ -3,25 +3,38 @@
 An operator registered here is one opaque node to torch.compile and export. Its derivative is an autograd Function
 placed at the Autograd dispatch key, below functorch's own dispatch, so that grad, jvp, vmap and their compositions
 reach it; `torch.library.register_autograd` would give a silently zero jvp. The Function must be the single-level one:
-functorch has already peeled off the other levels when the Autograd key is reached.
+functorch has already peeled off the other levels when the Autograd key is reached. The levels below it are met inside
+the Function, where PyTorch has turned gradients off: they are turned on again there as they were at the call, or every
+derivative of a derivative would be zero. An operator without a derivative of its own is replaced by differentiable
+ones where a derivative is wanted.
+
+No argument reaches a computation, its fake or its batching rule before the operator's check has seen it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
+from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+
+from m2gen.ops._operands import in_memory
 
 Args = list[Any]
 
 NAMESPACE = "m2gen"
 _library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+_LISTS = (list, tuple)
+_PLAIN = (Tensor, torch.nn.Parameter)
 _AUTOCAST_KEYS = {"AutocastCPU": "cpu", "AutocastCUDA": "cuda"}
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+_AUTOCAST = _AUTOCAST | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
 
 @dataclass(frozen=True)
@@ -29,21 +42,25 @@ class Definition:
     """One operator.
 
     schema       torch schema without the namespace, one Tensor result (several where `vjp` is None)
+    check        raises ProblemError for arguments that the computation must not meet
     impl         the computation, on any device
     fake         shape, dtype and strides of the result
+    vmap         as torch.library.register_vmap asks
     vjp          (args, grad, needs) -> one gradient (or None, or a list for a Tensor[]) per argument, from
                  differentiable operators, so that every order of derivative exists
     jvp          (args, tangents) -> tangent of the result, from differentiable operators
-    vmap         as torch.library.register_vmap asks
+    composed     instead of vjp and jvp: the same results from differentiable operators
     autocast     positions of the arguments that autocast casts to its dtype; the others keep theirs
     """
 
     schema: str
+    check: Callable[..., None]
     impl: Callable[..., Any]
     fake: Callable[..., Any]
-    vjp: Callable[[Args, Tensor, Args], Args] | None
-    jvp: Callable[[Args, Args], Tensor] | None
     vmap: Callable[..., tuple[Any, Any]]
+    vjp: Callable[[Args, Tensor, Args], Args] | None = None
+    jvp: Callable[[Args, Args], Tensor] | None = None
+    composed: Callable[..., Any] | None = None
     autocast: tuple[int, ...] = ()
 
 
@@ -52,15 +69,50 @@ def register(definition: Definition) -> Any:
     name = definition.schema.split("(")[0]
     _library.define(definition.schema)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
-    _library.impl(name, definition.impl, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", definition.fake, lib=_library)
-    torch.library.register_vmap(f"{NAMESPACE}::{name}", definition.vmap, lib=_library)
-    if definition.vjp is not None:
-        _library.impl(name, _autograd_kernel(op, definition), "Autograd")
+    _library.impl(name, _implementation(name, definition), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", _checked(definition.check, definition.fake), lib=_library)
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", _batching_rule(definition), lib=_library)
+    _library.impl(name, _autograd_kernel(op, definition), "Autograd")
     for key, device in _AUTOCAST_KEYS.items():
-        if definition.autocast:
-            _library.impl(name, _autocast_kernel(op, definition.autocast, device), key)
+        _library.impl(name, _autocast_kernel(op, definition.autocast, device), key)
     return op
+
+
+def _checked(check: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        check(*args)
+        return function(*args)
+
+    return kernel
+
+
+def _implementation(name: str, definition: Definition) -> Callable[..., Any]:
+    """The computation, of tensors whose numbers lie in memory as their strides say."""
+    check, impl = definition.check, definition.impl
+
+    def kernel(*args: Any) -> Any:
+        check(*args)
+        return impl(*in_memory(name, args))
+
+    return kernel
+
+
+def _batching_rule(definition: Definition) -> Callable[..., tuple[Any, Any]]:
+    """The rule for vmap, the check made of one sample's arguments."""
+    check, vmap = definition.check, definition.vmap
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        check(*[_sample(arg, dim) for arg, dim in zip(args, in_dims, strict=True)])
+        return vmap(info, in_dims, *args)
+
+    return rule
+
+
+def _sample(arg: Any, dim: Any) -> Any:
+    if isinstance(arg, list | tuple):
+        dims = dim if isinstance(dim, list | tuple) else [dim] * len(arg)
+        return [_sample(a, d) for a, d in zip(arg, dims, strict=True)]
+    return arg if dim is None else arg.select(dim, 0)
 
 
 def multilinear_jvp(op: Any, groups: Sequence[tuple[int, ...]]) -> Callable[[Args, Args], Tensor]:
@@ -84,7 +136,8 @@ def fold_vmap(tensor: Tensor | None, dim: int | None, size: int, into: int) -> T
 
 def unfold_vmap(tensor: Tensor, size: int, dim: int) -> Tensor:
     """Undo `fold_vmap`: the vmapped dimension comes back in front."""
-    return tensor.reshape(*tensor.shape[:dim], size, -1, *tensor.shape[dim + 1 :]).movedim(dim, 0)
+    shape = (*tensor.shape[:dim], size, tensor.shape[dim] // size, *tensor.shape[dim + 1 :])
+    return tensor.reshape(shape).movedim(dim, 0)
 
 
 def _replace(arg: Any, tangent: Any) -> Any:
@@ -97,9 +150,12 @@ def _flatten(args: Iterable[Any]) -> tuple[Args, tuple[int | None, ...]]:
     flat: Args = []
     spec: list[int | None] = []
     for arg in args:
-        is_list = isinstance(arg, list | tuple) and all(isinstance(a, Tensor) or a is None for a in arg)
-        spec.append(len(arg) if is_list else None)
-        flat.extend(arg if is_list else [arg])
+        if arg.__class__ in _LISTS and all(isinstance(a, Tensor) or a is None for a in arg):
+            spec.append(len(arg))
+            flat.extend(arg)
+        else:
+            spec.append(None)
+            flat.append(arg)
     return flat, tuple(spec)
 
 
@@ -109,34 +165,70 @@ def _unflatten(flat: Iterable[Any], spec: tuple[int | None, ...]) -> Args:
 
 
 def _autograd_kernel(op: Any, definition: Definition) -> Callable[..., Any]:
-    function = _function_class(op, definition)
+    function = None if definition.composed else _function_class(op, definition)
 
     def kernel(*args: Any) -> Any:
-        flat, spec = _flatten(args)
-        if not _differentiates(flat):
+        reverse, forward = torch.is_grad_enabled(), forward_ad._current_level >= 0
+        flat, spec = _flatten(args) if reverse or forward else ([], ())
+        if not _differentiates(flat, reverse, forward):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
-        with enable_single_level_autograd_function():
-            return function.apply(spec, *flat)
+        if function is None:
+            definition.check(*args)
+            _memory_is_there(op, flat)
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+                return definition.composed(*args)  # type: ignore[misc]
+        nested = _functorch.peek_interpreter_stack() is not None
+        modes = (reverse, torch._C._is_fwd_grad_enabled()) if nested else None
+        allowed = _functorch.get_single_level_autograd_function_allowed()
+        _functorch.set_single_level_autograd_function_allowed(True)
+        try:
+            return function.apply((spec, modes), *flat)
+        finally:
+            _functorch.set_single_level_autograd_function_allowed(allowed)
 
     return kernel
 
 
-def _differentiates(flat: Args) -> bool:
-    backward = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in flat)
-    return backward or torch.autograd.forward_ad._current_level >= 0
+def _differentiates(flat: Args, reverse: bool, forward: bool) -> bool:
+    """Whether a derivative is wanted at this level of functorch, or without it."""
+    tensors = [a for a in flat if isinstance(a, Tensor)]
+    if reverse and any(a.requires_grad for a in tensors):
+        return True
+    return forward and any(_dual(a).tangent is not None for a in tensors)
+
+
+def _dual(tensor: Tensor) -> Any:
+    return forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _gradients(reverse: bool, forward: bool) -> Iterator[None]:
+    """The modes that the levels of functorch below this one find."""
+    before = torch._C._is_fwd_grad_enabled()
+    with torch.set_grad_enabled(reverse):
+        torch._C._set_fwd_grad_enabled(forward)
+        try:
+            yield
+        finally:
+            torch._C._set_fwd_grad_enabled(before)
 
 
 def _function_class(op: Any, definition: Definition) -> Any:
-    """An autograd Function over the operator's flattened arguments; `spec` says how to fold them back."""
+    """An autograd Function over the operator's flattened arguments, given how to fold them back and the modes of the
+    call. The rules run without autocast, as the computation does."""
     vjp, jvp_rule = definition.vjp, definition.jvp
 
-    def forward(spec: tuple[int | None, ...], *flat: Any) -> Any:
+    def forward(how: tuple[Any, tuple[bool, bool] | None], *flat: Any) -> Any:
+        spec, modes = how
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*_unflatten(flat, spec))
+            if modes is None:
+                return op(*_unflatten(flat, spec))
+            with _gradients(*modes):
+                return op(*_unflatten(flat, spec))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        spec, *flat = inputs
+        (spec, _), *flat = inputs
         tensors = [a for a in flat if isinstance(a, Tensor)]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -144,33 +236,50 @@ def _function_class(op: Any, definition: Definition) -> Any:
 
     def saved_args(ctx: Any) -> Args:
         tensors = iter(ctx.saved_tensors)
-        return _unflatten((next(tensors) if rest is None else rest[0] for rest in ctx.rest), ctx.spec)
+        return [next(tensors) if rest is None else rest[0] for rest in ctx.rest]
 
     def backward(ctx: Any, grad: Tensor) -> Any:
         needs = _unflatten(ctx.needs_input_grad[1:], ctx.spec)
-        grads = vjp(saved_args(ctx), grad, needs)  # type: ignore[misc]
+        args = _unflatten(saved_args(ctx), ctx.spec)
+        plain = not torch.is_grad_enabled() and forward_ad._current_level < 0
+        plain = plain and _functorch.peek_interpreter_stack() is None  # Autograd kernels would find nothing to do
+        below = torch._C._AutoDispatchBelowAutograd() if plain else nullcontext()
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST), below:
+            grads = vjp(args, grad, needs)  # type: ignore[misc]
         return None, *_flatten(grads)[0]
 
     def jvp(ctx: Any, _: Any, *tangents: Any) -> Tensor:
-        return jvp_rule(saved_args(ctx), _unflatten(tangents, ctx.spec))  # type: ignore[misc]
+        # forward gradients are off here, lest this level differentiate its own tangents; but those below must see them
+        with _gradients(torch.is_grad_enabled(), forward=True), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            args = [_dual(a).primal if isinstance(a, Tensor) else a for a in saved_args(ctx)]
+            return jvp_rule(_unflatten(args, ctx.spec), _unflatten(tangents, ctx.spec))  # type: ignore[misc]
 
     members: dict[str, Any] = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
     return type(f"{op._opname}_function", (_SingleLevelFunction,), {k: staticmethod(v) for k, v in members.items()})
 
 
+def _memory_is_there(op: Any, flat: Args) -> None:
+    """PyTorch's own operators read freed memory without a look. Wrapped tensors are let by: they have none to ask."""
+    if _functorch.peek_interpreter_stack() is None:
+        in_memory(op._opname, [a for a in flat if a.__class__ in _PLAIN])
+
+
 def _autocast_kernel(op: Any, positions: tuple[int, ...], device: str) -> Callable[..., Any]:
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-    keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+    """Cast, and whatever the operator then calls is called without autocast."""
 
     def cast(arg: Any, dtype: torch.dtype) -> Any:
         if isinstance(arg, list | tuple):
             return [cast(a, dtype) for a in arg]
-        eligible = isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
-        return arg.to(dtype) if eligible else arg
+        if not (isinstance(arg, Tensor) and arg.is_floating_point()) or arg.dtype in (torch.float64, dtype):
+            return arg
+        if arg.layout is not torch.strided or arg.is_nested:
+            return arg  # an error, soon
+        _memory_is_there(op, [arg])
+        return arg.to(dtype)
 
     def kernel(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             return op(*[cast(a, dtype) if i in positions else a for i, a in enumerate(args)])
 
     return kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.ops import _check as check
+from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, multilinear_jvp, register
 from m2gen.ops.gate import ACTIVATIONS, gated
 from m2gen.runtime import blockdiag as native
@@ -31,7 +33,7 @@ def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, acti
 
     Source: Monarch Mixer (arXiv 2310.12109), the order-1 Monarch of the dimension mixer.
     """
-    check.blockdiag_linear(x, weight, bias, activation, tuple(ACTIVATIONS))
+    check.blockdiag_linear(x, weight, bias, activation)
     y: Tensor = blockdiag_linear_op(x, weight, bias)
     return y if activation is None else ACTIVATIONS[activation](y)
 
@@ -40,15 +42,17 @@ def blockdiag_glu(x: Tensor, weight: Tensor, activation: str | None = "gelu") ->
     """activation(g) * h with g, h = halves of `blockdiag_linear(x, weight)`, in one kernel where there is one.
 
     Args and errors as in `blockdiag_linear`; nblocks must be even, so that either half is whole blocks. Returns
-    (..., nblocks * out_per_block / 2). With gradients on, the two steps are taken one after the other: what stands
-    between them is needed.
+    (..., nblocks * out_per_block / 2). Where a derivative is wanted, the two steps are taken one after the other: what
+    stands between them is needed.
     """
-    check.blockdiag_linear(x, weight, None, activation, tuple(ACTIVATIONS))
-    check.even_blocks("blockdiag_glu", weight)
-    if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
-        return gated(blockdiag_linear_op(x, weight, None), activation)
+    check.blockdiag_linear(x, weight, None, activation)
     y: Tensor = blockdiag_glu_op(x, weight, activation)
     return y
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x (..., n) as (rows, n); of no size at all, too, where reshape does not know how many rows there are."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def matmul_blocks(x: Tensor, weight: Tensor) -> Tensor:
@@ -56,12 +60,14 @@ def matmul_blocks(x: Tensor, weight: Tensor) -> Tensor:
     nblocks, block_out, block_in = weight.shape
     if nblocks == 1:
         return F.linear(x, weight[0])
-    rows = x.reshape(-1, nblocks, block_in).transpose(0, 1)
+    rows = as_rows(x)
+    rows = rows.reshape(rows.shape[0], nblocks, block_in).transpose(0, 1)
     y = torch.bmm(rows, weight.transpose(1, 2))
     return y.transpose(0, 1).reshape(*x.shape[:-1], nblocks * block_out)
 
 
-def _impl(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The operator's own computation, of operands that have been checked."""
     y = native.product(x, weight, bias)
     if y is not None:
         return y
@@ -78,8 +84,8 @@ def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
     x, weight, _ = args
     return [
         blockdiag_linear_op(dy, weight.transpose(1, 2), None) if needs[0] else None,
-        outer_blocks(dy, x, weight.shape[0]) if needs[1] else None,
-        dy.reshape(-1, dy.shape[-1]).sum(0) if needs[2] else None,
+        outer_blocks(dy, x, weight) if needs[1] else None,
+        as_rows(dy).sum(0) if needs[2] else None,
     ]
 
 
@@ -113,7 +119,8 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: 
 blockdiag_linear_op: Any = register(
     Definition(
         schema="blockdiag_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-        impl=_impl,
+        check=operands.blockdiag_linear,
+        impl=product,
         fake=_fake,
         vjp=_vjp,
         jvp=_jvp,
@@ -123,9 +130,12 @@ blockdiag_linear_op: Any = register(
 )
 
 
-def outer_blocks(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
+def outer_blocks(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient in the weight, (nblocks, block_out, block_in): per block, the sum over rows of dy x^T."""
-    dw: Tensor = blockdiag_outer_op(dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]), nblocks)
+    nblocks = weight.shape[0]
+    if nblocks == 0:
+        return torch.zeros_like(weight)
+    dw: Tensor = blockdiag_outer_op(as_rows(dy), as_rows(x), nblocks)
     return dw
 
 
@@ -161,6 +171,7 @@ def _outer_vmap(info: Any, in_dims: tuple[Any, ...], dy: Tensor, x: Tensor, nblo
 blockdiag_outer_op: Any = register(
     Definition(
         schema="blockdiag_outer(Tensor dy, Tensor x, int nblocks) -> Tensor",
+        check=operands.blockdiag_outer,
         impl=_outer_impl,
         fake=lambda dy, x, nblocks: x.new_empty((nblocks, dy.shape[1] // nblocks, x.shape[1] // nblocks)),
         vjp=_outer_vjp,
@@ -172,7 +183,11 @@ blockdiag_outer_op: Any = register(
 
 def _glu_impl(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:
     y = native.gated_product(x, weight, activation)
-    return gated(_impl(x, weight, None), activation) if y is None else y
+    return gated(product(x, weight, None), activation) if y is None else y
+
+
+def _glu_composed(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:
+    return gated(blockdiag_linear_op(x, weight, None), activation)
 
 
 def _glu_vmap(
@@ -192,10 +207,10 @@ def _glu_vmap(
 blockdiag_glu_op: Any = register(
     Definition(
         schema="blockdiag_glu(Tensor x, Tensor weight, str? activation) -> Tensor",
+        check=operands.blockdiag_glu,
         impl=_glu_impl,
         fake=lambda x, weight, activation: x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1] // 2)),
-        vjp=None,
-        jvp=None,
+        composed=_glu_composed,
         vmap=_glu_vmap,
         autocast=(0, 1),
     )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.ops import _check as check
+from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vmap
 from m2gen.runtime import depthwise
 
@@ -57,6 +58,8 @@ def _result(x: Tensor, weight: Tensor, left: int, right: int) -> Tensor:
 
 def _impl(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
     y = _result(x, weight, left, right)
+    if x.numel() == 0:  # padding alone
+        return y.zero_() if bias is None else y.copy_(bias.unsqueeze(-1).expand_as(y))
     if y.numel() == 0 or depthwise.convolve(x, weight, bias, left, y):
         return y
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -110,6 +113,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: 
 depthwise_conv1d_op: Any = register(
     Definition(
         schema="depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, SymInt left, SymInt right) -> Tensor",
+        check=operands.depthwise_conv1d,
         impl=_impl,
         fake=_fake,
         vjp=_vjp,
@@ -128,7 +132,7 @@ def _dw_impl(x: Tensor, dy: Tensor, width: int, left: int, right: int) -> Tensor
     sums = _dw_fake(x, dy, width, left, right)
     if dy.numel() == 0:
         return sums.zero_()
-    found = depthwise.weight_gradients(x, dy, width, left)
+    found = depthwise.weight_gradients(x, dy, width, left) if x.numel() else None
     if found is not None:
         return sums.copy_(found)
     padded = F.pad(x, (left, right))
@@ -144,6 +148,7 @@ def _dw_fake(x: Tensor, dy: Tensor, width: int, left: int, right: int) -> Tensor
 
 def _dw_vjp(args: Args, grad: Tensor, needs: Args) -> Args:
     x, dy, width, left, right = args
+    grad = grad.to(x.dtype)  # the operator's filters are of its sequence's dtype
     weight, bias = grad[:, :width], grad[:, width]
     dx = None
     if needs[0]:
@@ -168,6 +173,7 @@ def _dw_vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, dy: Tensor, *rest: 
 depthwise_conv1d_dw_op: Any = register(
     Definition(
         schema="depthwise_conv1d_dw(Tensor x, Tensor dy, SymInt width, SymInt left, SymInt right) -> Tensor",
+        check=operands.depthwise_conv1d_dw,
         impl=_dw_impl,
         fake=_dw_fake,
         vjp=_dw_vjp,

@@ -2,7 +2,7 @@
 
 The convolution matrix is Toeplitz in every mode, so its transpose is itself between two reversals of time. Hence two
 operators close under differentiation: `fftconv`, and `fftconv_dk`, the adjoint of the convolution in its filter. A
-third, `fftconv_bwd`, computes all first-order gradients in one pass and is used where no further derivative is wanted.
+third, `fftconv_bwd`, computes all first-order gradients in one pass where no further derivative is wanted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from m2gen.ops import _check as check
+from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, fold_vmap, multilinear_jvp, register, unfold_vmap
 from m2gen.ops.prepared import PreparedFilter
 from m2gen.runtime import executor
@@ -93,31 +94,8 @@ def _fake(u: Tensor, *args: Any) -> Tensor:
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
-    if torch.is_grad_enabled():
-        return [*_vjp_composed(args, dy, needs), None, None]
     found = fftconv_bwd_op(dy, *args, [bool(need) for need in needs[:_MODE]])
     return [grad if need else None for grad, need in zip(found, needs[:_MODE], strict=True)] + [None, None]
-
-
-def _vjp_composed(args: Args, dy: Tensor, needs: Args) -> Args:
-    """The gradients as differentiable operators."""
-    u, k, k_rev, pre, post, skip, mode, precision = args
-    z = u if pre is None else u * pre
-    dc = dy if post is None else dy * post
-    grads: Args = [None] * _MODE
-    if needs[_U] or needs[_PRE]:
-        dz = transposed_conv(dc, k, k_rev, skip, mode, precision)
-        grads[_U] = dz if pre is None else dz * pre
-        grads[_PRE] = dz * u if needs[_PRE] else None
-    if needs[_K] or needs[_K_REV]:
-        taps = fftconv_dk_op(z, dc, k.shape[1], mode, precision)
-        grads[_K] = taps[0].to(k.dtype)
-        grads[_K_REV] = taps[1].to(k_rev.dtype) if needs[_K_REV] else None
-    if needs[_POST]:
-        grads[_POST] = dy * fftconv_op(u, k, k_rev, pre, None, skip, mode, precision)
-    if needs[_SKIP]:
-        grads[_SKIP] = (z * dc).sum((0, 2), dtype=torch.promote_types(u.dtype, torch.float32)).to(skip.dtype)
-    return grads
 
 
 def transposed_conv(
@@ -195,6 +173,27 @@ def _bwd_fake(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return _bwd_results(x, _bwd_outputs(x, needs))
 
 
+def _bwd_composed(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """The gradients by differentiable operators."""
+    u, k, k_rev, pre, post, skip, mode, precision, needs = args
+    z = u if pre is None else u * pre
+    dc = dy if post is None else dy * post
+    grads: list[Tensor | None] = [None] * _MODE
+    if needs[_U] or (needs[_PRE] and pre is not None):
+        dz = transposed_conv(dc, k, k_rev, skip, mode, precision)
+        grads[_U] = None if not needs[_U] else dz if pre is None else dz * pre
+        grads[_PRE] = dz * u if needs[_PRE] and pre is not None else None
+    if needs[_K] or (needs[_K_REV] and k_rev is not None):
+        taps = fftconv_dk_op(z, dc, k.shape[1], mode, precision)
+        grads[_K] = taps[0].to(k.dtype) if needs[_K] else None
+        grads[_K_REV] = taps[1].to(k_rev.dtype) if needs[_K_REV] and k_rev is not None else None
+    if needs[_POST] and post is not None:
+        grads[_POST] = dy * fftconv_op(u, k, k_rev, pre, None, skip, mode, precision)
+    if needs[_SKIP] and skip is not None:
+        grads[_SKIP] = (z * dc).sum((0, 2), dtype=torch.promote_types(u.dtype, torch.float32)).to(skip.dtype)
+    return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
+
+
 def _bwd_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     *tensors, mode, precision, needs = args
     for i, tensor in enumerate(tensors):  # dy stands first, so every index is one more than in fftconv
@@ -245,6 +244,7 @@ _TENSORS = "Tensor u, Tensor k, Tensor? k_rev, Tensor? pre_gate, Tensor? post_ga
 fftconv_op: Any = register(
     Definition(
         schema=f"fftconv({_TENSORS}, str mode, str precision) -> Tensor",
+        check=operands.fftconv,
         impl=_impl,
         fake=_fake,
         vjp=_vjp,
@@ -259,16 +259,17 @@ fftconv_bwd_op: Any = register(
     Definition(
         schema=f"fftconv_bwd(Tensor dy, {_TENSORS}, str mode, str precision, bool[] needs) -> "
         "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        check=operands.fftconv_bwd,
         impl=_bwd_impl,
         fake=_bwd_fake,
-        vjp=None,
-        jvp=None,
+        composed=_bwd_composed,
         vmap=_bwd_vmap,
     )
 )
 fftconv_dk_op: Any = register(
     Definition(
         schema="fftconv_dk(Tensor z, Tensor dc, SymInt length, str mode, str precision) -> Tensor",
+        check=operands.fftconv_dk,
         impl=_dk_impl,
         fake=_dk_fake,
         vjp=_dk_vjp,

@@ -9,10 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, register
 from m2gen.runtime import gate as native
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+def silu(z: Tensor) -> Tensor:
+    """z sigmoid(z). PyTorch cannot differentiate its own one's gradient in forward mode."""
+    return F.silu(z) if torch.autograd.forward_ad._current_level < 0 else z * z.sigmoid()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": silu}
 
 
 def gated(z: Tensor, activation: str | None) -> Tensor:
@@ -22,8 +29,11 @@ def gated(z: Tensor, activation: str | None) -> Tensor:
     elementwise operators, which a compiler fuses. Differentiable to any order. Source: Monarch Mixer (arXiv
     2310.12109), the gated dimension mixer of M2-BERT.
     """
-    y: Tensor = gated_op(z, activation) if z.device.type == "cpu" else by_steps(z, activation)
-    return y
+    if isinstance(z, Tensor) and z.device.type == "cpu" and not torch.compiler.is_compiling():
+        y: Tensor = gated_op(z, activation)
+        return y
+    operands.gated(z, activation)
+    return gated_op(z, activation) if z.device.type == "cpu" else by_steps(z, activation)
 
 
 def by_steps(z: Tensor, activation: str | None) -> Tensor:
@@ -51,12 +61,7 @@ def _impl(z: Tensor, activation: str | None) -> Tensor:
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
-    z, activation = args
-    if not torch.is_grad_enabled():
-        return [gated_bwd_op(dy, z, activation), None]
-    gate, value = z.chunk(2, dim=-1)
-    active = gate if activation is None else ACTIVATIONS[activation](gate)
-    return [torch.cat([_through(gate, dy * value, activation), dy * active], -1), None]
+    return [gated_bwd_op(dy, *args), None]
 
 
 def _jvp(args: Args, tangents: Args) -> Tensor:
@@ -68,18 +73,21 @@ def _jvp(args: Args, tangents: Args) -> Tensor:
     return tangent
 
 
+def _bwd_composed(dy: Tensor, z: Tensor, activation: str | None) -> Tensor:
+    gate, value = z.chunk(2, dim=-1)
+    active = gate if activation is None else ACTIVATIONS[activation](gate)
+    return torch.cat([_through(gate, dy * value, activation), dy * active], -1)
+
+
 def _bwd_impl(dy: Tensor, z: Tensor, activation: str | None) -> Tensor:
     found = native.gradient(dy, z, activation)
-    if found is not None:
-        return found
-    with torch.enable_grad():  # the differentiable form
-        dz: Tensor = _vjp([z, activation], dy, [True])[0].detach()
-    return dz.contiguous()
+    return _bwd_composed(dy, z, activation) if found is None else found
 
 
 gated_op: Any = register(
     Definition(
         schema="gated(Tensor z, str? activation) -> Tensor",
+        check=operands.gated,
         impl=_impl,
         fake=lambda z, activation: z.new_empty((*z.shape[:-1], z.shape[-1] // 2)),
         vjp=_vjp,
@@ -98,10 +106,10 @@ def _bwd_vmap(info: Any, dims: tuple[Any, ...], dy: Tensor, z: Tensor, activatio
 gated_bwd_op: Any = register(
     Definition(
         schema="gated_bwd(Tensor dy, Tensor z, str? activation) -> Tensor",
+        check=operands.gated_bwd,
         impl=_bwd_impl,
         fake=lambda dy, z, activation: z.new_empty(z.shape),
-        vjp=None,
-        jvp=None,
+        composed=_bwd_composed,
         vmap=_bwd_vmap,
     )
 )

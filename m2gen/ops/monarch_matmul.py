@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from m2gen.errors import ProblemError
 from m2gen.ops import _check as check
 from m2gen.ops._register import Args, Definition, register
-from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks
+from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks, product
 
 
 def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -38,7 +38,6 @@ def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """
     factors = list(factors)
     check.monarch_matmul(x, factors)
-    inner_widths(_shapes(factors))
     y: Tensor = monarch_matmul_op(x, factors)
     return y
 
@@ -51,7 +50,7 @@ def inner_widths(shapes: Sequence[tuple[int, int, int]]) -> list[int]:
         widths[i] = widths[i + 1] * shapes[i + 1][2]
     widths[0] = shapes[0][0] if order > 1 else 1
     for i, (shape, width) in enumerate(zip(shapes, widths, strict=True)):
-        if shape[0] % width:
+        if shape[0] % width if width else shape[0]:
             raise ProblemError(
                 f"a standard Monarch of order {order}: factors[{i}] of shape {shape}",
                 f"its {shape[0]} blocks do not split into groups of {width}, the product of the later block_in",
@@ -64,8 +63,15 @@ def _shapes(factors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
     return [(f.shape[0], f.shape[1], f.shape[2]) for f in factors]
 
 
+def _check(x: Tensor, factors: Sequence[Tensor]) -> None:
+    check.stages("monarch_matmul", x, factors)
+    inner_widths(_shapes(factors))
+
+
 def swap(x: Tensor, rows: int, columns: int) -> Tensor:
     """View the last axis as (..., rows, columns), transpose the two, flatten: a stride permutation."""
+    if x.shape[-1] == 0:
+        return x
     groups = x.shape[-1] // (rows * columns)
     return x.reshape(*x.shape[:-1], groups, rows, columns).transpose(-1, -2).reshape(x.shape)
 
@@ -80,20 +86,26 @@ def scatter_blocks(x: Tensor, factor: Tensor) -> Tensor:
     return swap(x, factor.shape[0], factor.shape[1])
 
 
-def _stages(x: Tensor, factors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Every stage's input, gathered into blocks, and the result; plain differentiable torch."""
+def _stages(
+    x: Tensor, factors: Sequence[Tensor], product: Callable[..., Tensor] = blockdiag_linear_op
+) -> tuple[list[Tensor], Tensor]:
+    """Every stage's input, gathered into blocks, and the result; differentiable, as the product is."""
     inputs = []
     for factor, width in zip(factors, inner_widths(_shapes(factors)), strict=True):
         x = gather_blocks(x, factor, width) if len(factors) > 1 else x
         inputs.append(x)
-        x = blockdiag_linear_op(x, factor, None)
+        x = product(x, factor, None)
         x = scatter_blocks(x, factor) if len(factors) > 1 else x
     return inputs, x
 
 
 def run(x: Tensor, factors: list[Tensor]) -> Tensor:
-    """The operator's own computation: a product for each factor."""
+    """The operator by others: a product for each factor."""
     return _stages(x, factors)[1].contiguous()
+
+
+def _impl(x: Tensor, factors: list[Tensor]) -> Tensor:
+    return _stages(x, factors, product)[1].contiguous()
 
 
 def _fake(x: Tensor, factors: list[Tensor]) -> Tensor:
@@ -110,7 +122,7 @@ def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
         factor, width = factors[i], inner_widths(_shapes(factors))[i]
         nblocks, block_out, block_in = factor.shape
         dy = swap(dy, block_out, nblocks) if many else dy
-        grads[i] = outer_blocks(dy, inputs[i], nblocks) if needs[1][i] else None
+        grads[i] = outer_blocks(dy, inputs[i], factor) if needs[1][i] else None
         dy = blockdiag_linear_op(dy, factor.transpose(1, 2), None)
         dy = swap(dy, width, block_in) if many else dy
     return [dy if needs[0] else None, grads]
@@ -144,7 +156,8 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, factors: list[Tensor])
 monarch_matmul_op: Any = register(
     Definition(
         schema="monarch_matmul(Tensor x, Tensor[] factors) -> Tensor",
-        impl=run,
+        check=_check,
+        impl=_impl,
         fake=_fake,
         vjp=_vjp,
         jvp=_jvp,

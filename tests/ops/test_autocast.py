@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import m2gen
+from m2gen.ops.blockdiag_linear import blockdiag_outer_op
 from m2gen.ops.fftconv import fftconv_op
 from m2gen.planner.problem import Problem
 from m2gen.reference import fftconv as oracle
@@ -35,6 +36,45 @@ def test_float64_is_not_cast() -> None:
     args = operands(Problem.parse("fftconv n=50 h=3 b=2 fp64 causal"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert m2gen.fftconv(**args).dtype == torch.float64
+
+
+@pytest.mark.parametrize("sequence", [torch.float64, torch.float32])
+def test_float64_beside_what_autocast_casts_is_an_error(sequence: torch.dtype) -> None:
+    """Through the public functions and the operators, which once read float64 memory as bfloat16."""
+    other = torch.float32 if sequence == torch.float64 else torch.float64
+    u, k, gate = torch.randn(2, 3, 40, dtype=sequence), torch.randn(3, 8), torch.randn(2, 3, 40, dtype=other)
+    x, w = torch.randn(30, 6, dtype=sequence), torch.randn(2, 3, 3, dtype=other)
+    m2gen.monarch_matmul(x, [w.to(sequence)])  # registers its operator
+    calls = (
+        lambda: m2gen.fftconv(u, k, pre_gate=gate),
+        lambda: m2gen.fftconv(u, k, post_gate=gate),
+        lambda: fftconv_op(u, k, None, None, gate, None, "causal", "auto"),
+        lambda: m2gen.blockdiag_linear(x, w),
+        lambda: m2gen.monarch_matmul(x, [w]),
+        lambda: m2gen.depthwise_conv1d(u, k.to(other)[:, :4]),
+        lambda: torch.ops.m2gen.depthwise_conv1d(u, k.to(other)[:, :4], None, 3, 0),
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for call in calls:
+            with pytest.raises(m2gen.ProblemError, match=r"autocast leaves float64 as it is"):
+                call()
+
+
+def test_an_operator_that_autocast_does_not_cast_computes_in_its_dtype() -> None:
+    """The products inside it, too: three rows are done by PyTorch's, which autocast would cast."""
+    dy, x = torch.randn(3, 4), torch.randn(3, 6)
+    expected = blockdiag_outer_op(dy, x, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(blockdiag_outer_op(dy, x, 2), expected)
+
+
+def test_gradients_are_the_same_where_backward_runs_under_autocast() -> None:
+    x, w = torch.randn(30, 6, requires_grad=True), torch.randn(2, 3, 3, requires_grad=True)
+    expected = torch.autograd.grad(m2gen.monarch_matmul(x, [w]).square().sum(), (x, w))
+    loss = m2gen.monarch_matmul(x, [w]).square().sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(loss, (x, w))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_linear_ops_cast_like_torch() -> None:

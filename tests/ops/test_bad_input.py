@@ -98,6 +98,48 @@ def test_error_says_asked_found_do(name: str) -> None:
     assert isinstance(caught.value, ValueError)
 
 
+NEGATIVE = torch._C.DispatchKeySet(torch._C.DispatchKey.Negative)
+
+
+def test_a_lazily_negative_view_where_the_dispatcher_does_not_resolve_it() -> None:
+    """As inside a compiled graph, which masks the key: what lies in memory is not what is meant."""
+    x, w = torch.randn(2, 3, 8), torch.randn(3, 4)
+    with torch._C._ExcludeDispatchKeyGuard(NEGATIVE):
+        found = m2gen.depthwise_conv1d(torch._neg_view(x), w)
+    assert torch.equal(found, m2gen.depthwise_conv1d(-x, w))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_memory_that_is_gone_is_an_error(autocast: bool) -> None:
+    for call in (conv, m2gen.depthwise_conv1d):
+        k = torch.randn(3, 5)
+        k.untyped_storage().resize_(0)
+        with torch.autocast("cpu", enabled=autocast), pytest.raises(ProblemError, match=r"storage holds 0 bytes"):
+            call(U, k)
+
+
+def test_a_sample_is_checked_under_vmap() -> None:
+    with pytest.raises(ProblemError, match=r"k: its shape is \(2, 5\)\. Give it the shape \(3, K\)"):
+        torch.vmap(conv)(U[None].repeat(4, 1, 1, 1), torch.randn(4, 2, 5))
+    with pytest.raises(ProblemError, match=r"mode='cyclic'"):
+        torch.vmap(lambda u: torch.ops.m2gen.fftconv(u, K, None, None, None, None, "cyclic", "auto"))(U[None])
+
+
+def test_padding_alone() -> None:
+    """A sequence of no samples: the result is the bias, its gradient counts results."""
+    bias = torch.randn(3, requires_grad=True)
+    y = m2gen.depthwise_conv1d(torch.randn(2, 3, 0), torch.randn(3, 4), bias, padding=4)
+    assert torch.equal(y, bias.view(1, 3, 1).expand(2, 3, 5))
+    assert torch.equal(torch.autograd.grad(y.sum(), bias)[0], torch.full((3,), 10.0))
+
+
+def test_no_blocks() -> None:
+    x, w = torch.randn(4, 0, requires_grad=True), torch.randn(0, 2, 3, requires_grad=True)
+    y = m2gen.blockdiag_linear(x, w)
+    assert y.shape == (4, 0)
+    assert [g.shape for g in torch.autograd.grad(y.sum(), (x, w))] == [x.shape, w.shape]
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (2, 3, 0)])
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "same"])
 def test_empty_is_empty(shape: tuple[int, ...], mode: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("sanitized.py")
+BOUNDARY = Path(__file__).parents[1] / "ops" / "boundary.py"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 PROBLEMS = (
     "fftconv n=100 h=64 b=2 fp32 causal gated skip blh",  # the first with kept spectra, too
@@ -37,6 +38,15 @@ def libraries() -> str:
 def environment(cache: Path) -> dict[str, str]:
     own = {"CXX": f"g++ {FLAGS}", "LD_PRELOAD": libraries(), "ASAN_OPTIONS": "detect_leaks=0"}
     return os.environ | own | {"M2GEN_CACHE_DIR": str(cache)}
+
+
+@pytest.mark.slow
+def test_no_arguments_make_an_operator_touch_foreign_memory(tmp_path: Path) -> None:
+    """A sample of the operators' random arguments (tests/ops/boundary.py)."""
+    words = [sys.executable, str(BOUNDARY), "50000", "150"]
+    done = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-400:] + done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1].startswith("refused: ")
 
 
 @pytest.mark.slow

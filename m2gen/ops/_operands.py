@@ -1,0 +1,158 @@
+"""What each operator accepts, however it is called: no kernel takes an address before all of this holds.
+
+The public functions check the same in the user's words. But operators are called by compiled graphs, by derivatives,
+by `torch.ops.m2gen` and behind autocast, too, and a kernel reads what shape, dtype and strides say, with nothing
+between it and the process's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from m2gen.errors import ProblemError
+from m2gen.kernels.activation import ACTIVATIONS
+from m2gen.ops import _check as check
+from m2gen.planner.problem import MODES
+
+
+def fftconv(*args: Any) -> None:
+    *tensors, mode, precision = args
+    check.convolution("fftconv", tuple(tensors), mode, precision)
+
+
+def fftconv_bwd(dy: Tensor, *args: Any) -> None:
+    op, (*tensors, mode, precision, needs) = "fftconv_bwd", args
+    check.convolution(op, tuple(tensors), mode, precision)
+    _gradient(op, dy, tensors[0], tuple(tensors[0].shape), "u")
+    if len(needs) != len(tensors):
+        raise ProblemError(f"{op}: needs", f"it has {len(needs)} entries", f"give {len(tensors)}, one for each tensor")
+
+
+def fftconv_dk(z: Tensor, dc: Tensor, length: int, mode: str, precision: str) -> None:
+    op = "fftconv_dk"
+    check.choice(op, "mode", mode, MODES)
+    check.choice(op, "precision", precision, check.PRECISIONS)
+    check.tensor(op, "z", z, ("B", "H", "L"))
+    _gradient(op, dc, z, tuple(z.shape), "z", "dc")
+    check.filter_length(op, mode, length, z.shape[2])
+    _countable(f"{op}(length={length})", max(1, z.shape[1]) * length)
+
+
+def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> None:
+    op = "depthwise_conv1d"
+    check.short(op, x, weight, bias)
+    _pads(op, x, weight.shape[1], left, right)
+
+
+def depthwise_conv1d_dw(x: Tensor, dy: Tensor, width: int, left: int, right: int) -> None:
+    op = "depthwise_conv1d_dw"
+    check.tensor(op, "x", x, ("B", "H", "L"))
+    if width <= 0:
+        raise ProblemError(f"{op}: width", f"it is {width}", "give at least one tap")
+    _countable(f"{op}(width={width})", max(1, x.shape[1]) * width)
+    length = _pads(op, x, width, left, right)
+    _gradient(op, dy, x, (x.shape[0], x.shape[1], length), "x")
+
+
+def _pads(op: str, x: Tensor, width: int, left: int, right: int) -> int:
+    """The result's length. Negative pads cut; what they cut is there."""
+    length = x.shape[2]
+    found = length + left + right - width + 1
+    if left < -length or right < -length or found < 0:
+        raise ProblemError(
+            f"{op}(left={left}, right={right}) of {length} samples with {width} taps",
+            "the padding cuts more than there is, or the filter is longer than the padded sequence",
+            "pad more",
+        )
+    _countable(f"{op}(left={left}, right={right})", max(1, x.shape[0] * x.shape[1]) * found)
+    return found
+
+
+def _countable(asked: str, numbers: int) -> None:
+    if numbers >= 2**48:  # beyond any address, and products of sizes stay far from overflow
+        raise ProblemError(asked, f"the result would have {numbers} entries", "ask for less")
+
+
+def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check.blocks("blockdiag_linear", x, weight, bias)
+
+
+def blockdiag_glu(x: Tensor, weight: Tensor, activation: str | None) -> None:
+    _activation("blockdiag_glu", activation)
+    check.blocks("blockdiag_glu", x, weight, None)
+    check.even_blocks("blockdiag_glu", weight)
+
+
+def blockdiag_outer(dy: Tensor, x: Tensor, nblocks: int) -> None:
+    op = "blockdiag_outer"
+    check.tensor(op, "x", x, ("rows", "nblocks * block_in"))
+    _gradient(op, dy, x, (x.shape[0], "nblocks * block_out"), "x")
+    if nblocks <= 0 or x.shape[1] % nblocks or dy.shape[1] % nblocks:
+        raise ProblemError(
+            f"{op}(nblocks={nblocks})",
+            f"rows of {dy.shape[1]} and {x.shape[1]} entries are not that many blocks",
+            "give a number of blocks, at least one, that divides both",
+        )
+
+
+def gated(z: Tensor, activation: str | None) -> None:
+    _halves("gated", z, activation)
+
+
+def gated_bwd(dy: Tensor, z: Tensor, activation: str | None) -> None:
+    _halves("gated_bwd", z, activation)
+    _gradient("gated_bwd", dy, z, (*z.shape[:-1], z.shape[-1] // 2), "z")
+
+
+def _halves(op: str, z: Tensor, activation: str | None) -> None:
+    _activation(op, activation)
+    check.of_any_rank(op, "z", z)
+    if z.shape[-1] % 2:
+        raise ProblemError(
+            f"{op}: z", f"its last axis has {z.shape[-1]} entries", "give gate and value, of the same size"
+        )
+
+
+def _activation(op: str, activation: str | None) -> None:
+    if activation is not None:
+        check.choice(op, "activation", activation, ACTIVATIONS)
+
+
+def _gradient(op: str, dy: Tensor, like: Tensor, shape: tuple[int | str, ...], of: str, name: str = "dy") -> None:
+    check.tensor(op, name, dy, shape, like)
+    check.same_dtype(op, name, dy, of, like)
+
+
+def in_memory(op: str, args: Sequence[Any]) -> list[Any]:
+    """The arguments, their numbers lying in memory as strides say: none lazily negative, none beyond its storage."""
+    found = list(args)
+    for i, arg in enumerate(found):
+        if isinstance(arg, Tensor):
+            found[i] = _in_memory(op, arg)
+        elif isinstance(arg, (list, tuple)):  # at every call: a union would be built each time
+            found[i] = in_memory(op, arg)
+    return found
+
+
+def _in_memory(op: str, x: Tensor) -> Tensor:
+    if x.is_neg():  # inside a compiled graph the key that would resolve it is masked
+        x = x.resolve_neg()
+    if x.is_cpu or x.is_cuda:
+        held = x.untyped_storage().nbytes()
+        if held < (x.storage_offset() + x.numel()) * x.itemsize or not x.is_contiguous():
+            _reach(op, x, held)
+    return x
+
+
+def _reach(op: str, x: Tensor, held: int) -> None:
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    reach = (x.storage_offset() + last + 1) * x.itemsize if x.numel() else 0
+    if held < reach:
+        raise ProblemError(
+            f"{op}: a tensor of shape {tuple(x.shape)}",
+            f"its storage holds {held} bytes and its strides reach {reach}",
+            "give it its memory back: sharding and offloading free a parameter's storage outside its module's call",
+        )

@@ -1,0 +1,140 @@
+"""Arguments that each operator takes, of random sizes, few enough that kernels are compiled once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MODES = ("causal", "bidirectional", "same", "circular")
+ACTIVATIONS = ("gelu", "relu", "silu", None)
+CAST = {
+    "fftconv": (0, 3, 4),
+    "blockdiag_linear": (0, 1, 2),
+    "blockdiag_glu": (0, 1),
+    "monarch_matmul": (0, 1),
+    "depthwise_conv1d": (0, 1, 2),
+}
+
+
+class Draw:
+    def __init__(self, source: random.Random) -> None:
+        self.source = source
+
+    def one(self, of: Sequence[T]) -> T:
+        return self.source.choice(of)
+
+    def chance(self, of: float) -> bool:
+        return self.source.random() < of
+
+    def size(self, *usual: int) -> int:
+        return 0 if self.chance(0.03) else self.one(usual)
+
+    def tensor(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+    def maybe(self, *shape: int, dtype: torch.dtype) -> Tensor | None:
+        return self.tensor(*shape, dtype=dtype) if self.chance(0.5) else None
+
+
+def operands(draw: Draw) -> tuple[list[Any], str, str]:
+    """u, k, k_rev, pre_gate, post_gate, skip of a convolution, its mode and precision."""
+    dtype, mode, length = draw.one(DTYPES), draw.one(MODES), draw.size(6, 24)
+    mode = mode if length else "causal"
+    shape = draw.size(1, 3), draw.size(2, 20), length
+    filters = draw.one([dtype, torch.float32, torch.float64, torch.bfloat16])
+    taps = {"same": 5, "circular": max(1, length - 2)}.get(mode, draw.one([1, 5, 24, 30]))
+    found: list[Any] = [draw.tensor(*shape, dtype=dtype), draw.tensor(shape[1], taps, dtype=filters)]
+    found.append(draw.tensor(shape[1], taps, dtype=filters) if mode == "bidirectional" else None)
+    found += [draw.maybe(*shape, dtype=dtype), draw.maybe(*shape, dtype=dtype), draw.maybe(shape[1], dtype=filters)]
+    return found, mode, draw.one(["auto", "wide"])
+
+
+def fftconv(draw: Draw) -> list[Any]:
+    found, *rest = operands(draw)
+    return [*found, *rest]
+
+
+def fftconv_bwd(draw: Draw) -> list[Any]:
+    found, *rest = operands(draw)
+    dy = draw.tensor(*found[0].shape, dtype=found[0].dtype)
+    return [dy, *found, *rest, [draw.chance(0.7) for _ in found]]
+
+
+def fftconv_dk(draw: Draw) -> list[Any]:
+    (z, k, *_), mode, precision = operands(draw)
+    return [z, draw.tensor(*z.shape, dtype=z.dtype), k.shape[1], mode, precision]
+
+
+def pads(draw: Draw, length: int, width: int) -> tuple[int, int]:
+    left = draw.one([width - 1, (width - 1) // 2, 0, 1, 9, -1 if length else 0])
+    right = draw.one([width - 1 - left if left < width else 0, left, 0])
+    return (left, right) if length + left + right >= width - 1 and right >= -length else (width - 1, 0)
+
+
+def depthwise_conv1d(draw: Draw) -> list[Any]:
+    dtype, width = draw.one(DTYPES), draw.one([1, 4])
+    x = draw.tensor(draw.size(1, 3), draw.size(2, 20), draw.size(5, 40), dtype=dtype)
+    bias = draw.maybe(x.shape[1], dtype=dtype)
+    return [x, draw.tensor(x.shape[1], width, dtype=dtype), bias, *pads(draw, x.shape[2], width)]
+
+
+def depthwise_conv1d_dw(draw: Draw) -> list[Any]:
+    x, weight, _, left, right = depthwise_conv1d(draw)
+    width = weight.shape[1]
+    dy = draw.tensor(x.shape[0], x.shape[1], x.shape[2] + left + right - width + 1, dtype=x.dtype)
+    return [x, dy, width, left, right]
+
+
+def rows(draw: Draw) -> tuple[int, ...]:
+    return draw.one([(), (3,), (30,), (2, 15), (0,), (3, 0), (1, 2, 3)])
+
+
+def blockdiag_linear(draw: Draw) -> list[Any]:
+    dtype, nblocks, out, into = draw.one(DTYPES), draw.size(1, 2, 4), draw.size(2, 16), draw.size(3, 20)
+    x = draw.tensor(*rows(draw), nblocks * into, dtype=dtype)
+    return [x, draw.tensor(nblocks, out, into, dtype=dtype), draw.maybe(nblocks * out, dtype=dtype)]
+
+
+def blockdiag_glu(draw: Draw) -> list[Any]:
+    dtype, nblocks, out, into = draw.one(DTYPES), draw.size(2, 4), draw.size(2, 16), draw.size(3, 20)
+    x = draw.tensor(*rows(draw), nblocks * into, dtype=dtype)
+    return [x, draw.tensor(nblocks, out, into, dtype=dtype), draw.one(ACTIVATIONS)]
+
+
+def blockdiag_outer(draw: Draw) -> list[Any]:
+    dtype, nblocks, many = draw.one(DTYPES), draw.one([1, 2]), draw.size(3, 30)
+    dy, x = (draw.tensor(many, nblocks * draw.size(3, 16), dtype=dtype) for _ in range(2))
+    return [dy, x, nblocks]
+
+
+def gated(draw: Draw) -> list[Any]:
+    return [draw.tensor(*rows(draw), 2 * draw.size(3, 16, 33), dtype=draw.one(DTYPES)), draw.one(ACTIVATIONS)]
+
+
+def gated_bwd(draw: Draw) -> list[Any]:
+    z, activation = gated(draw)
+    return [draw.tensor(*z.shape[:-1], z.shape[-1] // 2, dtype=z.dtype), z, activation]
+
+
+def monarch_matmul(draw: Draw) -> list[Any]:
+    dtype = draw.one(DTYPES)
+    shapes = draw.one(
+        [[(2, 4, 3)], [(2, 4, 3), (4, 2, 2)], [(6, 2, 2), (4, 3, 3), (6, 2, 2)], [(0, 2, 2)], [(2, 0, 3), (4, 2, 0)]]
+    )
+    x = draw.tensor(*rows(draw), shapes[0][0] * shapes[0][2], dtype=dtype)
+    return [x, [draw.tensor(*shape, dtype=dtype) for shape in shapes]]
+
+
+BUILDERS = {
+    function.__name__: function
+    for function in (
+        fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_glu,
+        blockdiag_outer, gated, gated_bwd, monarch_matmul,
+    )
+}  # fmt: skip
