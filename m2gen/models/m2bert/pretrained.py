@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from m2gen.models.filters import shared_names
+from m2gen.models.filters import Shares
 from m2gen.models.m2bert import checkpoints
 from m2gen.models.m2bert.configuration import M2BertConfig
 
@@ -26,13 +26,8 @@ _HUB = ("cache_dir", "force_download", "proxies", "token", "revision", "subfolde
 _OTHER_WAYS = ("state_dict", "gguf_file", "variant", "quantization_config", "use_safetensors", "adapter_kwargs")
 
 
-class Pretrained(PreTrainedModel):  # type: ignore[misc]
+class Pretrained(Shares):
     """A `PreTrainedModel` that also reads the published M2-BERT files, and writes them."""
-
-    def post_init(self) -> None:
-        # safetensors hold no tensor twice, and these come back with the one that shares them
-        self._keys_to_ignore_on_save = list(shared_names(self))
-        super().post_init()
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None, *args: Any, config: Any = None, **kwargs: Any) -> Any:
