@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from m2gen.models.filters import Shares
@@ -70,6 +70,16 @@ class Pretrained(Shares):
             setattr(config, name, value)
         fitted = checkpoints.fitted(state, config.vocab_size, config.max_position_embeddings)
         return super().from_pretrained(None, *args, config=config, state_dict=fitted, **kwargs)
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Where a state is put on a disk, transformers writes what is one parameter in several places under one name,
+        and then looks for it under all."""
+        info, on_disk = PreTrainedModel._load_pretrained_model(model, *args, **kwargs)
+        for name, source in model.all_tied_weights_keys.items():
+            if on_disk and source in on_disk:
+                on_disk.setdefault(name, on_disk[source])
+        return info, on_disk
 
     def save_published(self, path: str | Path, *, prefix: str = "", vocab_multiple: int = 1) -> None:
         """Write the weights under exactly the published names, to a .safetensors file or a pickled one.
