@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from m2gen.modules.hyena_filter import (
@@ -15,6 +14,7 @@ from m2gen.modules.hyena_filter import (
     position_features,
     unit_times,
 )
+from m2gen.modules.tied import shared, tied_names
 
 
 def reset_filter_part(module: nn.Module) -> bool:
@@ -40,18 +40,28 @@ def reset_filter_part(module: nn.Module) -> bool:
 def owner(model: nn.Module, part: nn.Module) -> nn.Module:
     """The module whose `reset_parameters` draws `part`: itself, or what a ParameterList belongs to.
 
-    For `_init_weights`: transformers passes over modules that have no parameters but those in such a list.
+    For `_init_weights`: transformers passes over modules that have no parameters but those in such a list. A list whose
+    parameters are another's is drawn there.
     """
     if not isinstance(part, nn.ParameterList):
+        return part
+    if any(holder is part for (_, first, _), *rest in shared(model) for _, holder, _ in rest if first is not part):
         return part
     return next(module for module in model.modules() if any(child is part for child in module.children()))
 
 
-def shared_names(model: nn.Module, ending: str = ".freq") -> Iterator[str]:
-    """The names, with that ending, of what is another name's tensor: safetensors hold no tensor twice."""
-    seen = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.endswith(ending):
-            if id(tensor) in seen:
-                yield name
-            seen.add(id(tensor))
+class Shares(PreTrainedModel):  # type: ignore[misc]
+    """A `PreTrainedModel` with parameters that are built into several places (`m2gen.modules.tied`).
+
+    They are saved once, as safetensors hold no tensor twice, and come back in all their places with the one that was
+    saved, whatever the configuration says of word embeddings.
+    """
+
+    def post_init(self) -> None:
+        self._built_ties = dict(tied_names(self))
+        self._keys_to_ignore_on_save = list(self._built_ties)
+        super().post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        found: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
+        return found if all_submodels else {**self._built_ties, **found}

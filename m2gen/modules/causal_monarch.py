@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules.autocast import no_autocast
+from m2gen.modules.parameters import Parameters
+from m2gen.modules.tied import KeepsTies, tie
 from m2gen.ops.fftconv import fftconv
 
 
@@ -39,7 +42,7 @@ class TriangularTransform(nn.Module):
         self.bases, self.deviation = tuple(bases), deviation
         strides = [math.prod(self.bases[:a]) for a in range(len(self.bases))]
         shapes = [(s, b, b) for s, b in zip(strides, self.bases, strict=True)]
-        self.weights = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
+        self.weights = Parameters(nn.Parameter(torch.empty(shape)) for shape in shapes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -51,23 +54,24 @@ class TriangularTransform(nn.Module):
     def blocks(self) -> list[Tensor]:
         """The lower triangular blocks (s_a, b_a, b_a), lowest digit first."""
         # no triangular solve exists in half precision
-        wide = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in self.weights]
+        wide = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in self.weights()]
         return [w.tril(-1) + torch.diag_embed(w.diagonal(dim1=-2, dim2=-1).exp()) for w in wide]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """T x. The highest digit first: its polynomial depends on all the lower digits, which are still those of x."""
-        for block in reversed(self.blocks()):
-            x = on_digit(block, x, torch.matmul)
+    def forward(self, x: Tensor, inverse: bool = False) -> Tensor:
+        """T x, or T^-1 x with `inverse`."""
+        blocks = self.blocks()
+        # T takes the highest digit first: its polynomial depends on all the lower digits, which are still those of x
+        for block in blocks if inverse else reversed(blocks):
+            x = on_digit(block, x, solve_lower if inverse else torch.matmul)
         return x
 
     def solve(self, y: Tensor) -> Tensor:
         """T^-1 y."""
-        for block in self.blocks():
-            y = on_digit(block, y, solve_lower)
-        return y
+        x: Tensor = self(y, inverse=True)
+        return x
 
 
-class CausalMonarch(nn.Module):
+class CausalMonarch(KeepsTies):
     """y = T^-1 ((T k) * (T u)) for sequences of up to n, T triangular and learned (arXiv 2310.12109, section 4).
 
     Linear in u for a fixed filter, and causal, but not shift-invariant: dy/du is lower triangular, not Toeplitz. With
@@ -106,8 +110,13 @@ class CausalMonarch(nn.Module):
         if deviation < 0:
             raise ProblemError(f"CausalMonarch of length {n}", f"deviation={deviation}", "use 0 or more")
         self.on_input = TriangularTransform(self.bases, deviation)
-        self.on_filter = self.on_input if tied else TriangularTransform(self.bases, deviation)
-        self.on_output = self.on_input if tied else TriangularTransform(self.bases, deviation)
+        # three modules even where their weights are one: functional_call and offloading know modules by one name
+        with torch.device("meta") if tied else nullcontext():  # nothing is drawn for what the first one has
+            self.on_filter = TriangularTransform(self.bases, deviation)
+            self.on_output = TriangularTransform(self.bases, deviation)
+        if tied:
+            tie(self.on_filter, to=self.on_input)
+            tie(self.on_output, to=self.on_input)
         self.k = None if channels is None else nn.Parameter(_decaying_filter(n, channels))
 
     @property

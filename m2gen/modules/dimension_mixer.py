@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
+from m2gen.modules.parameters import Parameters
+from m2gen.modules.plain import all_plain, plain
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
+_PARTS = (BlockDiagLinear, MonarchLinear, Parameters, nn.LayerNorm, nn.Dropout)
 _IN_CACHE = 2**21  # hidden values, 8 MiB of float32, which stay in cache between the two products
 
 
@@ -73,11 +76,12 @@ class DimensionMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d_model) -> (..., d_model), dtype as x.
 
-        On a CPU with gradients off, rows are taken in blocks whose hidden values stay in cache.
+        On a CPU with gradients off, rows are taken in blocks whose hidden values stay in cache, unless a layer has
+        hooks or is not its plain self any more: such a one is called once, for x as it is.
         """
         lean = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         rows = x.reshape(-1, x.shape[-1]) if lean else x
-        if not lean or rows.shape[0] <= self.block_rows:
+        if not lean or rows.shape[0] <= self.block_rows or not all(all_plain(m, _PARTS) for m in self.children()):
             return self._forward(x)
         blocks = torch.split(rows, self.block_rows)
         first = self._forward(blocks[0])  # autocast has a say in its dtype
@@ -103,7 +107,7 @@ class DimensionMixer(nn.Module):
 
     def _gated(self, x: Tensor) -> Tensor:
         layer = self.gated_layers
-        if isinstance(layer, BlockDiagLinear) and layer.nblocks % 2 == 0:
+        if isinstance(layer, BlockDiagLinear) and layer.nblocks % 2 == 0 and _is_product(layer):
             return blockdiag_glu(x, layer.weight, self.activation)
         gate, value = layer(x).chunk(2, dim=-1)
         gated: Tensor = self._activate(gate) * value
@@ -114,6 +118,11 @@ class DimensionMixer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}, activation={self.activation}, norm={self.norm}"
+
+
+def _is_product(layer: BlockDiagLinear) -> bool:
+    """Whether a product with its weight is all that `layer` does."""
+    return layer.bias is None and layer.activation is None and plain(layer, BlockDiagLinear)
 
 
 def _linear(n_in: int, n_out: int, order: int, nblocks: int, bias: bool) -> BlockDiagLinear | MonarchLinear:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
+from m2gen.modules.parameters import Parameters
+from m2gen.modules.plain import plain
 from m2gen.monarch import Monarch
 from m2gen.ops.blockdiag_linear import blockdiag_linear
 from m2gen.ops.monarch_matmul import inner_widths, monarch_matmul
@@ -21,20 +23,23 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DenseLinear(nn.Linear):
-    """`nn.Linear` whose product on a CPU is m2gen's own, as a block-diagonal one with a single block.
+def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), x (..., in_features) -> (..., out_features); for a plain `nn.Linear` it is `dense_linear`.
 
-    For float32 and float64: on a processor that PyTorch's library does not know well it is twice as fast. On any other
-    device, in 16 bits and under autocast it is `nn.Linear` itself, whose parameters and state it has in any case.
+    Whatever else stands in its place (an adapter, quantised weights) or around it (hooks, offloading) is called.
     """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """input (..., in_features) -> (..., out_features)."""
-        return dense_linear(input, self.weight, self.bias)
+    if plain(layer, nn.Linear):
+        return dense_linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
+    out: Tensor = layer(x)
+    return out
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., in_features), weight (out_features, in_features) -> (..., out_features), as `DenseLinear` does it.
+    """x (..., in_features), weight (out_features, in_features) -> (..., out_features): `nn.functional.linear`, on a CPU
+    by m2gen's own product, a block-diagonal one with a single block.
+
+    For float32 and float64: on a processor that PyTorch's library does not know well it is twice as fast. On any other
+    device, in 16 bits and under autocast it is PyTorch's.
 
     A row has the same bits in any company, but for a single token of a single text, (1, 1, in_features), which is left
     to PyTorch's library (not where a graph is compiled).
@@ -122,7 +127,7 @@ class MonarchLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.order = in_features, out_features, order
         shapes = _factor_shapes(in_features, out_features, nblocks, order)
-        self.factors = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
+        self.factors = Parameters(nn.Parameter(torch.empty(shape)) for shape in shapes)
         inner_widths(shapes)  # raises now, not at the first call, if the blocks do not interleave
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.reset_parameters()
@@ -156,7 +161,7 @@ class MonarchLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
-        y: Tensor = monarch_matmul(x, list(self.factors))
+        y: Tensor = monarch_matmul(x, self.factors())
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:

@@ -13,7 +13,8 @@ from m2gen.errors import ProblemError
 from m2gen.modules.causal_monarch import CausalMonarch, TriangularTransform
 from m2gen.modules.hyena_filter import HyenaFilter
 from m2gen.modules.online_conv import FilterBank, OnlineConv
-from m2gen.modules.online_monarch import OnlineTriangular
+from m2gen.modules.online_monarch import OnlineTriangular, WholeMonarch
+from m2gen.modules.parameters import Parameters
 from m2gen.modules.plain import all_plain, plain
 from m2gen.modules.sequence_mixer import SequenceMixer
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d
@@ -21,7 +22,7 @@ from m2gen.ops.depthwise_conv1d import depthwise_conv1d
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_MONARCH = (CausalMonarch, TriangularTransform, nn.ParameterList)
+_MONARCH = (CausalMonarch, TriangularTransform, Parameters)
 
 
 def filter_bank(mixers: Sequence[SequenceMixer]) -> FilterBank:
@@ -82,7 +83,7 @@ class MixerCache:
             bank = filter_bank(mixers) if bank is None else bank
             self.long = OnlineConv(bank, batch, longest if capacity is None else capacity)
             self.short = _ShortConvs(mixers, batch, self.long.buffer)
-            self.transforms = [None if m.monarch is None else _Transforms(m, m.monarch, batch) for m in mixers]
+            self.transforms = [None if m.monarch is None else _transforms(m, m.monarch, batch) for m in mixers]
 
     # transformers asks a cache for these, and for `get_seq_length`: positions count, and cannot be taken back
     is_compileable = is_croppable = False
@@ -143,8 +144,10 @@ class MixerCache:
                 transforms.reorder(rows)
 
     def clone(self) -> Self:
-        """An independent copy, with the same bank."""
-        return copy.deepcopy(self, {id(self.long.bank): self.long.bank})
+        """An independent copy, with the same bank and, where a part of the model is called, the same model."""
+        whole = [t.monarch for t in self.transforms if isinstance(t, WholeMonarch)]
+        shared = [self.long.bank, *self.short.called.values(), *whole]
+        return copy.deepcopy(self, {id(part): part for part in shared})
 
 
 class LayerCache:
@@ -161,22 +164,27 @@ class LayerCache:
         """u and gates (B, n, d_model) -> post_gate * (long convolution with skip of pre_gate * u), likewise."""
         conv, transforms = self._cache.long, self._cache.transforms[self._index]
         z = u.to(conv.buffer.dtype) * pre_gate
-        if transforms is None:
-            y = conv.extend(self._index, z)
-        else:
-            y = transforms.after(conv.extend(self._index, transforms.before(z))).to(z.dtype) + transforms.skip * z
+        y = conv.extend(self._index, z) if transforms is None else transforms(conv, self._index, z)
         return (post_gate * y).to(u.dtype)
 
 
 class _ShortConvs:
-    """The short convolutions of all layers: `tail` (taps - 1, B, layers, 3 d_model) holds their last inputs."""
+    """The short convolutions of all layers: `tail` (taps - 1, B, layers, 3 d_model) holds their last inputs.
+
+    Those that are not plain any more are `called`, by layer; their taps stand as zeros here.
+    """
 
     def __init__(self, mixers: Sequence[SequenceMixer], batch: int, like: Tensor) -> None:
-        weights = [mixer.short_filter.weight[:, 0] for mixer in mixers]
-        self.taps = torch.stack(weights).to(like.dtype).permute(2, 0, 1).contiguous()  # (taps, layers, 3 d_model)
-        biases = [bias for mixer in mixers if (bias := mixer.short_filter.bias) is not None]  # they all have one
-        self.bias = torch.stack(biases).to(like.dtype)
-        count, layers, channels = self.taps.shape
+        filters = [mixer.short_filter for mixer in mixers]
+        self.called: dict[int, nn.Module] = {i: f for i, f in enumerate(filters) if not plain(f, nn.Conv1d)}
+        count, layers, channels = mixers[0].short_kernel, len(mixers), 3 * mixers[0].d_model
+        self.taps = like.new_zeros(count, layers, channels)
+        self.bias = like.new_zeros(layers, channels)
+        for i, f in enumerate(filters):
+            if i not in self.called:
+                self.taps[:, i] = f.weight[:, 0].T
+                if f.bias is not None:
+                    self.bias[i] = f.bias
         self.tail = like.new_zeros(count - 1, batch, layers, channels)
         self.now = like.new_zeros(batch, layers, channels)
         self.prepare()
@@ -193,14 +201,28 @@ class _ShortConvs:
 
     def __call__(self, layer: int, h: Tensor) -> Tensor:
         """h (B, n, 3 d_model) of one layer -> its convolution, likewise."""
+        if self.called and layer in self.called:
+            return self._call(self.called[layer], layer, h)
         if h.shape[1] == 1:
             self.now[:, layer] = h[:, 0]
             return torch.addcmul(self.known[:, layer], self.now[:, layer], self.taps[-1, layer])[:, None].to(h.dtype)
-        before = self.tail.shape[0]
-        wide = torch.cat([self.tail[:, :, layer].transpose(0, 1), h.to(self.tail.dtype)], dim=1)
-        self.tail[:, :, layer] = wide[:, wide.shape[1] - before :].transpose(0, 1)
+        wide = self._with_tail(layer, h)
         taps = self.taps[:, layer].T.contiguous()
         return depthwise_conv1d(wide, taps, self.bias[layer], padding=0, layout="BLH").to(h.dtype)
+
+    def _with_tail(self, layer: int, h: Tensor) -> Tensor:
+        """The last inputs and h, (B, taps - 1 + n, 3 d_model), of which the last become the tail."""
+        before = self.tail.shape[0]
+        wide = torch.cat([self.tail[:, :, layer].transpose(0, 1), h.to(self.tail.dtype)], dim=1)
+        if h.shape[1] == 1:
+            self.now[:, layer] = h[:, 0]  # goes into the tail of all layers at once
+        else:
+            self.tail[:, :, layer] = wide[:, wide.shape[1] - before :].transpose(0, 1)
+        return wide
+
+    def _call(self, conv: nn.Module, layer: int, h: Tensor) -> Tensor:
+        out: Tensor = conv(self._with_tail(layer, h).to(h.dtype).transpose(1, 2))
+        return out.transpose(1, 2).to(h.dtype)
 
     def advance(self, count: int) -> None:
         """A single position has to go into the tail; more are there already."""
@@ -209,13 +231,26 @@ class _ShortConvs:
         self.prepare()
 
 
+def _transforms(mixer: SequenceMixer, monarch: CausalMonarch, batch: int) -> _Transforms | WholeMonarch:
+    """What a layer with a CausalMonarch takes its long convolution from."""
+    if all_plain(monarch, _MONARCH):
+        return _Transforms(mixer, monarch, batch)
+    k, _, skip = mixer.filter_fn(with_skip=True)
+    return WholeMonarch(monarch, k, skip, batch)
+
+
 class _Transforms:
     """T and T^-1 of one layer's CausalMonarch, and the skip that stands outside of them."""
 
     def __init__(self, mixer: SequenceMixer, monarch: CausalMonarch, batch: int) -> None:
         self.before = OnlineTriangular(monarch.on_input, batch, mixer.d_model)
         self.after = OnlineTriangular(monarch.on_output, batch, mixer.d_model, inverse=True)
-        self.skip = mixer.filter_fn.bias
+        skip = mixer.filter_fn.bias if plain(mixer.filter_fn, HyenaFilter) else mixer.filter_fn(with_skip=True)[2]
+        self.skip: Tensor = skip
+
+    def __call__(self, conv: OnlineConv, layer: int, z: Tensor) -> Tensor:
+        """The next z (B, n, d_model) -> its long convolution and skip, likewise; `conv` is that of all layers."""
+        return self.after(conv.extend(layer, self.before(z))).to(z.dtype) + self.skip * z
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from m2gen.modules.autocast import no_autocast
-from m2gen.modules.causal_monarch import TriangularTransform, on_digit, solve_lower
+from m2gen.modules.causal_monarch import CausalMonarch, TriangularTransform, on_digit, solve_lower
+from m2gen.modules.online_conv import OnlineConv
 
 
 class OnlineTriangular:
@@ -89,3 +90,36 @@ class OnlineTriangular:
         memory = self.memories[a].flatten(0, 1)
         since = count % memory.shape[0]
         memory[:since] = values[count - since : count]
+
+
+class WholeMonarch:
+    """A `CausalMonarch` that is called, with all there was so far, for every part: one that has hooks, say, inside or
+    out, which have no part in an `OnlineTriangular`.
+
+    k         the filter (channels, K)
+    skip      (channels,), of what stands outside the transforms
+    """
+
+    def __init__(self, monarch: CausalMonarch, k: Tensor, skip: Tensor, batch: int) -> None:
+        self.monarch, self.k, self.skip = monarch, k, skip
+        self.past = k.new_zeros(batch, k.shape[0], monarch.n)
+
+    def __call__(self, conv: OnlineConv, layer: int, z: Tensor) -> Tensor:
+        """The next z (B, n, channels) -> its long convolution and skip, likewise. Of `conv` only the position is read.
+
+        Raises ProblemError where they do not fit.
+        """
+        conv.check(z.shape[1])
+        stop = conv.position + z.shape[1]
+        self.past[:, :, conv.position : stop] = z.transpose(1, 2)
+        y: Tensor = self.monarch(self.past[:, :, :stop], self.k)
+        return y[:, :, conv.position :].transpose(1, 2).to(z.dtype) + self.skip * z
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what it has seen, in bytes."""
+        return self.past.numel() * self.past.element_size()
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was."""
+        self.past = self.past.index_select(0, rows)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules.causal_monarch import CausalMonarch
 from m2gen.modules.hyena_filter import HyenaFilter, long_conv
-from m2gen.modules.linear import DenseLinear
+from m2gen.modules.linear import apply_linear
+from m2gen.modules.plain import plain
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d
 
 
@@ -79,18 +81,18 @@ class SequenceMixer(nn.Module):
                 f"bidirectional={bidirectional}, residual_long_conv={residual_long_conv}",
                 "switch both off: it is causal and stands for one long convolution",
             )
-        self.d_model, self.bidirectional = d_model, bidirectional
+        self.d_model, self.bidirectional, self.short_kernel = d_model, bidirectional, short_kernel
         self.mode = "bidirectional" if bidirectional else "causal"
         self.layernorm = nn.LayerNorm(d_model) if norm else None
         self.dropout = nn.Dropout(dropout)
-        self.in_linear = DenseLinear(d_model, 3 * d_model)
-        # holds the published parameter names and initialisation; the computation is m2gen's own op
+        self.in_linear = nn.Linear(d_model, 3 * d_model)
+        # the published names and initialisation; as long as it is plain, the computation is m2gen's own op
         self.short_filter = nn.Conv1d(3 * d_model, 3 * d_model, short_kernel, groups=3 * d_model)
         filter_options["bidirectional"] = bidirectional
         self.filter_fn = HyenaFilter(d_model, max_length, **filter_options)
         self.filter_fn2 = HyenaFilter(d_model, max_length, **filter_options) if residual_long_conv else None
         self.monarch = None if monarch is None else CausalMonarch(max_length, **monarch)
-        self.out_linear = DenseLinear(d_model, d_model)
+        self.out_linear = nn.Linear(d_model, d_model)
 
     def forward(self, u: Tensor, mask: Tensor | None = None, cache: Cached | None = None) -> Tensor:
         """u (B, L, d_model), mask (B, L) or None -> (B, L, d_model). Raises ProblemError for a mask of another kind."""
@@ -98,19 +100,21 @@ class SequenceMixer(nn.Module):
         u = u if self.layernorm is None else self.layernorm(u)
         u = _zero(u, padding)
         # in_linear adds a bias and short_filter another: without these two the padding would speak again
-        h = _zero(self.in_linear(u), padding)
+        h = _zero(apply_linear(self.in_linear, u), padding)
         h = self._short_conv(h) if cache is None else cache.short(h)
         x1, x2, v = h.chunk(3, dim=-1)
         v = self.dropout(_zero(v, padding))
         y = self._long_conv(self.filter_fn, v, x1, x2) if cache is None else cache.long(v, x1, x2)
         if self.filter_fn2 is not None:
             y = y + self._long_conv(self.filter_fn2, u)
-        out: Tensor = self.out_linear(self.dropout(y))
-        return out
+        return apply_linear(self.out_linear, self.dropout(y))
 
     def _short_conv(self, h: Tensor) -> Tensor:
         conv = self.short_filter
-        return depthwise_conv1d(h, conv.weight[:, 0], conv.bias, padding="causal", layout="BLH")
+        if plain(conv, nn.Conv1d):
+            return depthwise_conv1d(h, conv.weight[:, 0], conv.bias, padding="causal", layout="BLH")
+        out: Tensor = conv(F.pad(h.transpose(1, 2), (self.short_kernel - 1, 0)))
+        return out.transpose(1, 2)
 
     def _long_conv(
         self, filter_fn: HyenaFilter, u: Tensor, pre_gate: Tensor | None = None, post_gate: Tensor | None = None

@@ -34,7 +34,7 @@ def tie(module: nn.Module, to: nn.Module) -> None:
 def shared(model: nn.Module) -> Iterator[_Places]:
     """The parameters that stand in several places, each with its places, in the order of the modules."""
     places: dict[int, _Places] = {}
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         for name, p in module._parameters.items():
             if p is not None:
                 places.setdefault(id(p), []).append((f"{path}.{name}" if path else name, module, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
-from m2gen.modules.causal_monarch import CausalMonarch
+from m2gen.modules.causal_monarch import CausalMonarch, TriangularTransform
 from m2gen.monarch import Monarch
 from m2gen.reference import causal_monarch as reference
 
@@ -290,3 +291,33 @@ def test_order_three() -> None:
     jacobian = reference.jacobian(m, m, m, draw(32))
     assert float(jacobian.triu(1).abs().max()) < 1e-9
     assert float(jacobian.abs().max()) > 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_functional_call_and_vmap_leave_the_module_as_it_was(tied: bool) -> None:
+    torch.manual_seed(0)
+    modules = [CausalMonarch(12, channels=2, deviation=0.3, tied=tied).double() for _ in range(3)]
+    u = torch.randn(2, 2, 12, dtype=torch.float64)
+    want = [m(u) for m in modules]
+    names = list(dict(modules[0].named_parameters()))
+    assert len(names) == 1 + (2 if tied else 6)
+    for other, y in zip(modules[1:], want[1:], strict=True):
+        torch.testing.assert_close(torch.func.functional_call(modules[0], dict(other.named_parameters()), (u,)), y)
+    assert list(dict(modules[0].named_parameters())) == names
+    assert torch.equal(modules[0](u), want[0])
+    params, buffers = torch.func.stack_module_state(modules)
+    base = copy.deepcopy(modules[0]).to("meta")
+    got = torch.vmap(lambda p, b: torch.func.functional_call(base, (p, b), (u,)))(params, buffers)
+    torch.testing.assert_close(got, torch.stack(want))
+
+
+def test_state_names_and_the_first_draw_are_those_of_one_transform() -> None:
+    torch.manual_seed(0)
+    first = TriangularTransform((3, 4), 0.1)
+    after = torch.rand(())
+    torch.manual_seed(0)
+    module = CausalMonarch(12)
+    assert torch.equal(torch.rand(()), after)
+    assert set(module.state_dict()) == {f"on_{w}.weights.{i}" for w in ("input", "filter", "output") for i in (0, 1)}
+    for a, b in zip(module.on_output.weights, first.weights, strict=True):
+        assert torch.equal(a, b)

@@ -121,3 +121,18 @@ def test_state_dict_round_trip() -> None:
     first, second = (MixerBlock(SequenceMixer(D, 8), DimensionMixer(D)) for _ in range(2))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(X.float()), second(X.float()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["glu", "plain"])
+def test_a_layer_with_a_hook_is_called_once_for_all_rows(kind: str) -> None:
+    mixer = DimensionMixer(8, kind=kind, nblocks=2).eval()
+    mixer.block_rows = 5
+    x = torch.randn(2, 7, 8)
+    want = mixer(x)
+    for layer in (mixer.gated_layers, mixer.wo) if kind == "glu" else (mixer.m3, mixer.m4):
+        shapes: list[torch.Size] = []
+        handle = layer.register_forward_hook(lambda m, args, out, shapes=shapes: shapes.append(out.shape[:-1]))
+        torch.testing.assert_close(mixer(x), want)
+        handle.remove()
+        assert shapes == [(2, 7)]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from m2gen.errors import ProblemError
 from m2gen.models.m2bert.configuration import M2BertConfig
 from m2gen.modules.dimension_mixer import DimensionMixer
-from m2gen.modules.linear import DenseLinear
+from m2gen.modules.linear import apply_linear
 from m2gen.modules.mixer_block import MixerBlock
+from m2gen.modules.plain import plain
 from m2gen.modules.sequence_mixer import SequenceMixer
 
 
@@ -36,11 +37,23 @@ class M2BertEmbeddings(nn.Module):
 
     def forward(self, words: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """words (B, L, d), already looked up; ids (B, L), None for all zero and for 0 .. L-1."""
-        weights = self.position_embeddings.weight[: words.shape[1]], self.token_type_embeddings.weight[0]
-        positions = weights[0] if position_ids is None else self.position_embeddings(position_ids)
-        types = weights[1] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
-        out: Tensor = self.dropout(self.LayerNorm(words + (positions + types)))
+        length = words.shape[1]
+        positions, types = self.position_embeddings, self.token_type_embeddings
+        if position_ids is None and not _is_table(positions):
+            position_ids = torch.arange(length, device=words.device)[None]
+        if token_type_ids is None and not _is_table(types):
+            token_type_ids = torch.zeros(words.shape[:2], dtype=torch.int64, device=words.device)
+        where = positions.weight[:length] if position_ids is None else positions(position_ids)
+        kind = types.weight[0] if token_type_ids is None else types(token_type_ids)
+        out: Tensor = self.dropout(self.LayerNorm(words + (where + kind)))
         return out
+
+
+def _is_table(embedding: nn.Embedding) -> bool:
+    """Whether looking a row up is all that `embedding` does, so that its rows may be taken without being looked up."""
+    if not plain(embedding, nn.Embedding) or embedding.sparse or embedding.scale_grad_by_freq:
+        return False
+    return embedding.max_norm is None and embedding.padding_idx is None
 
 
 class M2BertEncoder(nn.Module):
@@ -93,12 +106,12 @@ class M2BertPooler(nn.Module):
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
-        self.dense = DenseLinear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.pooling = "mean" if config.pool_all else "first"
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, L, d), mask (B, L) or None -> (B, d)."""
-        return torch.tanh(self.dense(pool(x, mask, self.pooling)))
+    def forward(self, x: Tensor, mask: Tensor | None, pooling: str | None = None) -> Tensor:
+        """x (B, L, d), mask (B, L) or None -> (B, d). `pooling` takes the place of the configured one, see `pool`."""
+        return torch.tanh(apply_linear(self.dense, pool(x, mask, pooling or self.pooling)))
 
 
 def pool(x: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
@@ -145,12 +158,12 @@ class M2BertPredictionTransform(nn.Module):
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
-        self.dense = DenseLinear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d) -> (..., d)."""
-        out: Tensor = self.LayerNorm(F.gelu(self.dense(x)))
+        out: Tensor = self.LayerNorm(F.gelu(apply_linear(self.dense, x)))
         return out
 
 
@@ -160,12 +173,11 @@ class M2BertPredictions(nn.Module):
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
         self.transform = M2BertPredictionTransform(config)
-        self.decoder: nn.Linear = DenseLinear(config.hidden_size, config.vocab_size)  # transformers may put another in
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d) -> (..., V)."""
-        out: Tensor = self.decoder(self.transform(x))
-        return out
+        return apply_linear(self.decoder, self.transform(x))
 
 
 class M2BertMaskedLMHead(nn.Module):
@@ -174,3 +186,8 @@ class M2BertMaskedLMHead(nn.Module):
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
         self.predictions = M2BertPredictions(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., d) -> (..., V)."""
+        out: Tensor = self.predictions(x)
+        return out

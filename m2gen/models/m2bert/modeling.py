@@ -152,9 +152,9 @@ class M2BertModel(M2BertPreTrainedModel):
             raise ProblemError("a dense embedding", "the model has no pooling layer", "use dense=False")
         states = self(input_ids, attention_mask, return_dict=True).last_hidden_state
         real = real_tokens(attention_mask, input_ids.shape)
-        pooled = pool(states, real if self.config.mask_padding or pooling == "mean" else None, pooling)
-        if self.pooler is not None and dense:
-            pooled = torch.tanh(self.pooler.dense(pooled))
+        mask = real if self.config.mask_padding or pooling == "mean" else None
+        layer = self.pooler if dense else None
+        pooled = pool(states, mask, pooling) if layer is None else layer(states, mask, pooling)
         return F.normalize(pooled, dim=-1) if normalize else pooled
 
 
@@ -206,7 +206,7 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         states = out.last_hidden_state
         if labels is not None and self.config.sparse_prediction:
             states, labels = states[labels != IGNORE], labels[labels != IGNORE]
-        logits = self.cls.predictions(states)
+        logits = self.cls(states)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)

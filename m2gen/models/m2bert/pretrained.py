@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from m2gen.models.filters import shared_names
+from m2gen.models.filters import Shares
 from m2gen.models.m2bert import checkpoints
 from m2gen.models.m2bert.configuration import M2BertConfig
 
@@ -26,13 +26,8 @@ _HUB = ("cache_dir", "force_download", "proxies", "token", "revision", "subfolde
 _OTHER_WAYS = ("state_dict", "gguf_file", "variant", "quantization_config", "use_safetensors", "adapter_kwargs")
 
 
-class Pretrained(PreTrainedModel):  # type: ignore[misc]
+class Pretrained(Shares):
     """A `PreTrainedModel` that also reads the published M2-BERT files, and writes them."""
-
-    def post_init(self) -> None:
-        # safetensors hold no tensor twice, and these come back with the one that shares them
-        self._keys_to_ignore_on_save = list(shared_names(self))
-        super().post_init()
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None, *args: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -75,6 +70,16 @@ class Pretrained(PreTrainedModel):  # type: ignore[misc]
             setattr(config, name, value)
         fitted = checkpoints.fitted(state, config.vocab_size, config.max_position_embeddings)
         return super().from_pretrained(None, *args, config=config, state_dict=fitted, **kwargs)
+
+    @staticmethod
+    def _load_pretrained_model(model: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Where a state is put on a disk, transformers writes what is one parameter in several places under one name,
+        and then looks for it under all."""
+        info, on_disk = PreTrainedModel._load_pretrained_model(model, *args, **kwargs)
+        for name, source in model.all_tied_weights_keys.items():
+            if on_disk and source in on_disk:
+                on_disk.setdefault(name, on_disk[source])
+        return info, on_disk
 
     def save_published(self, path: str | Path, *, prefix: str = "", vocab_multiple: int = 1) -> None:
         """Write the weights under exactly the published names, to a .safetensors file or a pickled one.

@@ -34,10 +34,10 @@ def _stream(model: M2GPT, ids: Tensor, n: int, use_cache: bool, sampling: dict[s
     for _ in range(n):
         with torch.no_grad():
             if cache is not None and ids.shape[1] <= window:
-                states = model.states(model.embedding(ids[:, cache.position :]), cache=cache)
+                logits = model(ids[:, cache.position :], cache=cache, logits_to_keep=1)
             else:
-                states = model.states(model.embedding(ids[:, -window:]))
-            token = sample(model.logits(states[:, -1]).float(), **sampling)
+                logits = model(ids[:, -window:], logits_to_keep=1)
+            token = sample(logits[:, -1].float(), **sampling)
         ids = torch.cat([ids, token], dim=1)
         yield token
 

@@ -18,21 +18,24 @@ from m2gen.models.m2gpt.configuration import M2GPTConfig
 from m2gen.models.m2gpt.generation import stream
 from m2gen.modules.dimension_mixer import DimensionMixer
 from m2gen.modules.kept import Checked, Keeper, same_place, values_suffice
-from m2gen.modules.linear import dense_linear
+from m2gen.modules.linear import apply_linear
 from m2gen.modules.mixer_block import MixerBlock
 from m2gen.modules.mixer_cache import MixerCache, bank_state, filter_bank
 from m2gen.modules.online_conv import FilterBank
+from m2gen.modules.plain import plain
 from m2gen.modules.sequence_mixer import SequenceMixer
+from m2gen.modules.tied import KeepsTies
 
 IGNORE = -100  # a label that does not count
 
 
-class M2GPT(Keeper):
+class M2GPT(Keeper, KeepsTies):
     """input_ids (B, L) int64 -> logits (B, L, vocab_size); L <= max_length. Causal: logits[:, i] depend on
     input_ids[:, : i + 1] alone.
 
-    Token embedding, `n_layers` blocks x + SequenceMixer(LN(x)), a last LayerNorm, and a head tied to the embedding.
-    There are no position embeddings: order comes in through the convolutions.
+    Token embedding, `n_layers` blocks x + SequenceMixer(LN(x)), a last LayerNorm, and a `head` whose weight is the
+    embedding's: after another embedding, or another weight of one, call `tie_head()`. A state dict needs just one of
+    the two names. There are no position embeddings: order comes in through the convolutions.
     """
 
     def __init__(self, config: M2GPTConfig) -> None:
@@ -41,6 +44,8 @@ class M2GPT(Keeper):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(_block(config) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False, device="meta")
+        self.tie_head()
         # transformers sets these two where gradient checkpointing is switched on
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
@@ -53,6 +58,11 @@ class M2GPT(Keeper):
         nn.init.normal_(self.embedding.weight, std=0.02)
         for projection in self.projections():
             self.reset_projection(projection)
+
+    def tie_head(self) -> None:
+        """Make the head's weight the embedding's."""
+        self.head.weight = self.embedding.weight
+        self.head.out_features = self.embedding.num_embeddings
 
     def projections(self) -> list[nn.Linear]:
         """What every layer adds to the residual stream comes out of one of these."""
@@ -70,28 +80,35 @@ class M2GPT(Keeper):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         labels: Tensor | None = None,
         *,
         mask: Tensor | None = None,
         cache: MixerCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        logits_to_keep: int = 0,
+        hidden: list[Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, L, vocab_size); with `labels` the pair (logits, loss).
 
         Args:
-            input_ids: (B, L) int64.
+            input_ids: (B, L) int64; None where embedded tokens (B, L, d_model) are given as `inputs_embeds`.
             labels: (B, L): labels[b, i] is the token that follows input_ids[b, i] (nothing is shifted here), or -100
                 where it does not count. The loss is the mean cross-entropy in nats.
             mask: (B, L), bool or 0/1, true at real tokens; what stands at the others reaches no real token. Padding
                 on the left changes nothing, but is refused with a CausalMonarch, which tells positions apart.
             cache: from `new_cache`: input_ids are the next part, of any length, of sequences whose earlier parts the
                 cache has seen, and it takes them in. For inference: gradients have to be off.
+            logits_to_keep: logits of so many last positions only; 0: of all.
+            hidden: the embedded tokens, every layer's output and, in place of the last one, what the head sees are
+                added to it.
 
         Raises:
             ProblemError: for more than max_length tokens or none, or more than the cache has room for, or another
                 number of rows, layers or channels than it has; for a cache with gradients on; for a mask as said.
         """
-        logits = self.logits(self.states(self.embedding(input_ids), mask, cache))
+        x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        logits = self.logits(self.states(x, mask, cache, hidden)[:, -logits_to_keep:])
         if labels is None:
             return logits
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -127,8 +144,16 @@ class M2GPT(Keeper):
         return out
 
     def logits(self, states: Tensor) -> Tensor:
-        """states (..., d_model) -> logits (..., vocab_size)."""
-        return dense_linear(states, self.embedding.weight)
+        """states (..., d_model) -> logits (..., vocab_size). Raises ProblemError where the head's tie was lost."""
+        if self.head.weight is not self.embedding.weight:
+            self._check_tie()
+        return apply_linear(self.head, states)
+
+    def _check_tie(self) -> None:
+        """Adapters, offloading and graphs have weights of their own; two plain layers with two parameters are wrong."""
+        ours = plain(self.head, nn.Linear) and plain(self.embedding, nn.Embedding)
+        if ours and all(type(m.weight) is nn.Parameter for m in (self.head, self.embedding)):
+            raise ProblemError("an M2-GPT", "its head's weight is not its embedding's", "call tie_head()")
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache:
         """An empty cache for `batch` sequences of up to `capacity` tokens (default and most: max_length).

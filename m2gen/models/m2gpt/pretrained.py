@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from m2gen.errors import ProblemError
-from m2gen.models.filters import owner, reset_filter_part, shared_names
+from m2gen.models.filters import Shares, owner, reset_filter_part
 from m2gen.models.m2gpt.configuration import M2GPTConfig, preset
 from m2gen.models.m2gpt.modeling import M2GPT
 from m2gen.models.options import check_loss_options
@@ -85,7 +85,7 @@ class M2GPTPretrainedConfig(PreTrainedConfig):  # type: ignore[misc]
         return cls(**{**{usual.get(key, key): value for key, value in preset(name, {}).items()}, **changes})
 
 
-class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
     """An `M2GPT` (`model`) as transformers has them: `AutoModelForCausalLM`, Trainer, `generate`, safetensors."""
 
     config_class = M2GPTPretrainedConfig
@@ -95,17 +95,16 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     # by rows: tables of positions are not told apart in half precision
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["filter_fn"]
     _no_split_modules: ClassVar[list[str]] = ["MixerBlock"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"model.head.weight": "model.embedding.weight"}
 
     def __init__(self, config: M2GPTPretrainedConfig) -> None:
         super().__init__(config)
         self.model = M2GPT(config.plain())
-        # safetensors hold no tensor twice, and these come back with the one that shares them
-        self._keys_to_ignore_on_save = list(shared_names(self, ""))  # frequencies, tied transforms
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """As the modules' own constructors do it. What is drawn once is not drawn again: special cases come first."""
-        if reset_filter_part(module):
+        if module is self.model.head or reset_filter_part(module):  # the head's weight is the embedding's
             return
         if isinstance(module, nn.Linear) and any(module is projection for projection in self.model.projections()):
             self.model.reset_projection(module)
@@ -120,6 +119,13 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.embedding = value
         self.model.config = replace(self.model.config, vocab_size=value.num_embeddings)
+        self.model.tie_head()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.model.head = value
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -164,14 +170,20 @@ class M2GPTForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise ProblemError("M2-GPT", "input_ids and inputs_embeds together, or neither", "give one of them")
         cache = past_key_values if cache is None else cache
         _check_cache(cache)
-        x = self.model.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, length = (input_ids if input_ids is not None else inputs_embeds).shape[:2]  # type: ignore[union-attr]
         seen = 0 if cache is None else cache.position
         if use_cache and cache is None:
-            cache = self.new_cache(x.shape[0])
+            cache = self.new_cache(batch)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden: list[Tensor] | None = [] if wanted else None
-        states = self.model.states(x, _last_columns(attention_mask, x.shape[0], x.shape[1], seen), cache, hidden)
-        logits = self.model.logits(states[:, -logits_to_keep:])
+        logits = self.model(
+            input_ids,
+            mask=_last_columns(attention_mask, batch, length, seen),
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            logits_to_keep=logits_to_keep,
+            hidden=hidden,
+        )
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from m2gen.errors import ProblemError
 from m2gen.models.m2vit.configuration import M2ViTConfig
 from m2gen.modules.dimension_mixer import DimensionMixer
-from m2gen.modules.linear import DenseLinear, MonarchLinear
+from m2gen.modules.linear import MonarchLinear, apply_linear
 from m2gen.modules.sequence_mixer import SequenceMixer
 
 
@@ -75,11 +75,9 @@ class M2ViTSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, L, d) -> (B, L, d)."""
-        q, k, v = (
-            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        out: Tensor = self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
+        projected = (apply_linear(proj, x) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.view(*y.shape[:-1], self.heads, -1).transpose(1, 2) for y in projected)
+        return apply_linear(self.o_proj, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class M2ViTMLP(nn.Module):
@@ -94,8 +92,7 @@ class M2ViTMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d) -> (..., d)."""
-        out: Tensor = self.fc2(self.dropout(F.gelu(self.fc1(x))))
-        return out
+        return apply_linear(self.fc2, self.dropout(F.gelu(apply_linear(self.fc1, x))))
 
 
 class DropPath(nn.Module):
@@ -144,7 +141,7 @@ def classifier(config: M2ViTConfig) -> nn.Module:
 
 
 def _linear(n_in: int, n_out: int, kind: str, nblocks: int) -> nn.Module:
-    return MonarchLinear(n_in, n_out, nblocks) if kind == "monarch" else DenseLinear(n_in, n_out)
+    return MonarchLinear(n_in, n_out, nblocks) if kind == "monarch" else nn.Linear(n_in, n_out)
 
 
 def _sequence_mixer(config: M2ViTConfig) -> SequenceMixer:

@@ -13,22 +13,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
-from m2gen.models.filters import owner, reset_filter_part, shared_names
+from m2gen.models.filters import Shares, owner, reset_filter_part
 from m2gen.models.m2vit.configuration import M2ViTConfig
 from m2gen.models.m2vit.layers import M2ViTEmbeddings, M2ViTLayer, classifier
 from m2gen.models.options import check_loss_options
 from m2gen.modules.dimension_mixer import DimensionMixer
-from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
+from m2gen.modules.linear import BlockDiagLinear, MonarchLinear, apply_linear
 
 _RESET = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LayerNorm, BlockDiagLinear, MonarchLinear)
 
 
-class M2ViTPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class M2ViTPreTrainedModel(Shares):
     """What the M2-ViT models share: configuration and initialisation.
 
     Linear layers of every kind start as `nn.Linear` does, so that each passes on a third of its input's variance (at
@@ -43,11 +42,6 @@ class M2ViTPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     # by rows: tables of positions are not told apart in half precision
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["filter_fn", "filter_fn2"]
     _no_split_modules: ClassVar[list[str]] = ["M2ViTEmbeddings", "M2ViTLayer"]
-
-    def post_init(self) -> None:
-        # safetensors hold no tensor twice, and these come back with the one that shares them
-        self._keys_to_ignore_on_save = list(shared_names(self))
-        super().post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         if reset_filter_part(module):
@@ -129,7 +123,7 @@ class M2ViTForImageClassification(M2ViTPreTrainedModel):
         """
         check_loss_options(loss_options)
         out = self.vit(pixel_values, output_hidden_states, return_dict=True)
-        logits = self.classifier(out.pooler_output)
+        logits = apply_linear(self.classifier, out.pooler_output)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **loss_options)
