@@ -208,7 +208,7 @@ def call(module: nn.Module, kind: str, length: int) -> Tensor:
         return (out.logits if hasattr(out, "logits") else out.last_hidden_state)[mask.bool()]
     if "M2GPT" in kind:
         return module(tokens(length))
-    u = signal(length, dtype_of(module), last="conv" in kind.lower() and "bidirectional LongConv" != kind)
+    u = signal(length, dtype_of(module), last="conv" in kind.lower() and kind != "bidirectional LongConv")
     if "LongConv" in kind:
         return module(u, u.roll(1, 0), u.roll(1, 1))
     if kind == "mixer":

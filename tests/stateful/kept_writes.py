@@ -60,7 +60,7 @@ CHANGES = ("scaled", "noise", "one entry", "two swapped", "sign")
 
 
 def changed(old: Tensor, how: str, seed: int) -> Tensor:
-    """New values, far enough from the old ones to be seen in an output; "two swapped" keeps every sum of the entries."""
+    """New values, far enough from the old ones to be seen in an output; "two swapped" keeps every sum of entries."""
     old = old.detach().clone(memory_format=torch.contiguous_format)
     flat = old.view(-1)
     if how == "noise":
