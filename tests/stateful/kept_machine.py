@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from kept_structure import Adapters, filters
+from kept_structure import Adapters, add_gain, can_be_parametrized, filters, hook, layers
 from kept_subjects import GAINS, KINDS, LENGTHS, MODES, Bare, build, call, difference, fresh, results, signal
 from kept_writes import CHANGES, OPTIMIZERS, WAYS, Place, changed
 from torch import Tensor, nn
@@ -29,8 +29,14 @@ changes, lengths = st.sampled_from(CHANGES), st.sampled_from(LENGTHS)
 class Written(RuleBasedStateMachine):
     """`module` is the subject; `agree` holds it against a fresh copy after every rule."""
 
-    @initialize(kind=st.sampled_from(list(KINDS)), seed=which, born=st.sampled_from(["usual"] * 5 + ["inference"]))
-    def begin(self, kind: str, seed: int, born: str) -> None:
+    @initialize(
+        kind=st.sampled_from(list(KINDS)),
+        seed=which,
+        born=st.sampled_from(["usual"] * 7 + ["inference"]),
+        dtype=st.sampled_from([torch.float32] * 3 + [torch.float64, torch.bfloat16, torch.float16]),
+        around=st.sampled_from(["nothing"] * 5 + ["hook", "parametrization", "adapters"]),
+    )
+    def begin(self, kind: str, seed: int, born: str, dtype: torch.dtype, around: str) -> None:
         self.kind, self.at, self.count = kind, LENGTHS[:1], 0
         self.mode = self.made = "no_grad"
         self.adapters = Adapters(wrapped="Bert" in kind)
@@ -40,9 +46,20 @@ class Written(RuleBasedStateMachine):
         self.before: dict[int, list[Tensor]] | None = None
         GAINS.update(hook=1.5, parametrization=1.5)
         with torch.inference_mode(born == "inference"):
-            self.module = build(kind, seed)
+            self.module = build(kind, seed).to(dtype)
+        if around == "hook":
+            candidates = layers(self.module)
+            hook(candidates[seed % len(candidates)], before=seed % 2 == 0)
+        elif around == "parametrization" and born == "usual":
+            places = can_be_parametrized(self.module)
+            add_gain(*places[seed % len(places)])
+        elif around == "adapters" and born == "usual" and filters(self.module):
+            self.module = self.adapters.add(self.module, "a")
         self.done("sequence")
-        DONE[f"sequence of {kind}, born in {born}"] += 1
+        DONE[f"sequence: {kind}"] += 1
+        DONE[f"sequence: born in {born} mode"] += 1
+        DONE[f"sequence: begun in {str(dtype).removeprefix('torch.')}"] += 1
+        DONE[f"sequence: begun with {around}"] += 1
 
     def done(self, what: str) -> None:
         self.what = what

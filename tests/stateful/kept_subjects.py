@@ -184,12 +184,14 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 def signal(length: int, dtype: torch.dtype, last: bool) -> Tensor:
     """(2, length, WIDTH), or (2, WIDTH, length) where the length comes `last`."""
     shape = (2, WIDTH, length) if last else (2, length, WIDTH)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(length)).to(dtype)
+    with torch.inference_mode(False):  # whatever the mode of the first to ask
+        return torch.randn(shape, generator=torch.Generator().manual_seed(length)).to(dtype)
 
 
 @functools.cache
 def tokens(length: int) -> Tensor:
-    return torch.randint(1, WORDS, (2, length), generator=torch.Generator().manual_seed(length))
+    with torch.inference_mode(False):
+        return torch.randint(1, WORDS, (2, length), generator=torch.Generator().manual_seed(length))
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
