@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kept_structure import Adapters, add_gain, can_be_parametrized, filters, hook, layers
-from kept_subjects import GAINS, KINDS, LENGTHS, MODES, Bare, build, call, difference, fresh, results, signal
+from kept_subjects import GAINS, KINDS, LENGTHS, MODES, build, call, difference, fresh, results, signal
 from kept_writes import CHANGES, OPTIMIZERS, WAYS, Place, changed
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ class Written(RuleBasedStateMachine):
         self.mode = self.made = "no_grad"
         self.adapters = Adapters(wrapped="Bert" in kind)
         self.saved: dict[str, Tensor] | None = None
-        self.prepared: list[tuple[Any, Bare]] = []
+        self.prepared: list[tuple[Any, Tensor, dict[str, Any]]] = []
         self.declared = False
         self.before: dict[int, list[Tensor]] | None = None
         GAINS.update(hook=1.5, parametrization=1.5)
@@ -79,18 +79,20 @@ class Written(RuleBasedStateMachine):
             want = results(twin, self.kind, length, self.mode, self.made)
             assert difference(got, want) == 0, f"{self.what}, {self.mode}, length {length}: {difference(got, want)}"
             found[length] = want
-        for prepared, snapshot in self.prepared:
-            self.agree_prepared(prepared, snapshot)
+        for prepared, k, others in self.prepared:
+            self.agree_prepared(prepared, k, others)
         SEEN[self.what] += self.before is not None and any(
             len(found[n]) != len(y) or difference(found[n], y) > 1e-3 for n, y in self.before.items()
         )
         self.before, self.at = found, self.at[::-1]  # what was called last is called again first
 
-    def agree_prepared(self, prepared: Any, snapshot: Bare) -> None:
+    def agree_prepared(self, prepared: Any, k: Tensor, others: dict[str, Any]) -> None:
+        """A prepared filter is what it was made of, whatever has been written there since."""
         for length in self.at:
-            u = signal(length, snapshot.k.dtype, last=True)
+            u = signal(length, k.dtype, last=True)
             with torch.no_grad():
-                got, want = m2gen.fftconv(u, prepared, post_gate=u.roll(1, 0)), snapshot(u)
+                got = m2gen.fftconv(u, prepared, post_gate=u.roll(1, 0))
+                want = m2gen.fftconv(u, k, post_gate=u.roll(1, 0), **others)
             assert difference([got], [want]) == 0, f"prepared, {self.what}: {difference([got], [want])}"
 
     def fresh(self) -> nn.Module:

@@ -218,10 +218,12 @@ class KeptState(Written):
     @precondition(lambda self: isinstance(self.module, Bare) and len(self.prepared) < 3)
     @rule()
     def prepare(self) -> None:
-        m, snapshot = self.module, self.fresh()
+        m = self.module
         with torch.no_grad():
-            prepared = m2gen.prepare_filter(m.k, mode=m.mode, k_rev=m.k_rev, skip=m.skip)
-        self.prepared.append((prepared, snapshot))
+            k, others = m.k, {"mode": m.mode, "k_rev": m.k_rev, "skip": m.skip}
+            prepared = m2gen.prepare_filter(k, **others)
+            values = {name: x.clone() if isinstance(x, Tensor) else x for name, x in others.items()}
+            self.prepared.append((prepared, k.clone(), values))
         self.done("prepare_filter")
 
 
