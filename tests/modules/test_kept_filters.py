@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +18,7 @@ from m2gen import ProblemError
 from m2gen.models import M2GPT, M2GPTConfig
 from m2gen.modules import HyenaFilter, LongConv, SequenceMixer
 from m2gen.modules.hyena_filter import HyenaFilter as _Filter
+from m2gen.modules.kept import Checked
 
 
 def filters(**options: object) -> HyenaFilter:
@@ -374,3 +377,23 @@ def test_nothing_to_keep_is_an_error() -> None:
         m2gen.forget_filters(nn.Linear(2, 2))
     with pytest.raises(ProblemError, match="at most 32"):
         m2gen.keep_filters(filters(), 33)
+
+
+def test_several_threads_may_ask_at_once() -> None:
+    """Each gets what it asked for, not what another thread has just had kept."""
+    kept, weight, found = Checked[int](), torch.zeros(3), []
+    interval = sys.getswitchinterval()
+
+    def ask(key: int) -> None:
+        found.extend(kept.get(key, [weight], lambda: key) == key for _ in range(5000))
+
+    threads = [threading.Thread(target=ask, args=(key,)) for key in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(found) == 4 * 5000 and all(found)
