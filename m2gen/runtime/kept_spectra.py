@@ -30,7 +30,7 @@ class KeptFilter:
     def __init__(self, k: Tensor, k_rev: Tensor | None, skip: Tensor | None) -> None:
         self.tensors = (k, k_rev, skip)
         self._derived: dict[Hashable, Any] = {}
-        if k.device.type != "meta" and k.numel():
+        if type(k) is Tensor and k.device.type != "meta" and k.numel():  # not a fake one, which has no address
             _known[k.data_ptr()] = self  # as long as this lives, no other tensor is at that address
 
     def get(self, how: Hashable, derive: Callable[[], T]) -> T:
