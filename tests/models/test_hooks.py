@@ -145,28 +145,36 @@ class Bent(nn.Module):
         return x + 0.3 * x.tanh()
 
 
-def pruned(module: nn.Module, name: str) -> None:
+def pruned(module: nn.Module, name: str) -> Tensor:
+    """What is pruned is made anew from the parameter in every call."""
     prune.random_unstructured(module, name, amount=0.5)
+    module._parameters[f"{name}_orig"] = nn.Parameter(1.3 * getattr(module, f"{name}_orig"))
+    value: Tensor = getattr(module, f"{name}_orig") * getattr(module, f"{name}_mask")
+    return value
 
 
-def bent(module: nn.Module, name: str) -> None:
+def bent(module: nn.Module, name: str) -> Tensor:
     parametrize.register_parametrization(module, name, Bent())
+    value: Tensor = getattr(module, name)
+    return value
 
 
-def weight_norm(module: nn.Module, name: str) -> None:
+def weight_norm(module: nn.Module, name: str) -> Tensor:
     parametrizations.weight_norm(module, name)
-    with torch.no_grad():
-        module.parametrizations[name].original0.mul_(1.3)  # type: ignore[union-attr,index]
+    module.parametrizations[name].original0.mul_(1.3)  # type: ignore[union-attr,index]
+    value: Tensor = getattr(module, name)
+    return value
 
 
-def spectral_norm(module: nn.Module, name: str) -> None:
-    parametrizations.spectral_norm(module, name).eval()
+def spectral_norm(module: nn.Module, name: str) -> Tensor:
+    value: Tensor = getattr(parametrizations.spectral_norm(module, name).eval(), name)
+    return value
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("change", [pruned, bent, weight_norm, spectral_norm])
 @pytest.mark.parametrize("name", NAMES)
-def test_changed_weights_of_every_module(name: str, change: Callable[[nn.Module, str], None]) -> None:
+def test_changed_weights_of_every_module(name: str, change: Callable[[nn.Module, str], Tensor]) -> None:
     """What a changed parameter gives is what a plain one of its value gives; in parts as well."""
     model, batch = double(name)
     for part, module in parts(model):
@@ -176,8 +184,7 @@ def test_changed_weights_of_every_module(name: str, change: Callable[[nn.Module,
                 continue
             other, plain = copy.deepcopy(model), copy.deepcopy(model)
             changed, set_plainly = other.get_submodule(part), plain.get_submodule(part)
-            change(changed, own)
-            set_plainly._parameters[own] = getattr(changed, own).detach()
+            set_plainly._parameters[own] = change(changed, own).detach()  # type: ignore[assignment]
             for mode in (False, True):
                 if change is spectral_norm and mode:
                     continue  # it goes on iterating in training
