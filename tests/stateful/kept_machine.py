@@ -54,7 +54,7 @@ class Written(RuleBasedStateMachine):
             places = can_be_parametrized(self.module)
             add_gain(*places[seed % len(places)])
         elif around == "adapters" and born == "usual" and filters(self.module):
-            self.module = self.adapters.add(self.module, "a")
+            self.module = self.adapters.add(self.module, "x")
         self.done("sequence")
         DONE[f"sequence: {kind}"] += 1
         DONE[f"sequence: born in {born} mode"] += 1

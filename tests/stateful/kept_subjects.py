@@ -224,7 +224,8 @@ def results(module: nn.Module, kind: str, length: int, mode: str, made: str = "n
     with MODES[mode]():
         found = [call(module, kind, length)]
         if mode == "grad":
-            wanted = [p for p in module.parameters() if p.requires_grad]
+            # by name: what was taken out and registered again comes last
+            wanted = [p for _, p in sorted(module.named_parameters(), key=lambda named: named[0]) if p.requires_grad]
             if wanted and found[0].requires_grad:
                 grads = torch.autograd.grad(found[0].square().sum(), wanted, allow_unused=True)
                 found += [g for g in grads if g is not None]

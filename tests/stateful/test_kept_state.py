@@ -177,7 +177,7 @@ class KeptState(Written):
         if not adapters.names or (choice == "add" and len(adapters.names) < 2 and not adapters.merged):
             choice = "add"
             adapters.enabled = True
-            self.module = adapters.add(self.module, "ab"[len(adapters.names)])
+            self.module = adapters.add(self.module, "xy"[len(adapters.names)])
         elif choice == "switch" and not adapters.merged:
             adapters.active = adapters.names[adapters.names.index(adapters.active) - 1]
             adapters.switch(self.module)
