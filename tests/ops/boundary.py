@@ -1,7 +1,7 @@
 """Random arguments for every operator: the right answer, or an error that says what is wrong. A program.
 
-`boundary.py FIRST COUNT [OPERATOR ...]` makes one call for each seed, directly or through the public function, with and without
-autocast, forward and backward. Most arguments are spoilt, or laid out in memory in an unusual way.
+`boundary.py FIRST COUNT [OPERATOR ...]` makes one call for each seed, directly or through the public function, with and
+without autocast, forward and backward. Most arguments are spoilt, or laid out in memory in an unusual way.
 Each call is announced before it is made, so that one which ends the process is known.
 """
 
