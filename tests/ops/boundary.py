@@ -1,7 +1,7 @@
 """Random arguments for every operator: the right answer, or an error that says what is wrong. A program.
 
-`boundary.py FIRST COUNT` makes one call for each seed, directly or through the public function, with and without
-autocast, forward and backward. Most arguments are spoilt, or laid out in memory in an unusual way.
+`boundary.py FIRST COUNT [OPERATOR ...]` makes one call for each seed, directly or through the public function, with and
+without autocast, forward and backward. Most arguments are spoilt, or laid out in memory in an unusual way.
 Each call is announced before it is made, so that one which ends the process is known.
 """
 
@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -148,11 +148,11 @@ def leaf(x: Tensor) -> Tensor:
     return x.requires_grad_() if x.is_floating_point() and x.is_leaf and not x.is_inference() else x
 
 
-def attempt(seed: int) -> str:
+def attempt(seed: int, names: Sequence[str] = ()) -> str:
     """One call; "right", or what refused it."""
     torch.manual_seed(seed)
     draw = Draw(random.Random(seed))
-    name = draw.one(sorted(BUILDERS))
+    name = draw.one(names or sorted(BUILDERS))
     args = BUILDERS[name](draw)
     spoilt = []
     for _ in range(draw.one([0, 0, 1, 1, 1, 2])):
@@ -191,12 +191,12 @@ def attempt(seed: int) -> str:
     return "right"
 
 
-def main(first: int, count: int) -> None:
+def main(first: int, count: int, names: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    outcomes = Counter(attempt(seed) for seed in range(first, first + count))
+    outcomes = Counter(attempt(seed, names) for seed in range(first, first + count))
     print(*(f"{how}: {many}" for how, many in sorted(outcomes.items())), sep="; ")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
