@@ -137,7 +137,10 @@ def planned(folder: str, targets: Iterable[str], problem: str) -> dict[str, Any]
 @lru_cache(maxsize=8)
 def opened(folder: str, targets: tuple[str, ...]) -> list[tuple[Path, Manifest]]:
     """The targets' folders that are there."""
-    root = Path(folder).expanduser().absolute()
+    root = store.expanded(folder)
+    if root is None:
+        none = "there is no home folder"
+        raise ConfigError(f"M2GEN_COMPILED_DIR={folder}", none, "give an absolute path, or set HOME")
     found = [(root / target, manifest) for target in targets if (manifest := read(root / target)) is not None]
     if not found:
         there = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))

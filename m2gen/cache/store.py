@@ -7,6 +7,7 @@ own, or that others may write to, is refused: what stands there would be execute
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import shutil
 import stat
@@ -18,23 +19,38 @@ from m2gen.config import config
 from m2gen.errors import ConfigError
 from m2gen.log import fallback
 
+DEFAULT = "~/.cache/m2gen"  # where M2GEN_CACHE_DIR is not set
+
 
 @lru_cache(maxsize=1)
 def source_folder() -> Path:
     """The folder of sources: M2GEN_CACHE_DIR, else ~/.cache/m2gen; a private temporary one where that cannot be
-    written."""
-    wanted = Path(config().cache_dir).expanduser() if config().cache_dir else Path.home() / ".cache" / "m2gen"
-    folder = wanted.absolute() / "sources"  # the working folder may change, and a compiler has its own
+    written, or where there is no home."""
+    named = config().cache_dir or DEFAULT
+    wanted = expanded(named)
     try:
+        if wanted is None:
+            raise OSError(errno.ENOENT, "there is no home folder")
+        folder = wanted / "sources"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         folder = Path(tempfile.mkdtemp(prefix="m2gen-"))
         atexit.register(_remove, folder, os.getpid())
-        fallback(f"{wanted} cannot be written ({error.strerror}): kernel sources go to {folder} for this process")
+        fallback(
+            f"{wanted or named} cannot be written ({error.strerror}): kernel sources go to {folder} for this process"
+        )
     check_private(folder)
     return folder
+
+
+def expanded(path: str) -> Path | None:
+    """A user's path, absolute, as the working folder may change; None for one from a home that is not known."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:  # HOME is not set, and the user has no entry with the system
+        return None
 
 
 def _remove(folder: Path, owner: int) -> None:

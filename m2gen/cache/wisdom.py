@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from m2gen import __version__
-from m2gen.cache.store import write_whole
+from m2gen.cache.store import DEFAULT, expanded, source_folder, write_whole
 from m2gen.config import config
 from m2gen.errors import WisdomError
 from m2gen.log import fallback
@@ -114,11 +114,23 @@ def _check(entry: Entry) -> None:
 
 
 def place() -> Path:
-    """The user's wisdom: M2GEN_WISDOM (a folder, or a table to read only), else `wisdom` in the cache's folder."""
-    if config().wisdom:
-        return Path(config().wisdom).expanduser().absolute()
-    base = Path(config().cache_dir).expanduser() if config().cache_dir else Path.home() / ".cache" / "m2gen"
-    return base.absolute() / "wisdom"
+    """The user's wisdom: M2GEN_WISDOM (a folder, or a table to read only), else `wisdom` in the cache's folder; in that
+    of the sources, for this process, where there is no home."""
+    path = expanded(config().wisdom) if config().wisdom else None
+    if config().wisdom and path is None:
+        fallback(f"M2GEN_WISDOM={config().wisdom} is not used: there is no home folder")
+    if path is not None:
+        return path
+    base = expanded(config().cache_dir or DEFAULT)
+    return source_folder() / "wisdom" if base is None else base / "wisdom"
+
+
+def _is_folder(path: Path) -> bool:
+    """As Path.is_dir, and False for what must not be looked at: reading it says so in the log."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def put(entry: Entry) -> Path | None:
@@ -152,7 +164,7 @@ def load(path: Path) -> list[Entry]:
 
 def stored(path: Path) -> Iterator[tuple[Path, Entry]]:
     """(file, entry) of every good entry, in the files' order; a line in the log for each bad one."""
-    found = sorted(p for p in path.rglob("*.json") if not p.name.startswith(".")) if path.is_dir() else [path]
+    found = sorted(p for p in path.rglob("*.json") if not p.name.startswith(".")) if _is_folder(path) else [path]
     for file in found:
         if file.name.endswith(".limits.json"):
             continue  # fitted constants
@@ -177,7 +189,7 @@ def read_json(file: Path) -> object:
         if file.stat().st_size > _TABLE_BYTES:
             raise ValueError("larger than any table")
         return json.loads(file.read_bytes().decode())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         fallback(f"left out: {file} ({error})")
@@ -200,7 +212,7 @@ def put_constants(arch: str, processor: str, constants: Mapping[str, Any], date:
 
 def constants(arch: str, processor: str) -> Mapping[str, Any]:
     """The constants that were fitted for an architecture on this processor; none otherwise. Unchecked."""
-    data = read_json(place() / f"{arch}.limits.json") if place().is_dir() else None
+    data = read_json(place() / f"{arch}.limits.json") if _is_folder(place()) else None
     if not isinstance(data, dict) or (data.get("format"), data.get("arch")) != (FORMAT, arch):
         return {}
     found = data.get("constants")
@@ -246,7 +258,7 @@ def known(arch: str) -> tuple[Entry, ...]:
     """Every entry for an architecture: this process's own over the user's over the shipped ones."""
     user: list[Entry] = []
     if arch not in _given:
-        user = load(place() / arch if place().is_dir() else place())
+        user = load(place() / arch if _is_folder(place()) else place())
     base = _given[arch] if arch in _given else shipped(arch)
     layers = (base, user, _here.values())
     return tuple({entry.key: entry for layer in layers for entry in layer if entry.key.arch == arch}.values())

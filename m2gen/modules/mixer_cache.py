@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +30,7 @@ def filter_bank(mixers: Sequence[SequenceMixer]) -> FilterBank:
     """The long filters of all `mixers`; for a `CausalMonarch` T k, with its skip left to the cache."""
     filters: list[Tensor] = []
     skips: list[Tensor | None] = []
-    with torch.inference_mode(False), torch.no_grad():  # ordinary tensors, of use in any mode
+    with ordinary():
         for mixer in mixers:
             k, _, skip = mixer.filter_fn(with_skip=True)
             k = k[: k.shape[0] // mixer.filter_fn.heads]
@@ -49,6 +50,13 @@ def bank_state(mixers: Sequence[SequenceMixer]) -> tuple[Hashable, list[Tensor]]
         settings += [found[0], None if mixer.monarch is None else mixer.monarch.bases]
         tensors += [*found[1], *([] if mixer.monarch is None else mixer.monarch.parameters())]
     return tuple(settings), tensors
+
+
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """No gradients, and tensors that may be written to in any mode, inside of `inference_mode` as well."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class MixerCache:
@@ -79,7 +87,7 @@ class MixerCache:
         self, mixers: Sequence[SequenceMixer], batch: int, capacity: int | None = None, bank: FilterBank | None = None
     ) -> None:
         longest = _check(mixers, capacity)
-        with torch.no_grad():
+        with ordinary():
             bank = filter_bank(mixers) if bank is None else bank
             self.long = OnlineConv(bank, batch, longest if capacity is None else capacity)
             self.short = _ShortConvs(mixers, batch, self.long.buffer)
@@ -126,28 +134,31 @@ class MixerCache:
 
     def rehearse(self) -> None:
         """Call on zeros what a text and its continuation to the capacity may call, see `OnlineConv.rehearse`."""
-        with torch.no_grad():
+        with ordinary():
             self.long.rehearse()
 
     def advance(self, count: int) -> None:
         """Every layer has had the next `count` positions."""
-        self.short.advance(count)
-        self.long.advance(count)
+        with ordinary():
+            self.short.advance(count)
+            self.long.advance(count)
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, rows (batch,) int64, as in a beam search."""
-        self.long.buffer = self.long.buffer.index_select(1, rows)
-        self.short.tail = self.short.tail.index_select(1, rows)
-        self.short.prepare()
-        for transforms in self.transforms:
-            if transforms is not None:
-                transforms.reorder(rows)
+        with ordinary():
+            self.long.buffer = self.long.buffer.index_select(1, rows)
+            self.short.tail = self.short.tail.index_select(1, rows)
+            self.short.prepare()
+            for transforms in self.transforms:
+                if transforms is not None:
+                    transforms.reorder(rows)
 
     def clone(self) -> Self:
         """An independent copy, with the same bank and, where a part of the model is called, the same model."""
         whole = [t.monarch for t in self.transforms if isinstance(t, WholeMonarch)]
         shared = [self.long.bank, *self.short.called.values(), *whole]
-        return copy.deepcopy(self, {id(part): part for part in shared})
+        with ordinary():
+            return copy.deepcopy(self, {id(part): part for part in shared})
 
 
 class LayerCache:

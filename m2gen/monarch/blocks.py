@@ -10,6 +10,7 @@ from torch import Tensor
 
 from m2gen.errors import ProblemError
 from m2gen.monarch.permutation import Permutation
+from m2gen.ops.values import ensured, look
 
 
 def check_factors(factors: Sequence[Tensor]) -> None:
@@ -57,13 +58,15 @@ def inverse_blocks(factor: Tensor, stage: int) -> Tensor:
     norms = torch.linalg.matrix_norm(factor, ord=1) * torch.linalg.matrix_norm(inverse, ord=1)
     # the condition number in the 1-norm; beyond 1/eps not one digit of the inverse means anything
     singular = (info != 0) | ~(norms * torch.finfo(factor.dtype).eps < 1)
-    if bool(singular.any()):
-        raise ProblemError(
-            "the inverse of a Monarch",
-            f"block {int(singular.nonzero()[0])} of factor {stage} is singular to working precision",
-            "change that block, or take torch.linalg.pinv of to_dense()",
-        )
-    return inverse
+    seen = look(singular, wait=True)
+    which = f"block {int(seen.nonzero()[0, -1])}" if seen is not None and bool(seen.any()) else "a block"
+    return ensured(
+        inverse,
+        ~singular,
+        "the inverse of a Monarch",
+        f"{which} of factor {stage} is singular to working precision",
+        "change that block, or take torch.linalg.pinv of to_dense()",
+    )
 
 
 def real_blocks(factor: Tensor, pairs_in: bool, pairs_out: bool) -> Tensor:

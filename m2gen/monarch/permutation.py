@@ -9,6 +9,7 @@ from torch import Tensor
 
 from m2gen.errors import ProblemError
 from m2gen.ops.monarch_matmul import inner_widths
+from m2gen.ops.values import ensured, traced
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +32,11 @@ class Permutation:
         zero = self.index < 0
         padded, ordered = bool(zero.any()), torch.arange(self.size_out, device=self.index.device)
         full = self.size_out == self.size_in and not padded
-        object.__setattr__(self, "zero_rows", zero if padded else None)
+        # an index that torch.jit.trace was given may be another in the next call
+        general = traced()
+        object.__setattr__(self, "zero_rows", zero if padded or general else None)
         object.__setattr__(self, "is_full", full)
-        object.__setattr__(self, "is_identity", full and torch.equal(self.index, ordered))
+        object.__setattr__(self, "is_identity", full and not general and torch.equal(self.index, ordered))
 
     @property
     def size_out(self) -> int:
@@ -99,12 +102,13 @@ def from_index(index: Tensor) -> Permutation:
             "give a vector of integers, a gather index: y[i] = x[index[i]]",
         )
     index = index.long()
-    if not bool((index.sort().values == torch.arange(index.numel(), device=index.device)).all()):
-        raise ProblemError(
-            f"a permutation of {index.numel()} entries",
-            "an index that does not hold each of 0..n-1 once",
-            "build it with torch.randperm or by argsort",
-        )
+    index = ensured(
+        index,
+        index.sort().values == torch.arange(index.numel(), device=index.device),
+        f"a permutation of {index.numel()} entries",
+        "an index that does not hold each of 0..n-1 once",
+        "build it with torch.randperm or by argsort",
+    )
     return Permutation(index, index.numel())
 
 

@@ -11,6 +11,7 @@ from m2gen.errors import ProblemError
 from m2gen.monarch.algebra import Monarch
 from m2gen.monarch.construct import divisor_pair
 from m2gen.monarch.permutation import identity
+from m2gen.ops.values import traced
 
 
 def from_dense(
@@ -37,6 +38,9 @@ def from_dense(
 def _check_matrix(asked: str, matrix: Tensor) -> None:
     if matrix.ndim != 2 or matrix.numel() == 0 or not (matrix.is_floating_point() or matrix.is_complex()):
         raise ProblemError(asked, f"dtype {matrix.dtype}", "give a non-empty (n_out, n_in), floating or complex")
+    if traced():
+        found = "it is being traced, and the error of a projection is a number"
+        raise ProblemError(asked, found, "project before, and trace what follows")
     if not bool(matrix.isfinite().all()):
         raise ProblemError(asked, "it holds NaN or infinity", "project finite values only")
 

@@ -15,6 +15,8 @@ from m2gen.config import config
 from m2gen.dtypes import DTYPES
 from m2gen.errors import ProblemError
 from m2gen.kernels.activation import ACTIVATIONS
+from m2gen.log import fallback
+from m2gen.ops.values import all_true, look, traced
 from m2gen.planner.problem import LAYOUTS, MODES
 
 _FLOATS = {getattr(torch, dtype.torch_name) for dtype in DTYPES.values()}
@@ -86,17 +88,31 @@ def left_to_the_operator(required: Sequence[object], *optional: object) -> bool:
 
 
 def finite(op: str, **tensors: Tensor | None) -> None:
-    """With M2GEN_CHECK_FINITE=1: no NaN, no infinity."""
+    """With M2GEN_CHECK_FINITE=1: no NaN, no infinity. A graph that is being made has the check in it, but for one of
+    torch.jit.trace, which has no place for it: the log says so."""
     if not _CHECK_FINITE:
         return
     for name, value in tensors.items():
-        if value is not None and not bool(torch.isfinite(value).all()):
-            count = int((~torch.isfinite(value)).sum())
+        if value is None:
+            continue
+        good = torch.isfinite(value)
+        seen = look(good, wait=True)
+        asked = f"{op}: {name} is finite (M2GEN_CHECK_FINITE=1)"
+        if seen is None:
+            _finite_in_a_graph(good, asked)
+        elif not all_true(good, wait=True):
             raise ProblemError(
-                f"{op}: {name} is finite (M2GEN_CHECK_FINITE=1)",
-                f"found {count} NaN or infinite values of {value.numel()}",
+                asked,
+                f"found {seen.numel() - int(seen.count_nonzero())} NaN or infinite values of {seen.numel()}",
                 "look for the layer that made them, or unset M2GEN_CHECK_FINITE to let them propagate",
             )
+
+
+def _finite_in_a_graph(good: Tensor, asked: str) -> None:
+    if traced():
+        fallback(f"{asked}: not checked in what torch.jit.trace makes")
+    elif not good.is_meta:
+        torch._assert_async(good.all(), asked)
 
 
 def fftconv(

@@ -186,7 +186,9 @@ def test_the_released_behaviour_reads_padding(pool_all: bool) -> None:
 
 def test_masks_of_another_kind_are_refused() -> None:
     model, ids = tiny(M2BertModel), tokens(2, 5)
-    for mask in (torch.ones(2, 5), torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 1, 1, 5, dtype=torch.long)):
+    additive = torch.zeros(2, 5).index_fill(1, torch.arange(2), -torch.inf)
+    others = (torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 1, 1, 5, dtype=torch.long))
+    for mask in (additive, torch.zeros(2, 5), torch.full((2, 5), 0.5), *others):
         with pytest.raises(ProblemError, match="true at real tokens"):
             model(ids, mask)
 

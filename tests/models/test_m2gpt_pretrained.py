@@ -133,8 +133,9 @@ def test_a_larger_vocabulary() -> None:
     [
         torch.ones(2, 20, dtype=torch.long),
         torch.ones(2, 30, dtype=torch.long),
-        torch.ones(2, 24),
+        torch.full((2, 24), 0.5),
         torch.zeros(2, 24),
+        torch.zeros(2, 24).index_fill(1, torch.arange(3), -torch.inf),
         torch.ones(2, 1, 24, 24, dtype=torch.long),
     ],
     ids=lambda mask: f"{tuple(mask.shape)} {mask.dtype} {mask.min()}",
@@ -195,8 +196,6 @@ def test_refusals() -> None:
         m(IDS, cache=m.new_cache(2), past_key_values=m.new_cache(2))
     with pytest.raises(ProblemError, match="none"):
         M2GPTPretrainedConfig(tie_word_embeddings=False)
-    with pytest.raises(TypeError, match="token_type_ids"):
-        m(IDS, token_type_ids=IDS)
     with pytest.raises(ProblemError, match="no tokens"):
         m(IDS[:, :0])
     with pytest.raises(ProblemError, match=r"d_model.*Use hidden_size"):

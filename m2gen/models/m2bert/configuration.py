@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -49,6 +49,7 @@ class M2BertConfig(PreTrainedConfig):  # type: ignore[misc]
                                 a text gives the same result alone and in any batch. False: as released, where padding
                                 is read like text; the released retrieval models are used padded to their full length.
     sparse_prediction           masked LM with labels: logits only of the positions that have one, (n, vocab_size)
+    num_attention_heads         without meaning, as there is no attention; tools such as adapters of prompts ask for it
 
     The rest are those of BERT. Raises ProblemError for choices that published files may name and these models have not:
     another activation, dense or ungated MLPs, ALiBi, attention.
@@ -57,10 +58,13 @@ class M2BertConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "m2_bert"
+    # predictions of a trainer are then the logits alone, as metrics expect them
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["sentence_embedding"]
 
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
+    num_attention_heads: int = 1
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1

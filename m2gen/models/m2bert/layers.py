@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.models.m2bert.configuration import M2BertConfig
+from m2gen.models.options import is_padding_mask
 from m2gen.modules.dimension_mixer import DimensionMixer
 from m2gen.modules.linear import apply_linear
 from m2gen.modules.mixer_block import MixerBlock
 from m2gen.modules.plain import plain
 from m2gen.modules.sequence_mixer import SequenceMixer
+from m2gen.modules.values import all_true
 
 
 class M2BertEmbeddings(nn.Module):
@@ -137,20 +139,18 @@ def first_real(mask: Tensor) -> Tensor:
 def real_tokens(attention_mask: Tensor | None, shape: torch.Size) -> Tensor | None:
     """The mask (B, L) as bool, true at real tokens; None where that is every token.
 
-    Raises ProblemError for another shape and for floating masks: an additive one (0, -inf) would be read upside down.
+    Raises ProblemError for another shape and for additive masks (0, -inf): they would be read upside down.
     """
     if attention_mask is None:
         return None
-    if attention_mask.shape != shape or attention_mask.is_floating_point():
+    if attention_mask.shape != shape or not is_padding_mask(attention_mask):
         raise ProblemError(
             f"an attention_mask for tokens of shape {tuple(shape)}",
             f"it is {tuple(attention_mask.shape)} {attention_mask.dtype}",
             "give a bool or 0/1 integer mask of that shape, true at real tokens",
         )
     mask = attention_mask.bool()
-    # a look at the values would wait for a GPU, and has no place in a graph
-    look = mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    return None if look and bool(mask.all()) else mask
+    return None if all_true(mask) else mask
 
 
 class M2BertPredictionTransform(nn.Module):

@@ -31,7 +31,7 @@ from m2gen.models.m2bert.layers import (
     real_tokens,
 )
 from m2gen.models.m2bert.pretrained import Pretrained
-from m2gen.models.options import check_loss_options
+from m2gen.models.options import ENCODER, ENCODER_ALONE, check_labels, loss_options
 from m2gen.modules.linear import BlockDiagLinear
 
 IGNORE = -100  # a label that does not count
@@ -87,6 +87,7 @@ class M2BertModel(M2BertPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        **options: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode tokens.
 
@@ -97,10 +98,15 @@ class M2BertModel(M2BertPreTrainedModel):
             token_type_ids: (B, L), default 0.
             position_ids: (B, L), default 0 at a text's first real token, and counting on from there.
             output_hidden_states: also `hidden_states`, the embeddings' output and every layer's.
+            options: what callers pass to every model (`output_attentions`, `head_mask`, `use_cache`, `labels`, ...):
+                taken where it is None or False.
 
         Raises:
-            ProblemError: for inputs longer than the model, masks of another shape or kind, both or no inputs.
+            ProblemError: for inputs longer than the model, masks of another shape or kind, both or no inputs, and for
+                options that ask for what the model does not have.
+            TypeError: for other keywords.
         """
+        loss_options("M2-BERT", options, ENCODER_ALONE, self.config)
         words = self._words(input_ids, inputs_embeds)
         real = real_tokens(attention_mask, words.shape[:2])
         mask = real if self.config.mask_padding else None
@@ -187,13 +193,14 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        **loss_options: Any,
+        **options: Any,
     ) -> MaskedLMOutput:
         """As `M2BertModel.forward`; labels (B, L), the true words, or -100 where none is asked for.
 
         The loss is the mean cross-entropy in nats; a trainer may pass `num_items_in_batch`, the number to divide by.
+        Raises ProblemError for labels of another shape, too.
         """
-        check_loss_options(loss_options)
+        for_loss = loss_options("M2-BERT", options, ENCODER, self.config)
         out = self.bert(
             input_ids,
             attention_mask,
@@ -201,15 +208,17 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
             position_ids,
             inputs_embeds,
             output_hidden_states,
+            output_attentions=False,  # asked for above
             return_dict=True,
         )
         states = out.last_hidden_state
+        check_labels(labels, tuple(states.shape[:2]))
         if labels is not None and self.config.sparse_prediction:
             states, labels = states[labels != IGNORE], labels[labels != IGNORE]
         logits = self.cls(states)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **for_loss)
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
@@ -242,14 +251,14 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        **loss_options: Any,
+        **options: Any,
     ) -> M2BertClassifierOutput:
         """As `M2BertModel.forward`; labels (B,) of classes or numbers, or (B, num_labels) for several at once.
 
         The loss is what `config.problem_type` says, or what the labels' kind suggests: cross-entropy, mean square, or
         binary cross-entropy.
         """
-        check_loss_options(loss_options)
+        for_loss = loss_options("M2-BERT", options, ENCODER, self.config)
         out = self.bert(
             input_ids,
             attention_mask,
@@ -257,12 +266,13 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
             position_ids,
             inputs_embeds,
             output_hidden_states,
+            output_attentions=False,  # asked for above
             return_dict=True,
         )
         logits = self.classifier(self.dropout(out.pooler_output))
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **loss_options)
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **for_loss)
         return M2BertClassifierOutput(
             loss=loss, logits=logits, hidden_states=out.hidden_states, sentence_embedding=out.pooler_output
         )

@@ -25,6 +25,7 @@ from m2gen.modules.online_conv import FilterBank
 from m2gen.modules.plain import plain
 from m2gen.modules.sequence_mixer import SequenceMixer
 from m2gen.modules.tied import KeepsTies
+from m2gen.modules.values import ensured
 
 IGNORE = -100  # a label that does not count
 
@@ -128,7 +129,7 @@ class M2GPT(Keeper, KeepsTies):
         if cache is not None:
             _check_part(x, cache, self.config)
         if mask is not None and self.config.causal == "monarch" and (cache is None or cache.position == 0):
-            _check_begin(mask)
+            x = _begin(x, mask)
         for i, layer in enumerate(self.layers):
             if hidden is not None:
                 hidden.append(x)
@@ -243,17 +244,16 @@ def _check_part(x: Tensor, cache: MixerCache, config: M2GPTConfig) -> None:
     cache.check(x.shape[1])
 
 
-def _check_begin(mask: Tensor) -> None:
-    """A CausalMonarch is not shift-invariant: a text that begins later would mean something else."""
-    whole = mask[:, 0].all()
-    if torch.compiler.is_compiling():  # a graph has no place for a look at the values
-        torch._assert_async(whole, 'rows are padded on the left, which an M2-GPT with causal="monarch" cannot take')
-    elif not bool(whole):
-        raise ProblemError(
-            'an M2-GPT with causal="monarch"',
-            "rows are padded on the left, which would shift their positions",
-            "pad on the right, or give texts of the same length",
-        )
+def _begin(x: Tensor, mask: Tensor) -> Tensor:
+    """x, where every row of mask begins with a real token: a CausalMonarch is not shift-invariant, a text that begins
+    later would mean something else."""
+    return ensured(
+        x,
+        mask[:, 0],
+        'an M2-GPT with causal="monarch"',
+        "rows are padded on the left, which would shift their positions",
+        "pad on the right, or give texts of the same length",
+    )
 
 
 def _block(config: M2GPTConfig) -> MixerBlock:

@@ -19,10 +19,11 @@ from m2gen.errors import ProblemError
 from m2gen.models.filters import Shares, owner, reset_filter_part
 from m2gen.models.m2gpt.configuration import M2GPTConfig, preset
 from m2gen.models.m2gpt.modeling import M2GPT
-from m2gen.models.options import check_loss_options
+from m2gen.models.options import DECODER, check_labels, is_padding_mask, loss_options
 from m2gen.modules.causal_monarch import TriangularTransform
 from m2gen.modules.linear import BlockDiagLinear
 from m2gen.modules.mixer_cache import MixerCache
+from m2gen.modules.values import all_true, ensured
 
 # what transformers calls a cache: "cache" from 5.24 on
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -41,6 +42,8 @@ class M2GPTPretrainedConfig(PreTrainedConfig):  # type: ignore[misc]
     num_hidden_layers        n_layers
     max_position_embeddings  max_length: the longest text, and the length of the filters
 
+    num_attention_heads means nothing, as there is no attention; tools such as adapters of prompts ask for it.
+
     The head is always tied to the embedding. Raises ProblemError for sizes that `M2GPTConfig` refuses.
     """
 
@@ -50,6 +53,7 @@ class M2GPTPretrainedConfig(PreTrainedConfig):  # type: ignore[misc]
     vocab_size: int = 256
     hidden_size: int = 256
     num_hidden_layers: int = 6
+    num_attention_heads: int = 1
     max_position_embeddings: int = 1024
     short_kernel: int = 3
     expand: int | None = None
@@ -139,7 +143,8 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
         logits_to_keep: int = 0,
         cache: MixerCache | None = None,
         output_hidden_states: bool | None = None,
-        **loss_options: Any,
+        token_type_ids: Tensor | None = None,
+        **options: Any,
     ) -> CausalLMOutputWithPast:
         """`logits` (B, L, V), and `loss` where labels are given.
 
@@ -157,13 +162,20 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
             logits_to_keep: logits of so many last positions only; 0: of all.
             output_hidden_states: also `hidden_states`, each (B, L, d): the embeddings, every layer's output, the last
                 one normalised, as the head sees it. Default: what the configuration says.
+            token_type_ids: all zero, as tokenizers make them: there is only one type.
+            options: `position_ids` (B, L) and `cache_position` (L,), if they count on from what was seen, the former
+                also from a text's first real token; of what callers pass to every model (`output_attentions`,
+                `head_mask`, ...) None and False.
 
         Raises:
-            ProblemError: for more than max_position_embeddings tokens or none, for masks of another shape or of
-                floats or, with causal="monarch", on the left (within a compiled graph a RuntimeError), for both or no
-                inputs, for a cache of another kind, and for one where gradients are on.
+            ProblemError: for more than max_position_embeddings tokens or none, for masks of another shape or additive
+                ones (0, -inf) or, with causal="monarch", on the left (within a graph a RuntimeError), for both or no
+                inputs, for a cache of another kind, and for one where gradients are on; for other types and positions
+                (within a graph likewise), and for options that ask for what the model does not have.
+            TypeError: for other keywords.
         """
-        check_loss_options(loss_options)
+        positions, counted = options.pop("position_ids", None), options.pop("cache_position", None)
+        for_loss = loss_options("M2-GPT", options, DECODER, self.config)
         if cache is not None and past_key_values is not None:
             raise ProblemError("M2-GPT", "cache and past_key_values together", "give one of them")
         if (input_ids is None) == (inputs_embeds is None):
@@ -172,6 +184,11 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
         _check_cache(cache)
         batch, length = (input_ids if input_ids is not None else inputs_embeds).shape[:2]  # type: ignore[union-attr]
         seen = 0 if cache is None else cache.position
+        if token_type_ids is not None or positions is not None or counted is not None:
+            input_ids, inputs_embeds = (
+                t if t is None else _in_order(_of_one_type(t, token_type_ids), attention_mask, seen, positions, counted)
+                for t in (input_ids, inputs_embeds)
+            )
         if use_cache and cache is None:
             cache = self.new_cache(batch)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -184,9 +201,10 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
             logits_to_keep=logits_to_keep,
             hidden=hidden,
         )
+        check_labels(labels, tuple(logits.shape[:2]))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_options)
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **for_loss)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=None if hidden is None else tuple(hidden), **{CACHE: cache}
         )
@@ -210,26 +228,56 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
 def _last_columns(attention_mask: Tensor | None, batch: int, length: int, seen: int) -> Tensor | None:
     """The mask (batch, length) of the tokens at hand, of which `seen` more may come before; None where all are real.
 
-    Raises ProblemError for another shape and for floating masks: an additive one (0, -inf) would be read upside down.
+    Raises ProblemError for another shape and for additive masks (0, -inf): they would be read upside down.
     """
     if attention_mask is None:
         return None
     shape = tuple(attention_mask.shape)
-    if shape not in ((batch, length), (batch, seen + length)) or attention_mask.is_floating_point():
+    if shape not in ((batch, length), (batch, seen + length)) or not is_padding_mask(attention_mask):
         raise ProblemError(
             f"an attention_mask for tokens of shape {(batch, length)} after {seen} others",
             f"it is {shape} {attention_mask.dtype}",
             f"give a bool or 0/1 integer mask of shape {(batch, seen + length)}, true at real tokens",
         )
-    mask = attention_mask[:, -length:]
-    # a look at the values would wait for a GPU, and has no place in a graph
-    look = mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    return None if look and bool(mask.all()) else mask
+    mask = attention_mask[:, -length:].bool()
+    return None if all_true(mask) else mask
+
+
+def _of_one_type(x: Tensor, token_type_ids: Tensor | None) -> Tensor:
+    """x (B, L, ...), where all types are 0."""
+    if token_type_ids is None:
+        return x
+    found, do = "there is one type of tokens, and some are not 0", "leave token_type_ids out"
+    return ensured(x, token_type_ids == 0, "token_type_ids of an M2-GPT", found, do)
+
+
+def _in_order(x: Tensor, attention_mask: Tensor | None, seen: int, positions: Any, counted: Any) -> Tensor:
+    """x (B, L, ...), where position_ids (B or 1, L) and cache_position (L,) say what the model does: that tokens stand in
+    their order after `seen` others, counted from the first of all or from a text's first real one."""
+    if positions is None and counted is None:
+        return x
+    batch, length = x.shape[:2]
+    here = torch.arange(seen, seen + length, device=x.device)
+    found, do = "they are not those of tokens that follow one another", "leave them out: order is in the convolutions"
+    if counted is not None:
+        if tuple(counted.shape) != (length,):
+            raise ProblemError("cache_position of an M2-GPT", f"its shape is {tuple(counted.shape)}", do)
+        x = ensured(x, counted == here, "cache_position of an M2-GPT", found, do)
+    if positions is None:
+        return x
+    if tuple(positions.shape) not in ((batch, length), (1, length)):
+        raise ProblemError("position_ids of an M2-GPT", f"their shape is {tuple(positions.shape)}", do)
+    right = (positions == here).all(1)
+    if attention_mask is not None:
+        real = attention_mask[:, -length:].bool()
+        first = attention_mask.bool().to(torch.uint8).argmax(1, keepdim=True)
+        right = ((positions == here) | ~real).all(1) | ((positions == here - first) | ~real).all(1)
+    return ensured(x, right, "position_ids of an M2-GPT", found, do)
 
 
 def _check_cache(cache: object) -> None:
     if cache is not None and not isinstance(cache, MixerCache):
-        found = f"it is a {type(cache).__name__}"
+        found = f"it is a {type(cache).__name__}, and there are no keys and values of attention"
         raise ProblemError("past_key_values of an M2-GPT", found, "make it with model.new_cache(batch)")
 
 

@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple
 from m2gen.models.filters import Shares, owner, reset_filter_part
 from m2gen.models.m2vit.configuration import M2ViTConfig
 from m2gen.models.m2vit.layers import M2ViTEmbeddings, M2ViTLayer, classifier
-from m2gen.models.options import check_loss_options
+from m2gen.models.options import IMAGES, IMAGES_ALONE, loss_options
 from m2gen.modules.dimension_mixer import DimensionMixer
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear, apply_linear
 
@@ -74,16 +74,23 @@ class M2ViTModel(M2ViTPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> BaseModelOutputWithPooling:
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, **options: Any
+    ) -> BaseModelOutputWithPooling:
         """Encode images.
 
         Args:
             pixel_values: (B, C, S, S), floating.
             output_hidden_states: also `hidden_states`, the embeddings' output and every layer's.
+            options: what callers pass to every model (`output_attentions`, `head_mask`, `input_ids`,
+                `interpolate_pos_encoding`, ...): taken where it is None or False.
 
         Raises:
-            ProblemError: for images of another shape than the model's.
+            ProblemError: for images of another shape than the model's, and for options that ask for what it does not
+                have.
+            TypeError: for other keywords.
         """
+        loss_options("M2-ViT", options, IMAGES_ALONE, self.config)
         wanted = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         x = self.embeddings(pixel_values)
         states = [x]
@@ -114,19 +121,19 @@ class M2ViTForImageClassification(M2ViTPreTrainedModel):
         pixel_values: Tensor,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        **loss_options: Any,
+        **options: Any,
     ) -> ImageClassifierOutput:
         """As `M2ViTModel.forward`; labels (B,) int64, the classes.
 
         The loss is the mean cross-entropy in nats (or what `config.problem_type` says); a trainer's
-        `label_smoothing_factor` takes its place. Raises TypeError for a keyword that no loss takes.
+        `label_smoothing_factor` takes its place.
         """
-        check_loss_options(loss_options)
-        out = self.vit(pixel_values, output_hidden_states, return_dict=True)
+        for_loss = loss_options("M2-ViT", options, IMAGES, self.config)
+        out = self.vit(pixel_values, output_hidden_states, output_attentions=False, return_dict=True)
         logits = apply_linear(self.classifier, out.pooler_output)
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **loss_options)
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **for_loss)
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
