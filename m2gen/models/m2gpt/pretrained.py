@@ -252,8 +252,8 @@ def _of_one_type(x: Tensor, token_type_ids: Tensor | None) -> Tensor:
 
 
 def _in_order(x: Tensor, attention_mask: Tensor | None, seen: int, positions: Any, counted: Any) -> Tensor:
-    """x (B, L, ...), where position_ids (B or 1, L) and cache_position (L,) say what the model does: that tokens stand in
-    their order after `seen` others, counted from the first of all or from a text's first real one."""
+    """x (B, L, ...), where position_ids (B or 1, L) and cache_position (L,) say what the model does: that tokens stand
+    in their order after `seen` others, counted from the first of all or from a text's first real one."""
     if positions is None and counted is None:
         return x
     batch, length = x.shape[:2]
