@@ -95,7 +95,7 @@ def _runs(items: Iterable[str], times: str) -> list[str]:
 
 
 def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> None:
-    """Every solver's best plan of each order, and every rejection."""
+    """Every solver's best plan of each order, and every solver that was rejected."""
     from rich.table import Table
 
     from m2gen.planner.plan import duration
@@ -113,9 +113,7 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
         table.add_row(*cells, duration(best.estimate.seconds))
     for solver, reason in ranking.rejections:
         table.add_row(solver, "", "", "", reason, "", "rejected")
-    for warning in ranking.warnings:
-        table.add_row("fused", "", "", "", warning, "", "left out")
-    console.print(table)
+    console.print(table)  # what was left out for a reason stands above it, in the plan's own text
 
 
 @main.command(context_settings=_CONTEXT)

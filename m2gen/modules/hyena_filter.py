@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
+from m2gen.log import fallback
 from m2gen.modules.autocast import no_autocast
 from m2gen.modules.kept import Checked, Keeper, same_place, values_suffice
 from m2gen.modules.plain import plain
@@ -204,9 +205,14 @@ class HyenaFilter(Keeper, KeepsTies):
 
     def keep(self, *lengths: int) -> None:
         """See `m2gen.keep_filters`."""
+        super().keep(*lengths)
         for length in lengths:
             self._check_length(length)
-        super().keep(*lengths)
+        if not plain(self, HyenaFilter) or self.state(1) is None:
+            fallback(
+                "keep_filters: filters with a hook, an adapter, a parametrization or another kind of layer in them are "
+                "computed in every call; merge or remove it, and call keep_filters again"
+            )
         if not self.training:
             with torch.no_grad():
                 for length in lengths:

@@ -38,6 +38,9 @@ class Keeper(nn.Module):
 
     def keep(self, *lengths: int) -> None:
         """See `keep_filters`."""
+        for length in lengths:
+            if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+                raise ProblemError(f"keep_filters of length {length!r}", "not a length", "give whole numbers from 1 on")
         self.drop()
         self.declared = lengths
 
@@ -72,7 +75,9 @@ def keep_filters(module: nn.Module, *lengths: int) -> None:
     networks' weights; on a GPU, where that would wait for the device, they are computed in every call. After this call
     they are kept without a check, and in compiled graphs, too: filters of each length in `lengths`, made now (their
     spectra at the first call); without any, of the first 8 lengths met. `train()`, `to()` and `load_state_dict` drop
-    what is kept, other ways of writing to the weights do not: call this again, or `forget_filters`.
+    what is kept, other ways of writing to the weights do not: call this again, or `forget_filters`. Where a gradient
+    of the weights is wanted, filters are computed as in training; a filter with a hook, an adapter or a
+    parametrization on a part of it is computed in every call, and the log says so. Call this before `torch.compile`.
 
     A captured CUDA graph reads the filters that were kept when it was captured: capture it again once they are dropped.
 

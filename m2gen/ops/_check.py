@@ -149,6 +149,10 @@ def convolution(
     choice(op, "precision", precision, PRECISIONS)
     tensor(op, "u", u, tuple(layout))
     channels, length = (u.shape[1], u.shape[2]) if layout == "BHL" else (u.shape[2], u.shape[1])
+    if isinstance(k, Tensor) and k.dim() == 2 and k.shape[0] != channels:
+        other = "BLH" if layout == "BHL" else "BHL"
+        do = f'give it the shape ({channels}, K), or is u {tuple(u.shape)} laid out otherwise? Then layout="{other}"'
+        raise ProblemError(f"{op}: k", f"its shape is {tuple(k.shape)}", do)
     tensor(op, "k", k, (channels, "K"), u)
     filter_length(op, mode, k.shape[1], length)
     filter(op, k, mode, k_rev, skip)

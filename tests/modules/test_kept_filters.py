@@ -397,3 +397,20 @@ def test_several_threads_may_ask_at_once() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert len(found) == 4 * 5000 and all(found)
+
+
+@pytest.mark.parametrize("length", [[16], "16", -3, 0, True, 1.5])
+def test_lengths_are_whole_numbers(length: object) -> None:
+    with pytest.raises(ProblemError, match="whole numbers"):
+        m2gen.keep_filters(filters(), length)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_kept_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("m2gen.modules.hyena_filter.fallback", said.append)
+    module = filters()
+    m2gen.keep_filters(module, 20)
+    assert not said
+    module.implicit_filter[2].register_forward_hook(lambda m, args, out: None)
+    m2gen.keep_filters(module, 20)
+    assert len(said) == 1 and "computed in every call" in said[0]
