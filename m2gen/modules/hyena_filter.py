@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from m2gen.errors import ProblemError
 from m2gen.log import fallback
 from m2gen.modules.autocast import no_autocast
-from m2gen.modules.kept import Checked, Keeper, same_place, values_suffice
+from m2gen.modules.kept import Checked, Keeper, same_tensors, values_suffice
 from m2gen.modules.plain import plain
 from m2gen.modules.tied import KeepsTies, tie
 from m2gen.ops.fftconv import fftconv
@@ -220,12 +220,13 @@ class HyenaFilter(Keeper, KeepsTies):
 
     def drop(self) -> None:
         """Keep no filter made so far."""
+        super().drop()
         self._checked.forget()
         self._stay.clear()
 
     def _kept(self, length: int) -> PreparedFilter | None:
         """The filters of that length if they may be kept from call to call, checked or declared."""
-        stay = self.declared is not None and (not self.declared or length in self.declared)
+        stay = self.stays(length)
         if self.training or (torch.compiler.is_compiling() and not stay):
             return None
         state = self.state(length)
@@ -236,17 +237,16 @@ class HyenaFilter(Keeper, KeepsTies):
         if any([t.device.type != "cpu" for t in state[1]]):  # noqa: C419
             return None  # a comparison would wait for the device
         key = state[0], torch.get_float32_matmul_precision()
-        return self._checked.get(key, state[1], lambda: self._make(length))
+        z, t, *others = state[1]
+        return self._checked.get(key, [z[:, :length], t[:, :length], *others], lambda: self._make(length))
 
     def _staying(self, length: int, tensors: list[Tensor]) -> PreparedFilter | None:
         """What was declared to stay, whatever is in the tensors: as long as they are the same ones, since others may be
         put in their place for a call (`torch.func.functional_call`)."""
         kept = self._stay.get(length)
-        if torch.compiler.is_compiling():
-            return None if kept is None else kept[1]
-        if kept is None and len(self._stay) < MOST:
+        if kept is None and len(self._stay) < MOST and not torch.compiler.is_compiling():
             kept = self._stay[length] = tensors, self._make(length)
-        if kept is None or not all(same_place(a, b) for a, b in zip(kept[0], tensors, strict=True)):
+        if kept is None or not same_tensors(kept[0], tensors):
             return None
         return kept[1]
 
@@ -261,7 +261,7 @@ class HyenaFilter(Keeper, KeepsTies):
         settings: list[Hashable] = [length, self.heads, self.mode]
         if type(self) is not HyenaFilter or not plain(self.pos_emb, PositionalFeatures):
             return None
-        tensors: list[Any] = [self.bias, self.pos_emb.z[:, :length], self.pos_emb.t[:, :length]]
+        tensors: list[Any] = [self.pos_emb.z, self.pos_emb.t, self.bias]
         for network in (self.implicit_filter, self.implicit_filter_rev):
             settings.append(network is None)
             if network is None:
@@ -272,7 +272,8 @@ class HyenaFilter(Keeper, KeepsTies):
                 if not (plain(layer, Sine) or plain(layer, nn.Linear)):
                     return None
                 settings.append(getattr(layer, "w_mod", None))
-                tensors += layer._parameters.values()
+                # by name: another tensor may stand in a parameter's place
+                tensors += [layer.freq] if isinstance(layer, Sine) else [layer.weight, layer.bias]
         settings.append(self.modulation is None)
         if self.modulation is not None:
             if not plain(self.modulation, ExponentialModulation):

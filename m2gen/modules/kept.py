@@ -31,10 +31,15 @@ class Keeper(nn.Module):
     """A module that keeps what it derives from its weights: `keep`, `forget`, and acts that drop what is kept."""
 
     declared: tuple[int, ...] | None  # the lengths of `keep`, none of them for any; None where nothing was declared
+    dropped: int  # how often, for those who keep what they made of this module's
 
     def __init__(self) -> None:
         super().__init__()
-        self.declared = None
+        self.declared, self.dropped = None, 0
+
+    def stays(self, length: int) -> bool:
+        """Whether what belongs to that length was declared to stay."""
+        return self.declared is not None and (not self.declared or length in self.declared)
 
     def keep(self, *lengths: int) -> None:
         """See `keep_filters`."""
@@ -51,7 +56,7 @@ class Keeper(nn.Module):
 
     def drop(self) -> None:
         """Keep nothing that was derived so far."""
-        raise NotImplementedError
+        self.dropped += 1
 
     def train(self, mode: bool = True) -> Self:
         """As of any module. What was kept is dropped where training begins."""
@@ -149,9 +154,9 @@ def values_suffice(tensors: Sequence[Tensor], compiling: bool = False) -> bool:
     )
 
 
-def same_place(a: Tensor, b: Tensor) -> bool:
-    """One tensor, or two views of the same numbers."""
-    return a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype)
+def same_tensors(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether the two hold the same objects, whatever is in them."""
+    return len(a) == len(b) and all([x is y for x, y in zip(a, b, strict=True)])  # noqa: C419
 
 
 def _comparable(t: Tensor) -> bool:

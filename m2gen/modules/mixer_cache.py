@@ -17,7 +17,7 @@ from m2gen.modules.online_conv import FilterBank, OnlineConv
 from m2gen.modules.online_monarch import OnlineTriangular, WholeMonarch
 from m2gen.modules.parameters import Parameters
 from m2gen.modules.plain import all_plain, plain
-from m2gen.modules.sequence_mixer import SequenceMixer
+from m2gen.modules.sequence_mixer import SequenceMixer, depthwise
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d
 
 if TYPE_CHECKING:
@@ -145,6 +145,12 @@ class MixerCache:
 
     def reorder(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was, rows (batch,) int64, as in a beam search."""
+        if rows.shape != (self.batch,):
+            raise ProblemError(
+                f"a cache of {self.batch} rows in another order",
+                f"rows has shape {tuple(rows.shape)}",
+                f"give one index for each row, ({self.batch},); for more rows make a larger cache",
+            )
         with ordinary():
             self.long.buffer = self.long.buffer.index_select(1, rows)
             self.short.tail = self.short.tail.index_select(1, rows)
@@ -187,7 +193,7 @@ class _ShortConvs:
 
     def __init__(self, mixers: Sequence[SequenceMixer], batch: int, like: Tensor) -> None:
         filters = [mixer.short_filter for mixer in mixers]
-        self.called: dict[int, nn.Module] = {i: f for i, f in enumerate(filters) if not plain(f, nn.Conv1d)}
+        self.called: dict[int, nn.Module] = {i: f for i, f in enumerate(filters) if not depthwise(f)}
         count, layers, channels = mixers[0].short_kernel, len(mixers), 3 * mixers[0].d_model
         self.taps = like.new_zeros(count, layers, channels)
         self.bias = like.new_zeros(layers, channels)

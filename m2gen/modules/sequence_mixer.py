@@ -111,7 +111,7 @@ class SequenceMixer(nn.Module):
 
     def _short_conv(self, h: Tensor) -> Tensor:
         conv = self.short_filter
-        if plain(conv, nn.Conv1d):
+        if depthwise(conv):
             return depthwise_conv1d(h, conv.weight[:, 0], conv.bias, padding="causal", layout="BLH")
         out: Tensor = conv(F.pad(h.transpose(1, 2), (self.short_kernel - 1, 0)))
         return out.transpose(1, 2)
@@ -129,6 +129,14 @@ class SequenceMixer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, mode={self.mode}"
+
+
+def depthwise(conv: nn.Module) -> bool:
+    """Whether `conv` is the plain short convolution that a mixer builds: a filter a channel, no gaps, no padding."""
+    if not (isinstance(conv, nn.Conv1d) and plain(conv, nn.Conv1d)):
+        return False
+    one = conv.groups == conv.in_channels == conv.out_channels and conv.padding_mode == "zeros"
+    return one and (conv.stride, conv.padding, conv.dilation) == ((1,), (0,), (1,))
 
 
 def _as_bool(mask: Tensor, u: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def register(definition: Definition) -> Any:
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     _library.impl(name, _implementation(name, definition), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", _checked(definition.check, definition.fake), lib=_library)
-    torch.library.register_vmap(f"{NAMESPACE}::{name}", _batching_rule(definition), lib=_library)
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", _batching_rule(op, definition), lib=_library)
     _library.impl(name, _autograd_kernel(op, definition), "Autograd")
     for key, device in _AUTOCAST_KEYS.items():
         _library.impl(name, _autocast_kernel(op, definition.autocast, device), key)
@@ -97,12 +97,17 @@ def _implementation(name: str, definition: Definition) -> Callable[..., Any]:
     return kernel
 
 
-def _batching_rule(definition: Definition) -> Callable[..., tuple[Any, Any]]:
+def _batching_rule(op: Any, definition: Definition) -> Callable[..., tuple[Any, Any]]:
     """The rule for vmap, the check made of one sample's arguments."""
     check, vmap = definition.check, definition.vmap
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        check(*[_sample(arg, dim) for arg, dim in zip(args, in_dims, strict=True)])
+        samples = [_sample(arg, dim) for arg, dim in zip(args, in_dims, strict=True)]
+        device = next((a.device.type for a in _flatten(args)[0] if isinstance(a, Tensor)), "cpu")
+        if device in _AUTOCAST_KEYS.values() and torch.is_autocast_enabled(device):  # it will cast before the operator
+            dtype = torch.get_autocast_dtype(device)
+            samples = [_cast(op, a, dtype) if i in definition.autocast else a for i, a in enumerate(samples)]
+        check(*samples)
         return vmap(info, in_dims, *args)
 
     return rule
@@ -168,7 +173,7 @@ def _autograd_kernel(op: Any, definition: Definition) -> Callable[..., Any]:
     function = None if definition.composed else _function_class(op, definition)
 
     def kernel(*args: Any) -> Any:
-        reverse, forward = torch.is_grad_enabled(), forward_ad._current_level >= 0
+        reverse, forward = torch.is_grad_enabled(), forward_mode()
         flat, spec = _flatten(args) if reverse or forward else ([], ())
         if not _differentiates(flat, reverse, forward):
             with torch._C._AutoDispatchBelowAutograd():
@@ -190,16 +195,26 @@ def _autograd_kernel(op: Any, definition: Definition) -> Callable[..., Any]:
     return kernel
 
 
+def forward_mode() -> bool:
+    """Whether there may be tangents. Compiled graphs enter functorch's levels without telling `forward_ad`."""
+    return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
+
+
 def _differentiates(flat: Args, reverse: bool, forward: bool) -> bool:
     """Whether a derivative is wanted at this level of functorch, or without it."""
     tensors = [a for a in flat if isinstance(a, Tensor)]
     if reverse and any(a.requires_grad for a in tensors):
         return True
-    return forward and any(_dual(a).tangent is not None for a in tensors)
+    return forward and any(has_tangent(a) for a in tensors)
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether a forward-mode derivative follows the tensor."""
+    return _dual(tensor).tangent is not None
 
 
 def _dual(tensor: Tensor) -> Any:
-    return forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return torch._VF._unpack_dual(tensor, level=0)  # there is no other level
 
 
 @contextmanager
@@ -241,8 +256,7 @@ def _function_class(op: Any, definition: Definition) -> Any:
     def backward(ctx: Any, grad: Tensor) -> Any:
         needs = _unflatten(ctx.needs_input_grad[1:], ctx.spec)
         args = _unflatten(saved_args(ctx), ctx.spec)
-        plain = not torch.is_grad_enabled() and forward_ad._current_level < 0
-        plain = plain and _functorch.peek_interpreter_stack() is None  # Autograd kernels would find nothing to do
+        plain = not torch.is_grad_enabled() and not forward_mode()  # Autograd kernels would find nothing to do
         below = torch._C._AutoDispatchBelowAutograd() if plain else nullcontext()
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST), below:
             grads = vjp(args, grad, needs)  # type: ignore[misc]
@@ -264,22 +278,24 @@ def _memory_is_there(op: Any, flat: Args) -> None:
         in_memory(op._opname, [a for a in flat if a.__class__ in _PLAIN])
 
 
+def _cast(op: Any, arg: Any, dtype: torch.dtype) -> Any:
+    """What autocast makes of an argument."""
+    if isinstance(arg, list | tuple):
+        return [_cast(op, a, dtype) for a in arg]
+    if not (isinstance(arg, Tensor) and arg.is_floating_point()) or arg.dtype in (torch.float64, dtype):
+        return arg
+    if arg.layout is not torch.strided or arg.is_nested:
+        return arg  # an error, soon
+    _memory_is_there(op, [arg])
+    return arg.to(dtype)
+
+
 def _autocast_kernel(op: Any, positions: tuple[int, ...], device: str) -> Callable[..., Any]:
     """Cast, and whatever the operator then calls is called without autocast."""
-
-    def cast(arg: Any, dtype: torch.dtype) -> Any:
-        if isinstance(arg, list | tuple):
-            return [cast(a, dtype) for a in arg]
-        if not (isinstance(arg, Tensor) and arg.is_floating_point()) or arg.dtype in (torch.float64, dtype):
-            return arg
-        if arg.layout is not torch.strided or arg.is_nested:
-            return arg  # an error, soon
-        _memory_is_there(op, [arg])
-        return arg.to(dtype)
 
     def kernel(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device)
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-            return op(*[cast(a, dtype) if i in positions else a for i, a in enumerate(args)])
+            return op(*[_cast(op, a, dtype) if i in positions else a for i, a in enumerate(args)])
 
     return kernel

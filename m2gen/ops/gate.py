@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.ops import _operands as operands
-from m2gen.ops._register import Args, Definition, register
+from m2gen.ops._register import Args, Definition, forward_mode, register
 from m2gen.runtime import gate as native
 
 
 def silu(z: Tensor) -> Tensor:
     """z sigmoid(z). PyTorch cannot differentiate its own one's gradient in forward mode."""
-    return F.silu(z) if torch.autograd.forward_ad._current_level < 0 else z * z.sigmoid()
+    return z * z.sigmoid() if forward_mode() else F.silu(z)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": silu}

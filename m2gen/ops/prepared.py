@@ -9,6 +9,7 @@ from torch import Tensor
 
 from m2gen.errors import ProblemError
 from m2gen.ops import _check as check
+from m2gen.ops._register import has_tangent
 from m2gen.runtime.kept_spectra import MOST as MOST  # modules keep as many
 from m2gen.runtime.kept_spectra import KeptFilter
 
@@ -85,6 +86,13 @@ def prepare_filter(
             of the tensors wants one: it would be lost.
     """
     check.filter("prepare_filter", k, mode, k_rev, skip)
+    for name, t in (("k", k), ("k_rev", k_rev), ("skip", skip)):
+        if t is not None and (torch._C._functorch.is_functorch_wrapped_tensor(t) or has_tangent(t)):
+            raise ProblemError(
+                f"prepare_filter: {name}",
+                "it belongs to a function transform or has a tangent, which would not reach it",
+                "prepare the filter outside, or give fftconv the tensor itself",
+            )
     wanting = [name for name, t in (("k", k), ("k_rev", k_rev), ("skip", skip)) if t is not None and t.requires_grad]
     if torch.is_grad_enabled() and wanting:
         raise ProblemError(

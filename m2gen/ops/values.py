@@ -18,6 +18,11 @@ def traced() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
+def being_traced() -> bool:
+    """Whether what is done is being written down, for other sizes too: by torch.jit.trace, a compiler or an export."""
+    return torch.compiler.is_compiling() or traced()
+
+
 def look(value: Tensor, *, wait: bool = False) -> Tensor | None:
     """The plain tensor that holds `value`'s values, or None where there are none to look at: while a graph is made, on
     the meta device, in subclasses, and on devices that would have to be waited for, unless `wait` says so.

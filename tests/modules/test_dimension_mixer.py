@@ -136,3 +136,13 @@ def test_a_layer_with_a_hook_is_called_once_for_all_rows(kind: str) -> None:
         torch.testing.assert_close(mixer(x), want)
         handle.remove()
         assert shapes == [(2, 7)]
+
+
+def test_a_trace_holds_for_any_number_of_rows() -> None:
+    mixer = DimensionMixer(64, 4).eval()
+    mixer.block_rows = 64
+    with torch.no_grad():
+        traced = torch.jit.trace(mixer, torch.randn(2, 70, 64), check_trace=False)
+        for rows in (1, 64, 200):
+            x = torch.randn(1, rows, 64)
+            torch.testing.assert_close(traced(x), mixer(x))

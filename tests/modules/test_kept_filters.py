@@ -414,3 +414,60 @@ def test_what_cannot_be_kept_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     module.implicit_filter[2].register_forward_hook(lambda m, args, out: None)
     m2gen.keep_filters(module, 20)
     assert len(said) == 1 and "computed in every call" in said[0]
+
+
+@pytest.mark.parametrize("place", ["attribute", "buffer"])
+def test_a_tensor_in_a_parameters_place_is_compared(place: str) -> None:
+    """As hypernetworks put one there; gradients reach it."""
+    conv = LongConv(4, 32, width=8).eval()
+    layer, u = conv.filter_fn.implicit_filter[2], torch.randn(2, 4, 20)
+    del layer.weight
+
+    def put(weight: Tensor) -> None:
+        if place == "buffer":
+            layer.register_buffer("weight", weight)
+        else:
+            layer.weight = weight
+
+    for _ in range(3):
+        with torch.no_grad():
+            put(torch.randn(8, 8))
+            k, _ = conv.filter_fn._filters(20)
+            torch.testing.assert_close(conv(u), m2gen.fftconv(u, k, skip=conv.filter_fn.bias))
+    conv.requires_grad_(False)
+    weight = torch.randn(8, 8, requires_grad=True)
+    put(weight)
+    assert torch.autograd.grad(conv(u).sum(), weight)[0].abs().max() > 0
+
+
+def test_compiled_functional_call_reads_what_it_is_given() -> None:
+    torch._dynamo.reset()
+    conv, u = LongConv(4, 32, width=8).eval(), torch.randn(2, 4, 20)
+
+    def call(params: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(conv, params, (u,))
+
+    with torch.no_grad():
+        m2gen.keep_filters(conv, 20)
+        params = {name: 1.5 * p.detach() for name, p in conv.named_parameters()}
+        want = call(params)
+        assert not torch.allclose(want, conv(u))
+        torch.testing.assert_close(torch.compile(call, backend="aot_eager")(params), want)
+
+
+def test_a_bank_is_dropped_with_the_filters_it_is_made_of() -> None:
+    model = M2GPT(M2GPTConfig(vocab_size=16, d_model=8, n_layers=2, max_length=32)).eval()
+    own = model.layers[1].attention.filter_fn
+    with torch.no_grad():
+        m2gen.keep_filters(model)
+        before = model.new_cache().long.bank
+        assert model.new_cache().long.bank is before
+        own.load_state_dict({key: 1.1 * value for key, value in own.state_dict().items()})
+        after = model.new_cache().long.bank
+        assert after is not before and model.new_cache().long.bank is after
+        own.train().eval()
+        assert model.new_cache().long.bank is not after
+        m2gen.keep_filters(model, 16)  # the bank is of the longest texts
+        before = model.new_cache().long.bank
+        own.bias.data.add_(1)
+        assert model.new_cache().long.bank is not before

@@ -204,3 +204,17 @@ def test_state_dict_round_trip() -> None:
     second.load_state_dict(first.state_dict())
     u = torch.randn(1, L, D, dtype=torch.float64)
     assert torch.equal(first(u), second(u))
+
+
+@pytest.mark.parametrize("change", ["dense", "dilated"])
+def test_another_short_convolution_is_called(change: str) -> None:
+    """It is read as depthwise only where it is."""
+    mixer, h = SequenceMixer(8, 32).eval(), torch.randn(2, 16, 24)
+    if change == "dense":
+        mixer.short_filter = torch.nn.Conv1d(24, 24, 3)
+    else:
+        mixer.short_filter.dilation = (2,)
+        mixer.short_kernel = 5
+    padded = torch.nn.functional.pad(h.transpose(1, 2), (mixer.short_kernel - 1, 0))
+    with torch.no_grad():
+        torch.testing.assert_close(mixer._short_conv(h), mixer.short_filter(padded).transpose(1, 2))

@@ -84,3 +84,19 @@ def test_linear_ops_cast_like_torch() -> None:
         assert m2gen.blockdiag_linear(x.bfloat16(), w, b).dtype == torch.bfloat16
         assert m2gen.monarch_matmul(x, [w, w]).dtype == torch.bfloat16
         assert m2gen.depthwise_conv1d(torch.randn(2, 3, 8), torch.randn(3, 3)).dtype == torch.bfloat16
+
+
+def test_vmap_under_autocast_with_mixed_dtypes() -> None:
+    """What is cast for one sample is cast for many: an ensemble's weights are float32."""
+    x, w = torch.randn(4, 8).bfloat16(), torch.randn(3, 2, 3, 4)
+    u, k, gate = torch.randn(2, 3, 8), torch.randn(4, 3, 8), torch.randn(2, 3, 8).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for many, one in (
+            (torch.vmap(lambda w: m2gen.blockdiag_linear(x, w))(w), lambda i: m2gen.blockdiag_linear(x, w[i])),
+            (
+                torch.vmap(lambda k: m2gen.fftconv(u, k, post_gate=gate))(k),
+                lambda i: m2gen.fftconv(u, k[i], post_gate=gate),
+            ),
+        ):
+            for i, sample in enumerate(many):
+                torch.testing.assert_close(sample, one(i))

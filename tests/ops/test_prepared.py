@@ -154,3 +154,11 @@ def test_the_kernel_that_reads_kept_spectra_runs() -> None:
         patch.setattr(NativeKernel, "_run", noted)
         m2gen.fftconv(u, m2gen.prepare_filter(k))
     assert any(runs)
+
+
+def test_no_transform_or_tangent_is_lost() -> None:
+    k = torch.randn(2, 3, 5)
+    with pytest.raises(ProblemError, match="function transform"):
+        torch.vmap(lambda k: m2gen.prepare_filter(k).k)(k)
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level(), pytest.raises(ProblemError, match="tangent"):
+        m2gen.prepare_filter(torch.autograd.forward_ad.make_dual(k[0], k[1]))

@@ -17,7 +17,7 @@ from m2gen.errors import ProblemError
 from m2gen.models.m2gpt.configuration import M2GPTConfig
 from m2gen.models.m2gpt.generation import stream
 from m2gen.modules.dimension_mixer import DimensionMixer
-from m2gen.modules.kept import Checked, Keeper, same_place, values_suffice
+from m2gen.modules.kept import Checked, Keeper, same_tensors, values_suffice
 from m2gen.modules.linear import apply_linear
 from m2gen.modules.mixer_block import MixerBlock
 from m2gen.modules.mixer_cache import MixerCache, bank_state, filter_bank
@@ -51,7 +51,7 @@ class M2GPT(Keeper, KeepsTies):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Any = None
         self._bank: Checked[FilterBank] = Checked()
-        self._staying: tuple[list[Tensor], FilterBank] | None = None
+        self._staying: tuple[list[int], list[Tensor], FilterBank] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -170,11 +170,12 @@ class M2GPT(Keeper, KeepsTies):
         state = None if self.training else bank_state(mixers)
         if state is None or not values_suffice(state[1]):
             return filter_bank(mixers)
-        if self.declared is not None:
-            if self._staying is None:
-                self._staying = state[1], filter_bank(mixers)
-            same = all(same_place(a, b) for a, b in zip(self._staying[0], state[1], strict=True))
-            return self._staying[1] if same else filter_bank(mixers)
+        if self.stays(self.config.max_length):
+            drops = [m.filter_fn.dropped for m in mixers]
+            kept = self._staying
+            if kept is None or kept[0] != drops:
+                kept = self._staying = drops, state[1], filter_bank(mixers)
+            return kept[2] if same_tensors(kept[1], state[1]) else filter_bank(mixers)
         if any(t.device.type != "cpu" for t in state[1]):
             return filter_bank(mixers)  # a comparison would wait for the device
         key = state[0], torch.get_float32_matmul_precision()
@@ -182,6 +183,7 @@ class M2GPT(Keeper, KeepsTies):
 
     def drop(self) -> None:
         """Keep no filters made so far."""
+        super().drop()
         self._bank.forget()
         self._staying = None
 
