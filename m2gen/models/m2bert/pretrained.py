@@ -24,6 +24,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB = ("cache_dir", "force_download", "proxies", "token", "revision", "subfolder", "local_files_only")
 # ways of loading that are transformers' alone
 _OTHER_WAYS = ("state_dict", "gguf_file", "variant", "quantization_config", "use_safetensors", "adapter_kwargs")
+_ADAPTER = "_adapter_model_path"  # in adapter_kwargs, which are there without an adapter, too, where PEFT is installed
 
 
 class Pretrained(Shares):
@@ -37,6 +38,8 @@ class Pretrained(Shares):
         be larger or smaller than the file's (`checkpoints.fitted` says how), and choices that only the weights show are
         read off them. Pickled files are read with weights_only. Keywords that name a field of `M2BertConfig` change it.
         """
+        if _ADAPTER not in (kwargs.get("adapter_kwargs") or {}):
+            kwargs.pop("adapter_kwargs", None)
         hub = {key: kwargs[key] for key in _HUB if key in kwargs}
         file = None if name is None or any(kwargs.get(key) is not None for key in _OTHER_WAYS) else _file(name, hub)
         if file is None:
