@@ -65,3 +65,8 @@ class Shares(PreTrainedModel):  # type: ignore[misc]
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         found: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
         return found if all_submodels else {**self._built_ties, **found}
+
+    def mark_tied_weights_as_initialized(self, loading_info: object) -> None:
+        """Nothing is marked: built-in ties are one object under all their names while a model is made, so that the mark
+        would stand at the parameter itself, and one that a file lacks would never be drawn. The other names' places are
+        on the meta device, where drawing costs nothing."""
