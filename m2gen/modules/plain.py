@@ -34,7 +34,9 @@ def plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     ):
         return False
     for p in module._parameters.values():
-        if p is not None and (type(p) not in _ORDINARY or p.device.type == "meta"):
+        if p is None or (type(p) is nn.Parameter and not p.is_meta):
+            continue  # the usual case, quickly: a token of generation asks this often
+        if type(p) not in _ORDINARY or p.device.type == "meta":
             return False
     return True
 
