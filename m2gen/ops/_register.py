@@ -196,8 +196,11 @@ def _autograd_kernel(op: Any, definition: Definition) -> Callable[..., Any]:
 
 
 def forward_mode() -> bool:
-    """Whether there may be tangents. Compiled graphs enter functorch's levels without telling `forward_ad`."""
-    return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
+    """Whether there may be tangents. Compiled graphs enter levels without telling `forward_ad`: functorch's while they
+    run, a `dual_level` while they are traced. Not seen: a `dual_level` in what `backend="eager"` compiles."""
+    if forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None:
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def _differentiates(flat: Args, reverse: bool, forward: bool) -> bool:

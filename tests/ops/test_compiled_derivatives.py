@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev
 
 import m2gen
@@ -29,3 +30,18 @@ def test_compiled_transforms_equal_eager_ones(op: str, transform: str) -> None:
     w = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     derivative = TRANSFORMS[transform](lambda w: (function(w).sum() + w.sum()) ** 2 / 100)
     torch.testing.assert_close(torch.compile(derivative, backend="eager")(w), derivative(w))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_level_entered_in_a_compiled_function(op: str) -> None:
+    """`dual_level` inside what is compiled: the operator's tangent is there, not only the other term's."""
+    torch._dynamo.reset()
+    function, shape = OPS[op]
+    w, tangent = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+
+    def derivative(w: Tensor, tangent: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(w, tangent)
+            return forward_ad.unpack_dual(function(dual).sum() + dual.sum()).tangent
+
+    torch.testing.assert_close(torch.compile(derivative, backend="aot_eager")(w, tangent), derivative(w, tangent))

@@ -122,7 +122,8 @@ def _(place: Place, new: Tensor, look: Look) -> None:
 
 @way("a view of data")
 def _(place: Place, new: Tensor, look: Look) -> None:
-    view = place.tensor.data.T if place.tensor.dim() == 2 else place.tensor.data[..., :]
+    data = place.tensor.data
+    view = data.T if data.dim() == 2 else data.unsqueeze(0)
     look()
     view.copy_(new.T if new.dim() == 2 else new)
 
