@@ -22,6 +22,7 @@ from m2gen.runtime.compiler import arch_flags
 from m2gen.runtime.cpp_kernel import available
 from m2gen.runtime.executor import kernel_of
 from m2gen.runtime.kept_spectra import KeptFilter
+from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.native_table import table
 from m2gen.runtime.spectral import Gradients, Operands
@@ -30,9 +31,10 @@ from m2gen.testing.tolerances import check
 
 pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
 TENSORS = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
+HERE = live(torch.device("cpu")).arch
 
 
-def native_plan(problem: Problem, arch: str = "avx512") -> Plan:
+def native_plan(problem: Problem, arch: str = HERE) -> Plan:
     found = rank(problem, target(arch)).best("native")
     assert found is not None
     return found
@@ -40,7 +42,7 @@ def native_plan(problem: Problem, arch: str = "avx512") -> Plan:
 
 def rows_plan(problem: Problem) -> Plan:
     """The best native plan whose vectors lie along time."""
-    plans = [plan for plan in Native().candidates(problem, target("avx512")) if not plan.conv.spec.wide]
+    plans = [plan for plan in Native().candidates(problem, target(HERE)) if not plan.conv.spec.wide]
     return min(plans, key=lambda plan: plan.estimate.seconds)
 
 
@@ -271,11 +273,11 @@ def test_wide_groups_of_channels() -> None:
     for h, batch in ((64, 1), (150, 2)):
         problem = Problem.parse(f"fftconv n=100 h={h} b={batch} fp32 causal gated skip blh")
         plan = rows_plan(problem)
-        assert plan.conv.channels == 64
+        assert plan.conv.channels == 4 * plan.conv.spec.vector
         check_everything(problem, kernel_with(plan))
         args = as_bhl(operands(problem))
         x = Operands(*(args.get(name) for name in TENSORS))
-        narrow = NativeKernel(problem, replace(plan.conv, channels=16))
+        narrow = NativeKernel(problem, replace(plan.conv, channels=plan.conv.spec.vector))
         assert torch.equal(kernel_with(plan).forward(x), narrow.forward(x))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_native import TENSORS, as_bhl, check_everything, kernel_with, outputs, problem_of
+from test_native import HERE, TENSORS, as_bhl, check_everything, kernel_with, outputs, problem_of
 
 from m2gen.device.limits import target
 from m2gen.planner.plan import Plan
@@ -22,7 +22,7 @@ from m2gen.testing.operands import operands
 pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
 
 
-def lanes_plan(problem: Problem, arch: str = "avx512") -> Plan:
+def lanes_plan(problem: Problem, arch: str = HERE) -> Plan:
     return next(plan for plan in Native().candidates(problem, target(arch)) if plan.conv.spec.wide)
 
 
@@ -73,7 +73,7 @@ def test_other_strides_and_threads_do_not_change_bits() -> None:
     x = Operands(*(args.get(name) for name in TENSORS))
     turned = replace(x, pre_gate=x.pre_gate.contiguous(), post_gate=x.post_gate.contiguous())
     kernel, dy = kernel_with(lanes_plan(problem)), torch.randn_like(x.u)
-    assert kernel.parallel and kernel.step.spec.wide == 2
+    assert kernel.parallel and kernel.step.spec.wide > 1
     results = []
     for threads, given, gradient in ((1, x, dy), (1, turned, dy.contiguous()), (3, x, dy)):
         torch.set_num_threads(threads)
