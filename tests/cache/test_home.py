@@ -37,7 +37,7 @@ if "no entry" in sys.argv:
     import pwd
     def getpwuid(user): raise KeyError(user)
     pwd.getpwuid = getpwuid
-work(1000)
+work(64)
 """
 ROOT = Path(__file__).parents[2]
 
