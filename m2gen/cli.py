@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2gen import __version__
 from m2gen.errors import M2GenError
+from m2gen.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console

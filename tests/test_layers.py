@@ -13,12 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "m2gen"
 
-BASE = {"errors", "config", "log", "dtypes"}
+BASE = {"errors", "config", "log", "dtypes", "version"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "log": set(),
     "dtypes": set(),
+    "version": set(),
     "device": set(),
     "kernels": {"device"},
     "planner": {"device", "kernels"},

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2gen import __version__
 from m2gen.ahead.record import Wanted
 from m2gen.cache import compiled
 from m2gen.cache.compiled import Manifest, Planned
@@ -21,6 +20,7 @@ from m2gen.errors import CompileError, M2GenError
 from m2gen.kernels.dispatch import DispatchSpec
 from m2gen.planner.plan import FusedConv, NativeConv, Plan
 from m2gen.runtime import planning
+from m2gen.version import __version__
 
 if TYPE_CHECKING:
     from m2gen.kernels.spec import KernelSpec

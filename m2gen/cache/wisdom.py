@@ -22,11 +22,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from m2gen import __version__
 from m2gen.cache.store import DEFAULT, expanded, source_folder, write_whole
 from m2gen.config import config
 from m2gen.errors import WisdomError
 from m2gen.log import fallback
+from m2gen.version import __version__
 
 FORMAT = 1
 TIMER = 1  # version of what is measured and how; another one's figures do not compare

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
+from m2gen.monarch import construct, project
 from m2gen.monarch.blocks import (
     check_chain,
     check_factors,
@@ -17,7 +18,7 @@ from m2gen.monarch.blocks import (
     inverse_blocks,
     real_blocks,
 )
-from m2gen.monarch.permutation import Permutation, from_index, standard_permutations
+from m2gen.monarch.permutation import Permutation, from_index, identity, standard_permutations
 from m2gen.ops.blockdiag_linear import matmul_blocks
 from m2gen.ops.values import traced
 
@@ -187,14 +188,12 @@ class Monarch:
         inner = [p.repeat_interleave(2) for p in self.permutations[1:-1]]
         return Monarch(factors, [self.permutations[0], *inner, self.permutations[-1]])
 
-    # ---- well-known matrices (their code is in construct.py) ----------------------------------------------------
+    # ---- well-known matrices (their factors: construct.py) -------------------------------------------------------
 
     @staticmethod
     def diagonal(d: Tensor) -> Monarch:
         """diag(d), order 1 with 1x1 blocks; d is (n,). In a product it is absorbed by its neighbour."""
-        from m2gen.monarch import construct
-
-        return construct.diagonal(d)
+        return Monarch([construct.diagonal(d)])
 
     @staticmethod
     def dft(n: int, radices: Sequence[int] | None = None, dtype: torch.dtype = torch.complex64) -> Monarch:
@@ -206,16 +205,12 @@ class Monarch:
         Twiddles are computed in float64, then cast. Default: the factor pair nearest sqrt(n); a prime n is one block.
         Raises ProblemError for n < 1, radices whose product is not n, and dtypes that are not complex.
         """
-        from m2gen.monarch import construct
-
-        return construct.dft(n, radices, dtype)
+        return Monarch(construct.dft(n, radices, dtype))
 
     @staticmethod
     def idft(n: int, radices: Sequence[int] | None = None, dtype: torch.dtype = torch.complex64) -> Monarch:
         """The inverse of `dft(n, radices)`: exp(2 pi i j k / n) / n, of the same order and the same permutations."""
-        from m2gen.monarch import construct
-
-        return construct.idft(n, radices, dtype)
+        return Monarch(construct.idft(n, radices, dtype))
 
     @staticmethod
     def hadamard(n: int, radices: Sequence[int] | None = None, dtype: torch.dtype = torch.float32) -> Monarch:
@@ -226,9 +221,7 @@ class Monarch:
         standard permutations, whose P_0 suits the DFT, do not: see `from_dense` with either `permute_input`.)
         Raises ProblemError unless n and every radix are powers of two and the radices multiply to n.
         """
-        from m2gen.monarch import construct
-
-        return construct.hadamard(n, radices, dtype)
+        return Monarch(*construct.hadamard(n, radices, dtype))
 
     @staticmethod
     def circulant(c: Tensor) -> Monarch:
@@ -240,9 +233,7 @@ class Monarch:
         matrix inside a larger circulant. Differentiable in c. It costs about 8 n^1.5 parameters: more than dense
         below n = 64. Raises ProblemError unless c is a non-empty vector.
         """
-        from m2gen.monarch import construct
-
-        return construct.circulant(c)
+        return _fourier_sandwich(*construct.circulant(c))
 
     @staticmethod
     def toeplitz(column: Tensor, row: Tensor) -> Monarch:
@@ -253,9 +244,7 @@ class Monarch:
         output go; what the block sizes do not divide is padded or cropped by the outermost permutations.
         Float or complex, real in real out, differentiable. Raises ProblemError unless both are non-empty vectors.
         """
-        from m2gen.monarch import construct
-
-        return construct.toeplitz(column, row)
+        return _fourier_sandwich(*construct.toeplitz(column, row))
 
     @staticmethod
     def convolution(k: Tensor, n: int) -> Monarch:
@@ -263,9 +252,7 @@ class Monarch:
 
         A lower triangular Toeplitz matrix; class, dtypes and errors as in `toeplitz`. A k longer than n is cut.
         """
-        from m2gen.monarch import construct
-
-        return construct.convolution(k, n)
+        return _fourier_sandwich(*construct.convolution(k, n))
 
     @staticmethod
     def afdf(a: Tensor, d: Tensor) -> Monarch:
@@ -274,9 +261,13 @@ class Monarch:
         F diag(d) F^-1 is the circulant with first column F d / n, and diag(a) is absorbed: order 3, the class MM*
         (arXiv 2204.00595, section 3). Complex. Raises ProblemError unless both are vectors of one length.
         """
-        from m2gen.monarch import construct
-
-        return construct.afdf(a, d)
+        construct.check_vector("AFDF", "a", a)
+        construct.check_vector("AFDF", "d", d)
+        if a.shape != d.shape:
+            raise ProblemError("AFDF", f"a has {a.numel()} entries and d has {d.numel()}", "give two of one length")
+        dtype = torch.promote_types(torch.promote_types(a.dtype, d.dtype), torch.complex64)
+        column = torch.fft.fft(d.to(torch.complex128)) / d.numel()
+        return (Monarch.diagonal(a.to(torch.complex128)) @ Monarch.circulant(column)).to(dtype=dtype)
 
     @staticmethod
     def from_dense(
@@ -301,9 +292,20 @@ class Monarch:
         min(n_out, n_in). Order 1 keeps the diagonal blocks. float16 and bfloat16 are computed in float32.
         Raises ProblemError for other orders, sizes that do not divide, and values that are not finite.
         """
-        from m2gen.monarch import project
+        factors, residual = project.from_dense(matrix, nblocks, order, permute_input, inner)
+        found = Monarch(factors)
+        if order == 2 and not permute_input:
+            found = Monarch(factors, [identity(matrix.shape[1]), *found.permutations[1:]])
+        return found, residual
 
-        return project.from_dense(matrix, nblocks, order, permute_input, inner)
+
+def _fourier_sandwich(c: Tensor, split: tuple[int, int], n_out: int, n_in: int) -> Monarch:
+    """The n_out x n_in corner of the circulant of c, in c's dtype: order 3, since the product merges the middle."""
+    spectrum = torch.fft.fft(c.to(torch.complex128)) / c.numel()
+    right = Monarch(*construct.cut_dft(split, n_in, c.device))
+    left = Monarch(*construct.cut_dft(split, n_out, c.device)).H
+    product = left @ Monarch.diagonal(spectrum) @ right
+    return product.to(dtype=c.dtype) if c.is_complex() else product.real_part().to(dtype=c.dtype)
 
 
 def _product(second: Monarch, first: Monarch) -> Monarch:

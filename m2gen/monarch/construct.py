@@ -1,4 +1,8 @@
-"""Well-known matrices in the smallest Monarch class that holds them; the docstrings are those of `Monarch`."""
+"""Well-known matrices in the smallest Monarch class that holds them: their factors, and their permutations where these
+are not the standard ones. The docstrings are those of `Monarch`.
+
+Circulant and Toeplitz matrices are F^-1 diag(F c) F on a circle that is large enough: here are c and the circle.
+"""
 
 from __future__ import annotations
 
@@ -9,82 +13,90 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
-from m2gen.monarch.algebra import Monarch
-from m2gen.monarch.permutation import Permutation, identity, resize, stride_permutation
+from m2gen.monarch.permutation import Permutation, identity, resize, standard_permutations, stride_permutation
+
+Parts = tuple[list[Tensor], list[Permutation] | None]
+Circle = tuple[Tensor, tuple[int, int], int, int]  # first column c of a circulant, radices of its DFT, n_out, n_in
 
 
-def diagonal(d: Tensor) -> Monarch:
-    _check_vector("diag(d)", "d", d)
-    return Monarch([d.reshape(-1, 1, 1)])
+def diagonal(d: Tensor) -> Tensor:
+    check_vector("diag(d)", "d", d)
+    return d.reshape(-1, 1, 1)
 
 
-def dft(n: int, radices: Sequence[int] | None, dtype: torch.dtype) -> Monarch:
+def dft(n: int, radices: Sequence[int] | None, dtype: torch.dtype) -> list[Tensor]:
     if not dtype.is_complex:
         raise ProblemError(f"a DFT of size {n}", f"dtype {dtype}", "use torch.complex64 or torch.complex128")
-    return Monarch([f.to(dtype) for f in _dft_factors(_radices("a DFT", n, radices))])
+    return [f.to(dtype) for f in _dft_factors(_radices("a DFT", n, radices))]
 
 
-def idft(n: int, radices: Sequence[int] | None, dtype: torch.dtype) -> Monarch:
-    forward = dft(n, radices, torch.complex128)
+def idft(n: int, radices: Sequence[int] | None, dtype: torch.dtype) -> list[Tensor]:
     # 1/n goes a radix at a time, so that no factor is out of scale
-    factors = [(f.conj() / f.shape[2]).to(dtype) for f in forward.factors]
-    return Monarch(factors, forward.permutations)
+    return [(f.conj() / f.shape[2]).to(dtype) for f in dft(n, radices, torch.complex128)]
 
 
-def hadamard(n: int, radices: Sequence[int] | None, dtype: torch.dtype) -> Monarch:
+def hadamard(n: int, radices: Sequence[int] | None, dtype: torch.dtype) -> Parts:
     radices = _radices("a Hadamard matrix", n, radices)
     if any(r & (r - 1) for r in radices):
         raise ProblemError(f"a Hadamard matrix of size {n}", f"radices {radices}", "use powers of two only")
     factors = [_sylvester(r, dtype).expand(n // r, r, r).contiguous() for r in radices]
     if len(radices) == 1:
-        return Monarch(factors)
+        return factors, None
     # each stage transforms the last digit and turns it to the front: after all of them the order is natural again
-    return Monarch(factors, [identity(n), *(stride_permutation(n // r, r) for r in radices)])
+    return factors, [identity(n), *(stride_permutation(n // r, r) for r in radices)]
 
 
-def circulant(c: Tensor) -> Monarch:
-    _check_vector("a circulant matrix", "c", c)
+def circulant(c: Tensor) -> Circle:
+    check_vector("a circulant matrix", "c", c)
     n = c.numel()
     exact, padded = _exact_split(n), _padded_split(n, n)
     if _cost(exact, n, n) > _cost(padded, n, n):
         return toeplitz(c, torch.cat((c[:1], c[1:].flip(0))))
-    return _fourier_sandwich(c, exact, n, n)
+    return c, exact, n, n
 
 
-def toeplitz(column: Tensor, row: Tensor) -> Monarch:
-    _check_vector("a Toeplitz matrix", "column", column)
-    _check_vector("a Toeplitz matrix", "row", row)
+def toeplitz(column: Tensor, row: Tensor) -> Circle:
+    check_vector("a Toeplitz matrix", "column", column)
+    check_vector("a Toeplitz matrix", "row", row)
     n_out, n_in = column.numel(), row.numel()
     split = _padded_split(n_out, n_in)
     dtype = torch.promote_types(column.dtype, row.dtype)
     gap = column.new_zeros(math.prod(split) - n_out - n_in + 1, dtype=dtype)
     # the circulant's first column: down the column, then the row backwards, wrapped around the end
     c = torch.cat((column.to(dtype), gap, row[1:].flip(0).to(dtype)))
-    return _fourier_sandwich(c, split, n_out, n_in)
+    return c, split, n_out, n_in
 
 
-def convolution(k: Tensor, n: int) -> Monarch:
-    _check_vector("a convolution", "k", k)
+def convolution(k: Tensor, n: int) -> Circle:
+    check_vector("a convolution", "k", k)
     if n < 1:
         raise ProblemError(f"a convolution of length {n}", "no inputs", "use n >= 1")
     column = torch.nn.functional.pad(k[:n], (0, max(0, n - k.numel())))
     return toeplitz(column, torch.zeros_like(column))
 
 
-def afdf(a: Tensor, d: Tensor) -> Monarch:
-    _check_vector("AFDF", "a", a)
-    _check_vector("AFDF", "d", d)
-    if a.shape != d.shape:
-        raise ProblemError("AFDF", f"a has {a.numel()} entries and d has {d.numel()}", "give two of one length")
-    dtype = torch.promote_types(torch.promote_types(a.dtype, d.dtype), torch.complex64)
-    column = torch.fft.fft(d.to(torch.complex128)) / d.numel()
-    return (diagonal(a.to(torch.complex128)) @ circulant(column)).to(dtype=dtype)
+def cut_dft(split: tuple[int, int], n_in: int, device: torch.device) -> Parts:
+    """The first n_in columns of the DFT of size n1 n2, complex128.
+
+    The input index is (digit of n1, digit of n2), so padding at the end only ever meets the last columns of the first
+    factor's blocks, and those are left out.
+    """
+    _, n2 = split
+    used = -(-n_in // n2)
+    first, second = _dft_factors(split, device)
+    factors = [first[:, :, :used], second]
+    if used * n2 == n_in:
+        return factors, None
+    before, *others = (
+        p.to(device) for p in standard_permutations([(f.shape[0], f.shape[1], f.shape[2]) for f in factors])
+    )
+    return factors, [before @ resize(n_in, used * n2).to(device), *others]
 
 
 # ---- the pieces -----------------------------------------------------------------------------------------------
 
 
-def _check_vector(asked: str, name: str, x: Tensor) -> None:
+def check_vector(asked: str, name: str, x: Tensor) -> None:
     if x.ndim != 1 or x.numel() == 0 or not (x.is_floating_point() or x.is_complex()):
         found = f"{name} has shape {tuple(x.shape)} and dtype {x.dtype}"
         raise ProblemError(asked, found, "give a non-empty vector, floating or complex")
@@ -134,7 +146,7 @@ def _sylvester(n: int, dtype: torch.dtype) -> Tensor:
 
 
 def _cost(split: tuple[int, int], n_out: int, n_in: int) -> int:
-    """Real parameters of `_fourier_sandwich`."""
+    """Real parameters of F^-1 diag(F c) F, cut to n_out x n_in."""
     n1, n2 = split
     return 2 * n1 * n2 * (-(-n_in // n2) - (-n_out // n2)) + 4 * n1 * n2 * n2
 
@@ -157,28 +169,3 @@ def _padded_split(n_out: int, n_in: int) -> tuple[int, int]:
         return _cost(split, n_out, n_in) * (1 if whole else 1.1)
 
     return min(splits, key=cost)
-
-
-def _fourier_sandwich(c: Tensor, split: tuple[int, int], n_out: int, n_in: int) -> Monarch:
-    """The n_out x n_in corner of the circulant of c, in c's dtype: order 3, since the product merges the middle."""
-    spectrum = torch.fft.fft(c.to(torch.complex128)) / c.numel()
-    right = _cut_dft(split, n_in, c.device)
-    left = _cut_dft(split, n_out, c.device).H
-    product = left @ diagonal(spectrum) @ right
-    return product.to(dtype=c.dtype) if c.is_complex() else product.real_part().to(dtype=c.dtype)
-
-
-def _cut_dft(split: tuple[int, int], n_in: int, device: torch.device) -> Monarch:
-    """The first n_in columns of the DFT of size n1 n2, complex128.
-
-    The input index is (digit of n1, digit of n2), so padding at the end only ever meets the last columns of the first
-    factor's blocks, and those are left out.
-    """
-    _, n2 = split
-    used = -(-n_in // n2)
-    first, second = _dft_factors(split, device)
-    whole = Monarch([first[:, :, :used], second])
-    if used * n2 == n_in:
-        return whole
-    before: Permutation = whole.permutations[0] @ resize(n_in, used * n2).to(device)
-    return Monarch(whole.factors, [before, *whole.permutations[1:]])

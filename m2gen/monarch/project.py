@@ -1,4 +1,4 @@
-"""The nearest Monarch to a dense matrix, in closed form (arXiv 2204.00595, section 3 and appendix)."""
+"""The factors nearest to a dense matrix, in closed form (arXiv 2204.00595, section 3 and appendix)."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
-from m2gen.monarch.algebra import Monarch
 from m2gen.monarch.construct import divisor_pair
-from m2gen.monarch.permutation import identity
 from m2gen.ops.values import traced
 
 
 def from_dense(
     matrix: Tensor, nblocks: int | tuple[int, int] | None, order: int, permute_input: bool, inner: int | None
-) -> tuple[Monarch, float]:
+) -> tuple[list[Tensor], float]:
+    """The factors and the squared distance, as `Monarch.from_dense` gives them."""
     asked = f"the order-{order} Monarch nearest to a matrix of shape {tuple(matrix.shape)}"
     _check_matrix(asked, matrix)
     work = matrix.detach()
     if work.dtype in (torch.float16, torch.bfloat16):
         work = work.float()  # there is no SVD in half precision
     if order == 1:
-        monarch, residual = _diagonal_blocks(asked, work, nblocks)
+        factors, residual = _diagonal_blocks(asked, work, nblocks)
     elif order == 2:
-        monarch, residual = _order_two(asked, work, nblocks, permute_input, inner)
+        factors, residual = _order_two(asked, work, nblocks, permute_input, inner)
     else:
         raise ProblemError(
             asked,
             "only orders 1 and 2 have a closed form",
             "use order=2, or start from a Monarch of that order and fit its factors by gradient descent",
         )
-    return monarch.to(dtype=matrix.dtype), residual
+    return [f.to(matrix.dtype) for f in factors], residual
 
 
 def _check_matrix(asked: str, matrix: Tensor) -> None:
@@ -45,7 +44,7 @@ def _check_matrix(asked: str, matrix: Tensor) -> None:
         raise ProblemError(asked, "it holds NaN or infinity", "project finite values only")
 
 
-def _diagonal_blocks(asked: str, matrix: Tensor, nblocks: int | tuple[int, int] | None) -> tuple[Monarch, float]:
+def _diagonal_blocks(asked: str, matrix: Tensor, nblocks: int | tuple[int, int] | None) -> tuple[list[Tensor], float]:
     n_out, n_in = matrix.shape
     count = divisor_pair(math.gcd(n_out, n_in))[1] if nblocks is None else nblocks
     if not isinstance(count, int) or count < 1 or n_out % count or n_in % count:
@@ -54,21 +53,18 @@ def _diagonal_blocks(asked: str, matrix: Tensor, nblocks: int | tuple[int, int] 
     blocks = torch.arange(count, device=matrix.device)
     outside = grid.clone()
     outside[blocks, :, blocks] = 0
-    return Monarch([grid[blocks, :, blocks]]), _sum_of_squares(outside)
+    return [grid[blocks, :, blocks]], _sum_of_squares(outside)
 
 
 def _order_two(
     asked: str, matrix: Tensor, nblocks: int | tuple[int, int] | None, permute_input: bool, inner: int | None
-) -> tuple[Monarch, float]:
+) -> tuple[list[Tensor], float]:
     n_out, n_in = matrix.shape
     nb1, nb2 = _block_counts(asked, n_out, n_in, nblocks)
     inner = _inner_size(asked, n_out, n_in, nb1, nb2, inner)
     u, s, vh = torch.linalg.svd(_slices(matrix, nb1, nb2, permute_input), full_matrices=False)
     factors, kept = _assemble(u, s, vh, inner)
-    monarch = Monarch(factors)
-    if not permute_input:
-        monarch = Monarch(factors, [identity(n_in), *monarch.permutations[1:]])
-    return monarch, _sum_of_squares(s.masked_fill(kept, 0))
+    return factors, _sum_of_squares(s.masked_fill(kept, 0))
 
 
 def _block_counts(asked: str, n_out: int, n_in: int, nblocks: int | tuple[int, int] | None) -> tuple[int, int]:

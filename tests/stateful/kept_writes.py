@@ -210,7 +210,8 @@ def _(place: Place, new: Tensor, look: Look) -> None:
 def _(place: Place, new: Tensor, look: Look) -> None:
     """What sharding libraries do between two uses: the tensor stays, its memory is given back and taken again."""
     storage = place.tensor.untyped_storage()
-    if not storage.resizable() or storage.nbytes() != new.nbytes:  # memory of numpy's, or shared with other parameters
+    # memory of numpy's, of other processes (where PyTorch says that it can be resized, and crashes), of more parameters
+    if not storage.resizable() or storage.is_shared() or storage.nbytes() != new.nbytes:
         place.tensor.data = place.tensor.detach().clone()
         storage = place.tensor.untyped_storage()
         look()

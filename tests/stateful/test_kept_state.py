@@ -7,6 +7,7 @@ copies, hooks and adapters, a module gives the results of a fresh copy of it, to
 from __future__ import annotations
 
 import copy
+import faulthandler
 import pickle
 import sys
 import threading
@@ -253,5 +254,6 @@ def main(sequences: int, phases: tuple[Phase, ...] = (Phase.generate, Phase.shri
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     torch.set_num_threads(1)
     main(int(sys.argv[1]))
