@@ -119,7 +119,7 @@ def fit(limits: DeviceLimits, keep: bool) -> Iterator[str]:
     """
     from m2gen.cache import wisdom as store
     from m2gen.runtime import fit as fitting
-    from m2gen.runtime.limits import processor
+    from m2gen.runtime.cpu import processor
 
     if limits.kind != "cpu":
         raise WisdomError(f"a fit of {limits.arch}", "only rows of CPUs are fitted", "run it on a CPU")

@@ -14,7 +14,7 @@ from m2gen.cache import wisdom as store
 from m2gen.cli import main
 from m2gen.config import Config
 from m2gen.errors import M2GenError
-from m2gen.runtime import limits, tune, wisdom
+from m2gen.runtime import cpu, limits, tune, wisdom
 from m2gen.runtime.timer import Samples
 
 TINY = "fftconv n=40 h=3 b=1 fp32 causal"
@@ -80,8 +80,8 @@ def test_fit_keeps_constants_for_this_processor(folder: Path) -> None:
     assert done.exit_code == 0 and "kept in" in done.output
     (kept,) = folder.glob("*.limits.json")
     found = json.loads(kept.read_text())
-    assert found["processor"] == limits.processor()
-    assert store.constants(found["arch"], limits.processor()) == found["constants"]
+    assert found["processor"] == cpu.processor()
+    assert store.constants(found["arch"], cpu.processor()) == found["constants"]
     assert row == limits.target("avx512"), "the table itself is as it was"
 
 

@@ -6,10 +6,7 @@ A problem that was compiled ahead is done as it was planned then, whatever would
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
-
-import torch
 
 from m2gen.cache import compiled
 from m2gen.codegen.render import Source
@@ -19,14 +16,14 @@ from m2gen.errors import PlanError
 from m2gen.log import fallback
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
-from m2gen.runtime.limits import cpu_arch
+from m2gen.runtime.cpu import local_arch
 
 _X86 = ("avx512", "avx2", "generic")  # each runs what stands behind it
 
 
 def runnable() -> tuple[str, ...]:
     """The rows of the device table whose code this CPU runs, its own first."""
-    local = cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine())
+    local = local_arch()
     return _X86[_X86.index(local) :] if local in _X86 else (local,)
 
 

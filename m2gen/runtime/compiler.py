@@ -18,13 +18,11 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-
 from m2gen.cache import binaries, store
 from m2gen.codegen.render import Source
 from m2gen.config import config
 from m2gen.errors import CompileError
-from m2gen.runtime.limits import cpu_arch
+from m2gen.runtime.cpu import local_arch
 
 USUAL = ("g++", "clang++", "c++")
 SECONDS = 120.0  # a compilation's time limit
@@ -114,7 +112,7 @@ def arch_flags(arch: str, local: str | None = None) -> tuple[str, ...]:
     that it has is used, unless PyTorch was told to use no more than such a row's. Raises CompileError for code that
     would not run here."""
     machine = platform.machine().lower()
-    local = local or cpu_arch(torch.backends.cpu.get_cpu_capability(), machine)
+    local = local or local_arch()
     if arch in ("native", local):
         if config().aten_cpu_capability and local in _X86:
             return _ARCH_FLAGS[local]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
@@ -17,8 +15,8 @@ from m2gen.config import config
 from m2gen.device.limits import LIMITS, DeviceLimits, target
 from m2gen.device.row import refitted
 from m2gen.errors import PlanError
-
-_X86 = {"AVX512": "avx512", "AVX2": "avx2"}
+from m2gen.runtime.cpp_kernel import available
+from m2gen.runtime.cpu import local_arch, processor
 
 
 @lru_cache(maxsize=64)
@@ -39,7 +37,7 @@ def default_device() -> torch.device:
 def _cpu() -> DeviceLimits:
     if config().triton_interpret:
         return replace(target("sm90"), description="Triton's interpreter on this CPU (TRITON_INTERPRET=1)")
-    row = _fitted(target(cpu_arch(torch.backends.cpu.get_cpu_capability(), platform.machine())))
+    row = _fitted(target(local_arch()))
     log.once(f"this CPU is planned for as {row.arch} ({row.description})")
     return replace(
         row,
@@ -59,34 +57,12 @@ def _fitted(row: DeviceLimits) -> DeviceLimits:
         return row
 
 
-@lru_cache(maxsize=1)
-def processor() -> str:
-    """What the system calls this machine's processor; its family and model too, as virtual machines hide the name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    if "model name" not in told:
-        return platform.processor() or platform.machine()
-    return f"{told['model name']}, family {told.get('cpu family')} model {told.get('model')}"
-
-
 def _compiles() -> bool:
     """Whether generated C++ can be compiled and run here."""
-    from m2gen.runtime.cpp_kernel import available  # late: it asks this module which CPU it compiles for
-
     if why := available():
         log.fallback(f"no generated C++ here: {why}")
         return False
     return True
-
-
-def cpu_arch(capability: str, machine: str) -> str:
-    """The table's row for a CPU that PyTorch calls `capability`; anything unknown is generic."""
-    if machine.lower() in ("aarch64", "arm64"):
-        return "neon"
-    return _X86.get(capability.upper().split("_")[0], "generic")
 
 
 def _memory() -> int:

@@ -21,7 +21,8 @@ from m2gen.planner import search
 from m2gen.planner.advice import Circumstances, Knowledge
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
-from m2gen.runtime.limits import default_device, live, processor
+from m2gen.runtime.cpu import processor
+from m2gen.runtime.limits import default_device, live
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ import torch
 from m2gen.device.limits import LIMITS, DeviceLimits, target
 from m2gen.errors import PlanError
 from m2gen.runtime import limits as runtime_limits
+from m2gen.runtime.cpu import cpu_arch
 
 ARCHITECTURES = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "gfx942", "avx2", "avx512", "neon", "generic")
 FIGURES = {field.name for field in dataclasses.fields(DeviceLimits)} - {"arch", "kind", "description", "sources"}
@@ -91,7 +92,7 @@ def test_a_device_that_is_neither():
     ],
 )
 def test_cpu_rows(capability, machine, arch):
-    assert runtime_limits.cpu_arch(capability, machine) == arch
+    assert cpu_arch(capability, machine) == arch
 
 
 @pytest.mark.parametrize(

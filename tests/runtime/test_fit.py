@@ -16,7 +16,7 @@ from m2gen.planner import search
 from m2gen.planner.choice import choice, digest, style
 from m2gen.planner.cost import expected
 from m2gen.planner.problem import Problem
-from m2gen.runtime import fit, limits
+from m2gen.runtime import cpu, fit, limits
 
 ROW = target("avx512")
 TRUTH = replace(
@@ -122,4 +122,4 @@ def test_fitted_constants_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits.wisdom, "constants", lambda arch, processor: constants)
     assert limits._fitted(ROW) == TRUTH
     assert "native_call=" in fit.printed(TRUTH, ROW)
-    assert limits.processor() and torch.get_num_threads() == 1
+    assert cpu.processor() and torch.get_num_threads() == 1

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
-
-if TYPE_CHECKING:
-    from m2gen.models.m2gpt.modeling import M2GPT
+from m2gen.models.m2gpt.configuration import M2GPTConfig
 
 
-def stream(model: M2GPT, prompt_ids: Tensor, n: int, *, use_cache: bool, **sampling: Any) -> Iterator[Tensor]:
+class LanguageModel(Protocol):
+    """What of an `M2GPT` generation needs."""
+
+    config: M2GPTConfig
+
+    def new_cache(self, batch_size: int, max_length: int | None = None) -> Any: ...
+
+    def __call__(self, tokens: Tensor, *, cache: Any = None, logits_to_keep: int = 0) -> Any: ...
+
+
+def stream(model: LanguageModel, prompt_ids: Tensor, n: int, *, use_cache: bool, **sampling: Any) -> Iterator[Tensor]:
     """`M2GPT.stream`; `sampling` are the options of `sample`. The prompt is checked at once, not at the first token.
     Raises ProblemError for another prompt or count, and for options that mean nothing."""
     if prompt_ids.dim() != 2 or prompt_ids.shape[1] < 1:
@@ -27,7 +35,7 @@ def stream(model: M2GPT, prompt_ids: Tensor, n: int, *, use_cache: bool, **sampl
     return _stream(model, prompt_ids, n, use_cache, sampling)
 
 
-def _stream(model: M2GPT, ids: Tensor, n: int, use_cache: bool, sampling: dict[str, Any]) -> Iterator[Tensor]:
+def _stream(model: LanguageModel, ids: Tensor, n: int, use_cache: bool, sampling: dict[str, Any]) -> Iterator[Tensor]:
     window = model.config.max_length
     room = min(ids.shape[1] + n - 1, window)  # the last token is not read
     cache = model.new_cache(ids.shape[0], room) if use_cache and ids.shape[1] < room else None
