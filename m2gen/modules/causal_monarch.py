@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from m2gen.errors import ProblemError
 from m2gen.modules.autocast import no_autocast
 from m2gen.modules.parameters import Parameters
+from m2gen.modules.plain import readable
 from m2gen.modules.tied import KeepsTies, tie
 from m2gen.ops.fftconv import fftconv
 
 
+@readable
 class TriangularTransform(nn.Module):
     """The lower triangular T of size n = prod(bases), on the last axis; `bases` are the digit bases, lowest first.
 
@@ -71,6 +73,7 @@ class TriangularTransform(nn.Module):
         return x
 
 
+@readable
 class CausalMonarch(KeepsTies):
     """y = T^-1 ((T k) * (T u)) for sequences of up to n, T triangular and learned (arXiv 2310.12109, section 4).
 

@@ -17,15 +17,17 @@ from m2gen.errors import ProblemError
 from m2gen.log import fallback
 from m2gen.modules.autocast import no_autocast
 from m2gen.modules.kept import Checked, Keeper, same_tensors, values_suffice
-from m2gen.modules.plain import plain
+from m2gen.modules.plain import plain, readable
 from m2gen.modules.tied import KeepsTies, tie
 from m2gen.ops.fftconv import fftconv
 from m2gen.ops.prepared import MOST, PreparedFilter
+from m2gen.ops.values import traced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@readable
 class Sine(nn.Module):
     """sin(w_mod freq x) with one learned frequency per unit: `freq` (1, width), initialised at w; w_mod is fixed."""
 
@@ -40,6 +42,7 @@ class Sine(nn.Module):
         return torch.sin((freq if self.w_mod == 1 else self.w_mod * freq) * x)
 
 
+@readable
 class PositionalFeatures(nn.Module):
     """What the filter network sees of a position: `z` (1, max_length, emb_dim), learned, and `t` (1, max_length, 1) in
     [0, 1].
@@ -85,6 +88,7 @@ def _evenly(first: float, last: float, n: int, device: torch.device | None = Non
     return first + torch.arange(n, dtype=torch.float64, device=device) * ((last - first) / max(n - 1, 1))
 
 
+@readable
 class ExponentialModulation(nn.Module):
     """A decaying window per channel, exp(-t |delta|): `deltas` (1, 1, channels), fixed.
 
@@ -108,6 +112,7 @@ class ExponentialModulation(nn.Module):
         return torch.exp(-t[0, :, 0] * self.deltas[0, 0, :, None].to(t.dtype).abs())
 
 
+@readable
 class HyenaFilter(Keeper, KeepsTies):
     """Long filters k (channels, L) for any L <= max_length, from a network of the position:
 
@@ -185,6 +190,9 @@ class HyenaFilter(Keeper, KeepsTies):
         return self._kept(length) if plain(self, HyenaFilter) else None
 
     def _check_length(self, length: int) -> None:
+        # in a trace sizes are tensors
+        if not traced() and (not isinstance(length, int | torch.SymInt) or isinstance(length, bool) or length < 0):
+            raise ProblemError(f"a filter of length {length!r}", "not a length", "give a whole number from 0 on")
         if length > self.max_length:
             raise ProblemError(
                 f"a filter of length {length}",
@@ -299,7 +307,7 @@ class HyenaFilter(Keeper, KeepsTies):
     def _filter(self, network: nn.Module, z: Tensor, window: Tensor | None) -> Tensor:
         k = _evaluate(network, z)
         if window is not None:
-            k = k * window if torch.is_grad_enabled() else k.mul_(window)
+            k = k * window  # not in place: it may be somebody else's, which a layer or a hook gave
         return k.repeat(self.heads, 1) if self.heads > 1 else k
 
     def extra_repr(self) -> str:

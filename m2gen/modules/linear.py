@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.modules.parameters import Parameters
-from m2gen.modules.plain import plain
+from m2gen.modules.plain import plain, readable
 from m2gen.monarch import Monarch
 from m2gen.ops.blockdiag_linear import blockdiag_linear
 from m2gen.ops.monarch_matmul import inner_widths, monarch_matmul
@@ -52,6 +52,7 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return blockdiag_linear(x, weight[None], bias)
 
 
+@readable
 class BlockDiagLinear(nn.Module):
     """y = activation(W x + bias) with W block-diagonal: `nblocks` dense blocks, 1/nblocks of a dense layer's
     parameters.
@@ -100,6 +101,7 @@ class BlockDiagLinear(nn.Module):
         )
 
 
+@readable
 class MonarchLinear(nn.Module):
     """y = M x + bias with M a Monarch matrix of `order` block-diagonal factors, as in `m2gen.monarch_matmul`.
 

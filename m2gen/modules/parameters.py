@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from m2gen.modules.plain import readable
 
+
+@readable
 class Parameters(nn.ParameterList):
     """`nn.ParameterList`, with its names; calling it gives its tensors.
 

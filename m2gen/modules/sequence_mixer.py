@@ -97,8 +97,9 @@ class SequenceMixer(nn.Module):
     def forward(self, u: Tensor, mask: Tensor | None = None, cache: Cached | None = None) -> Tensor:
         """u (B, L, d_model), mask (B, L) or None -> (B, L, d_model). Raises ProblemError for a mask of another kind."""
         padding = None if mask is None else ~_as_bool(mask, u)[..., None]
-        u = u if self.layernorm is None else self.layernorm(u)
+        # before the norm: its weight's gradient would see the padding; after it: its bias
         u = _zero(u, padding)
+        u = u if self.layernorm is None else _zero(self.layernorm(u), padding)
         # in_linear adds a bias and short_filter another: without these two the padding would speak again
         h = _zero(apply_linear(self.in_linear, u), padding)
         h = self._short_conv(h) if cache is None else cache.short(h)

@@ -46,7 +46,9 @@ class KeepsTies(nn.Module):
 
     PyTorch makes a new parameter for every place where a module goes to or from the meta device (`to`, `to_empty`),
     where `torch.__future__.set_overwrite_module_params_on_conversion` is on, and in
-    `load_state_dict(..., assign=True)`. A state dict may lack all but one of the names of such a parameter.
+    `load_state_dict(..., assign=True)`. A state dict may lack all but one of the names of such a parameter: the others
+    are loaded too. They count as missing, as those of any tied parameter do (safetensors looks for them there), but
+    in a strict `load_state_dict` of this very module.
 
     Loading raises ProblemError for a state dict with different values under names that are one parameter here.
     """
@@ -54,6 +56,7 @@ class KeepsTies(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._tied: list[_Places] = []  # while a state dict is loaded
+        self._strict = False  # likewise
         self.register_load_state_dict_post_hook(_join_loaded)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -62,12 +65,29 @@ class KeepsTies(nn.Module):
         _join(groups)
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module, `strict` about what is in no place of a parameter."""
+        self._strict = strict
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        finally:
+            self._strict = False
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *lists: list[str],
+    ) -> None:
         groups = list(shared(self))
         for group in groups:
-            _complete(state_dict, [prefix + name for name, _, _ in group])
+            added = _complete(state_dict, [prefix + name for name, _, _ in group])
+            missing_keys += [] if self._strict else added
         self._tied = groups
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *lists)
 
 
 def _join(groups: list[_Places]) -> None:
@@ -82,9 +102,11 @@ def _join_loaded(module: KeepsTies, _: object) -> None:
     _join(groups)
 
 
-def _complete(state: dict[str, Any], names: list[str]) -> None:
-    """What `state` has under some of these names is there under all of them."""
+def _complete(state: dict[str, Any], names: list[str]) -> list[str]:
+    """What `state` has under some of these names is there under all of them; the names that it was put under."""
     found = [name for name in names if name in state]
+    if not found:
+        return []
     for name in found[1:]:
         if not _same(state[found[0]], state[name]):
             raise ProblemError(
@@ -92,8 +114,9 @@ def _complete(state: dict[str, Any], names: list[str]) -> None:
                 f"{found[0]} and {name} differ, which are one parameter of this model",
                 "load them into a model that keeps them apart, or leave one of them out",
             )
-    if found:
-        state.update({name: state[found[0]] for name in names if name not in state})
+    added = [name for name in names if name not in state]
+    state.update(dict.fromkeys(added, state[found[0]]))
+    return added
 
 
 def _same(a: object, b: object) -> bool:

@@ -174,10 +174,15 @@ def _bwd_fake(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 def _bwd_composed(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    """The gradients by differentiable operators."""
-    u, k, k_rev, pre, post, skip, mode, precision, needs = args
+    """The gradients by differentiable operators; products of 16-bit numbers wide, as within a kernel."""
+    *tensors, mode, precision, needs = args
+    u, _, _, pre, post, _ = tensors
+    wide = torch.promote_types(u.dtype, torch.float32)
+    u, dy = u.to(wide), dy.to(wide)
+    pre, post = (None if gate is None else gate.to(wide) for gate in (pre, post))
     z = u if pre is None else u * pre
     dc = dy if post is None else dy * post
+    k, k_rev, skip = tensors[_K], tensors[_K_REV], tensors[_SKIP]
     grads: list[Tensor | None] = [None] * _MODE
     if needs[_U] or (needs[_PRE] and pre is not None):
         dz = transposed_conv(dc, k, k_rev, skip, mode, precision)
@@ -185,13 +190,14 @@ def _bwd_composed(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
         grads[_PRE] = dz * u if needs[_PRE] and pre is not None else None
     if needs[_K] or (needs[_K_REV] and k_rev is not None):
         taps = fftconv_dk_op(z, dc, k.shape[1], mode, precision)
-        grads[_K] = taps[0].to(k.dtype) if needs[_K] else None
-        grads[_K_REV] = taps[1].to(k_rev.dtype) if needs[_K_REV] and k_rev is not None else None
+        grads[_K] = taps[0] if needs[_K] else None
+        grads[_K_REV] = taps[1] if needs[_K_REV] and k_rev is not None else None
     if needs[_POST] and post is not None:
         grads[_POST] = dy * fftconv_op(u, k, k_rev, pre, None, skip, mode, precision)
     if needs[_SKIP] and skip is not None:
-        grads[_SKIP] = (z * dc).sum((0, 2), dtype=torch.promote_types(u.dtype, torch.float32)).to(skip.dtype)
-    return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
+        grads[_SKIP] = (z * dc).sum((0, 2))
+    empty = tensors[_U].new_empty(0)
+    return tuple(empty if grad is None else grad.to(t.dtype) for grad, t in zip(grads, tensors, strict=True))
 
 
 def _bwd_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:

@@ -66,17 +66,23 @@ def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
 
 def _jvp(args: Args, tangents: Args) -> Tensor:
     z, activation = args
-    gate, value = z.chunk(2, dim=-1)
-    dgate, dvalue = tangents[0].chunk(2, dim=-1)
+    gate, value = _wide(z).chunk(2, dim=-1)
+    dgate, dvalue = _wide(tangents[0]).chunk(2, dim=-1)
     active = gate if activation is None else ACTIVATIONS[activation](gate)
     tangent: Tensor = _through(gate, dgate * value, activation) + active * dvalue
-    return tangent
+    return tangent.to(z.dtype)
 
 
 def _bwd_composed(dy: Tensor, z: Tensor, activation: str | None) -> Tensor:
-    gate, value = z.chunk(2, dim=-1)
+    gate, value = _wide(z).chunk(2, dim=-1)
     active = gate if activation is None else ACTIVATIONS[activation](gate)
-    return torch.cat([_through(gate, dy * value, activation), dy * active], -1)
+    dy = _wide(dy)
+    return torch.cat([_through(gate, dy * value, activation), dy * active], -1).to(z.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """For products of 16-bit numbers, which are not rounded, or lost, in between."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _bwd_impl(dy: Tensor, z: Tensor, activation: str | None) -> Tensor:

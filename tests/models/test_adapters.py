@@ -119,6 +119,21 @@ def test_adapters_change_at_once_in_evaluation(name: str) -> None:
     assert (first - second).abs().max() > 1e-2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kept", [["embedding"], ["head"], ["embedding", "head"]])
+def test_trained_copies_of_the_embedding_and_the_head(kept: list[str]) -> None:
+    """What PEFT trains whole stands in the model afterwards, no longer tied."""
+    model, batch = small("M2-GPT", layers=2)
+    config = peft.LoraConfig(target_modules=["in_linear"], modules_to_save=kept, task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(model, config).eval()
+    torch.manual_seed(0)
+    for p in wrapped.parameters():
+        if p.requires_grad:
+            p.add_(0.05 * torch.randn_like(p))
+    want = wrapped(**batch).logits
+    torch.testing.assert_close(wrapped.merge_and_unload()(**batch).logits, want, rtol=1e-4, atol=1e-4)
+
+
 TRAIN = """
 import sys
 import torch

@@ -14,6 +14,8 @@ from torch.nn.modules import module as everywhere
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._pytree import tree_map
 
+from m2gen.modules import BlockDiagLinear, HyenaFilter
+
 GPT = [name for name in NAMES if name.startswith("M2-GPT")]
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
@@ -195,3 +197,25 @@ def test_changed_weights_of_every_module(name: str, change: Callable[[nn.Module,
                 ids = batch["input_ids"].split([15, 1, 4], dim=1)
                 logits = [other(input_ids=piece, past_key_values=cache).logits for piece in ids]
                 torch.testing.assert_close(torch.cat(logits, dim=1), want, rtol=1e-9, atol=1e-9, msg=f"{part}.{own}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv1d, nn.Embedding, BlockDiagLinear, HyenaFilter])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forward_put_on_a_class_takes_effect(name: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some quantisers and injectors of adapters do it."""
+    model, batch = double(name)
+    model.eval()
+    ours = [m for m in model.modules() if type(m) is kind]
+    want, plain, called = model(**batch).logits, kind.forward, set()
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        called.add(self)
+        return scaled(plain(self, *args, **kwargs))
+
+    monkeypatch.setattr(kind, "forward", forward)
+    found = model(**batch).logits
+    assert called >= set(ours) if kind is not nn.Embedding else called or not ours
+    assert not ours or (found - want).abs().max() > 1e-9
+    monkeypatch.undo()
+    assert torch.equal(model(**batch).logits, want)

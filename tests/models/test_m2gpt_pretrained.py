@@ -234,3 +234,13 @@ def test_hidden_states() -> None:
         cache = m.new_cache(len(IDS))
         parts = [m(part, cache=cache, output_hidden_states=True).hidden_states[-1] for part in IDS.split(4, dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), hidden[-1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kept", [0, None, 1, 5, torch.tensor([3]), torch.tensor([3, 5, -1])])
+def test_logits_of_some_positions(kept: int | Tensor | None) -> None:
+    """So many of the last, or those of the indices; as transformers has it."""
+    m = model()
+    whole = m(IDS).logits
+    want = whole[:, kept] if isinstance(kept, Tensor) else whole[:, -(kept or 0) :]
+    torch.testing.assert_close(m(IDS, logits_to_keep=kept).logits, want)

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_adapter_tasks import MODELS, inputs
 
 pytest.importorskip("accelerate")
 from transformers import Trainer, TrainingArguments
+
+from m2gen.models import M2GPTForCausalLM, M2GPTPretrainedConfig
 
 KINDS = [kind for kind in MODELS if "labels" in inputs(kind)]
 
@@ -53,3 +56,14 @@ def test_the_pooled_vector_stays(tmp_path: Path) -> None:
     logits, vectors = Trainer(model=model, args=arguments).predict(rows, ignore_keys=[]).predictions
     np.testing.assert_allclose(logits, out.logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(vectors, out.sentence_embedding, rtol=1e-4, atol=1e-5)
+
+
+def test_smoothed_labels_are_shifted(tmp_path: Path) -> None:
+    """Trainer's own loss with label_smoothing_factor is that of the next token, as for every causal model."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 32}
+    model, ids = M2GPTForCausalLM(M2GPTPretrainedConfig(**sizes)), torch.randint(0, 64, (4, 16))
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True, report_to=[]))
+    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    want = F.cross_entropy(logits, ids[:, 1:].flatten(), label_smoothing=0.1)
+    torch.testing.assert_close(trainer.compute_loss(model, {"input_ids": ids, "labels": ids.clone()}), want)

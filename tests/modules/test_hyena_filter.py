@@ -10,7 +10,7 @@ from torch import nn
 
 import m2gen
 from m2gen.errors import ProblemError
-from m2gen.modules import HyenaFilter, SequenceMixer, param_groups
+from m2gen.modules import HyenaFilter, LongConv, SequenceMixer, param_groups
 from m2gen.modules.hyena_filter import position_features, unit_times
 from m2gen.reference import fftconv as reference
 
@@ -141,6 +141,9 @@ def test_filter_stays_float32(half: str) -> None:
     ("make", "words"),
     [
         (lambda: HyenaFilter(4, 16)(17), "at most 16"),
+        (lambda: HyenaFilter(4, 16)(-3), "a whole number"),
+        (lambda: HyenaFilter(4, 16)(True), "a whole number"),
+        (lambda: HyenaFilter(4, 16)(2.0), "a whole number"),
         (lambda: HyenaFilter(4, 16, emb_dim=4), "odd"),
         (lambda: HyenaFilter(4, 16, heads=3), "divisor of 4"),
         (lambda: HyenaFilter(0, 16), "positive"),
@@ -195,3 +198,64 @@ def test_convolutions_see_every_step_of_a_fused_optimizer(train: bool) -> None:
             for _ in range(3):
                 y = m2gen.fftconv(u, k).detach()
                 torch.testing.assert_close(y, reference.fftconv(u, k).detach().float(), rtol=1e-4, atol=1e-4)
+
+
+class Table(nn.Module):
+    """A layer that gives its own parameter, turned: what is written to it stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taps = nn.Parameter(torch.randn(4, 16))
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.taps[:, : h.shape[0]].T
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_layers_give_is_not_written_to(mode: type, whole: bool) -> None:
+    torch.manual_seed(0)
+    module, u = LongConv(4, 16).eval(), torch.randn(1, 4, 16)
+    table = Table()
+    if whole:
+        module.filter_fn.implicit_filter = table
+    else:
+        module.filter_fn.implicit_filter[-1] = table
+    before = table.taps.detach().clone()
+    with mode():
+        first, again = module(u), module(u)
+    assert torch.equal(first, again) and torch.equal(table.taps, before)
+
+
+@torch.no_grad()
+def test_what_hooks_saw_or_gave_is_not_written_to() -> None:
+    """With one filter a turned product is the product itself, in memory."""
+    module, u = LongConv(1, 16).eval(), torch.randn(1, 1, 16)
+    seen: list[torch.Tensor] = []
+    layer = module.filter_fn.implicit_filter[-1]
+    handle = layer.register_forward_hook(lambda m, args, out: seen.extend((out, out.clone())))
+    module(u)
+    assert torch.equal(*seen)
+    handle.remove()
+    given = torch.randn(16, 1)
+    layer.register_forward_hook(lambda *_: given)
+    before = given.clone()
+    module(u)
+    assert torch.equal(given, before)
+
+
+def test_a_trace_is_the_same_with_gradients_on_and_off() -> None:
+    """torch.jit.trace checks its graph against one made without gradients."""
+    module, u = LongConv(4, 32).eval(), torch.randn(1, 4, 16)
+    torch.testing.assert_close(torch.jit.trace(module, u)(u), module(u))
+
+
+@torch.no_grad()
+def test_vmap_over_the_window_alone() -> None:
+    module, u = LongConv(4, 16).eval(), torch.randn(1, 4, 16)
+    windows = torch.stack([module.filter_fn.modulation.deltas * scale for scale in (1, 2)])
+
+    def call(deltas: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(module, {"filter_fn.modulation.deltas": deltas}, (u,))
+
+    torch.testing.assert_close(torch.vmap(call)(windows), torch.stack([call(window) for window in windows]))

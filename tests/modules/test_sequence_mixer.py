@@ -138,6 +138,19 @@ def test_gradients_do_not_see_padding() -> None:
     assert u.grad[mask].all()
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_gradients_of_weights_do_not_see_padding(norm: bool) -> None:
+    """NaN in it, least of all."""
+    m, u = mixer(norm=norm), torch.randn(2, L, D, dtype=torch.float64)
+    mask = torch.arange(L) < torch.tensor([[L], [L - 6]])
+    found = []
+    for padding in (0.0, float("nan")):
+        u[~mask] = padding
+        found.append(torch.autograd.grad(m(u, mask)[mask].square().sum(), list(m.parameters())))
+    for clean, spoilt in zip(*found, strict=True):
+        assert torch.equal(clean, spoilt)
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_without_the_mask_padding_does_change_the_result(side: str) -> None:
     m = mixer()

@@ -228,3 +228,29 @@ def test_gradients_in_low_precision(mode: str, dtype: torch.dtype) -> None:
         assert a.dtype == low[name].dtype
         error = (a.double() - b).norm() / b.norm()
         assert error < 4 * torch.finfo(dtype).eps, (name, error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_with_a_graph_are_those_without(dtype: torch.dtype) -> None:
+    """u * pre_gate is past the largest float16, or dy * post_gate below the least; the gradients are neither."""
+    for u, pre, post, scale, k in ((300.0, 300.0, 1e-3, 1.0, 1e-3), (1.0, 1.0, 1e-4, 1e-4, 100.0)):
+        shapes = {"u": (1, 2, 64), "pre_gate": (1, 2, 64), "post_gate": (1, 2, 64), "k": (2, 64)}
+        values = {"u": u, "pre_gate": pre, "post_gate": post, "k": k}
+        args = {n: torch.full(shapes[n], values[n], dtype=dtype).requires_grad_() for n in shapes}
+        dy = torch.full((1, 2, 64), scale, dtype=dtype)
+        found = [
+            torch.autograd.grad(m2gen.fftconv(**args), args.values(), dy, create_graph=graph) for graph in (False, True)
+        ]
+        for name, one, other in zip(args, *found, strict=True):
+            assert one.any() and one.isfinite().all(), name
+            torch.testing.assert_close(one, other.detach(), rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu", "relu", "silu"])
+def test_a_gate_s_gradients_with_a_graph_are_those_without(activation: str | None) -> None:
+    z = torch.full((3, 8), 300.0, dtype=torch.float16).requires_grad_()
+    dy = torch.full((3, 4), 300.0, dtype=torch.float16)
+    z.data[:, :4] = -20.0 if activation == "silu" else 300.0
+    y = gated(z, activation)
+    one, other = (torch.autograd.grad(y, z, dy, create_graph=graph, retain_graph=True)[0] for graph in (False, True))
+    torch.testing.assert_close(one, other.detach(), rtol=2e-3, atol=1e-6)

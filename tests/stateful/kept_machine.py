@@ -134,6 +134,8 @@ class Written(RuleBasedStateMachine):
             return
         with torch.enable_grad():
             loss = call(self.module, self.kind, self.at[0]).square().mean()
+            if not loss.requires_grad:  # all that is trained are adapters, and these are merged
+                return
             grads = torch.autograd.grad(loss, parameters, allow_unused=True)
         moved = [p for p, g in zip(parameters, grads, strict=True) if g is not None]
         for p, g in zip(parameters, grads, strict=True):

@@ -64,6 +64,7 @@ class M2GPT(Keeper, KeepsTies):
         """Make the head's weight the embedding's."""
         self.head.weight = self.embedding.weight
         self.head.out_features = self.embedding.num_embeddings
+        self._tied_modules = [self.head, self.embedding]  # in a list, lest they have two names
 
     def projections(self) -> list[nn.Linear]:
         """What every layer adds to the residual stream comes out of one of these."""
@@ -87,7 +88,7 @@ class M2GPT(Keeper, KeepsTies):
         mask: Tensor | None = None,
         cache: MixerCache | None = None,
         inputs_embeds: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor | None = 0,
         hidden: list[Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (B, L, vocab_size); with `labels` the pair (logits, loss).
@@ -100,7 +101,7 @@ class M2GPT(Keeper, KeepsTies):
                 on the left changes nothing, but is refused with a CausalMonarch, which tells positions apart.
             cache: from `new_cache`: input_ids are the next part, of any length, of sequences whose earlier parts the
                 cache has seen, and it takes them in. For inference: gradients have to be off.
-            logits_to_keep: logits of so many last positions only; 0: of all.
+            logits_to_keep: logits of so many last positions only, 0 or None: of all; or (n,), the positions' indices.
             hidden: the embedded tokens, every layer's output and, in place of the last one, what the head sees are
                 added to it.
 
@@ -109,7 +110,8 @@ class M2GPT(Keeper, KeepsTies):
                 number of rows, layers or channels than it has; for a cache with gradients on; for a mask as said.
         """
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        logits = self.logits(self.states(x, mask, cache, hidden)[:, -logits_to_keep:])
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-(logits_to_keep or 0), None)
+        logits = self.logits(self.states(x, mask, cache, hidden)[:, kept])
         if labels is None:
             return logits
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -151,8 +153,10 @@ class M2GPT(Keeper, KeepsTies):
         return apply_linear(self.head, states)
 
     def _check_tie(self) -> None:
-        """Adapters, offloading and graphs have weights of their own; two plain layers with two parameters are wrong."""
+        """Adapters, offloading and graphs have weights of their own, and so has a layer that somebody put in place of
+        ours (PEFT its trained copies). The two layers that were tied, plain and with two parameters, are wrong."""
         ours = plain(self.head, nn.Linear) and plain(self.embedding, nn.Embedding)
+        ours = ours and self._tied_modules[0] is self.head and self._tied_modules[1] is self.embedding
         if ours and all(type(m.weight) is nn.Parameter for m in (self.head, self.embedding)):
             raise ProblemError("an M2-GPT", "its head's weight is not its embedding's", "call tie_head()")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from m2gen.errors import ProblemError
@@ -140,7 +141,7 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor | None = 0,
         cache: MixerCache | None = None,
         output_hidden_states: bool | None = None,
         token_type_ids: Tensor | None = None,
@@ -159,7 +160,7 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
                 cross-entropy in nats; a trainer may pass `num_items_in_batch`, the number to divide by.
             use_cache: make such a cache; of the result it is `past_key_values`, or `cache` likewise. Default: no;
                 `generate` asks for it where `config.use_cache` says so.
-            logits_to_keep: logits of so many last positions only; 0: of all.
+            logits_to_keep: logits of so many last positions only, 0 or None: of all; or (n,), the positions' indices.
             output_hidden_states: also `hidden_states`, each (B, L, d): the embeddings, every layer's output, the last
                 one normalised, as the head sees it. Default: what the configuration says.
             token_type_ids: all zero, as tokenizers make them: there is only one type.
@@ -283,3 +284,5 @@ def _check_cache(cache: object) -> None:
 
 AutoConfig.register(M2GPTPretrainedConfig.model_type, M2GPTPretrainedConfig, exist_ok=True)
 AutoModelForCausalLM.register(M2GPTPretrainedConfig, M2GPTForCausalLM, exist_ok=True)
+# by this table a Trainer with label_smoothing_factor knows that labels have to be shifted, and a pipeline what it has
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(M2GPTPretrainedConfig.model_type, M2GPTForCausalLM.__name__)
