@@ -14,7 +14,7 @@ from m2gen.modules.hyena_filter import (
     position_features,
     unit_times,
 )
-from m2gen.modules.tied import shared, tied_names
+from m2gen.modules.tied import LoadsTies, shared, tied_names
 
 
 def reset_filter_part(module: nn.Module) -> bool:
@@ -50,7 +50,7 @@ def owner(model: nn.Module, part: nn.Module) -> nn.Module:
     return next(module for module in model.modules() if any(child is part for child in module.children()))
 
 
-class Shares(PreTrainedModel):  # type: ignore[misc]
+class Shares(LoadsTies, PreTrainedModel):  # type: ignore[misc]
     """A `PreTrainedModel` with parameters that are built into several places (`m2gen.modules.tied`).
 
     They are saved once, as safetensors hold no tensor twice, and come back in all their places with the one that was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from m2gen.errors import ProblemError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_strict: ContextVar[bool] = ContextVar("strict", default=False)  # of a `LoadsTies` that is loading
 _Places = list[tuple[str, nn.Module, str]]  # (full name, the module that holds it, its name there)
 
 
@@ -41,14 +43,26 @@ def shared(model: nn.Module) -> Iterator[_Places]:
     return (group for group in places.values() if len(group) > 1)
 
 
-class KeepsTies(nn.Module):
+class LoadsTies:
+    """Of a module: its strict `load_state_dict` asks for one name of each tied parameter."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module."""
+        before = _strict.set(strict)
+        try:
+            return super().load_state_dict(state_dict, strict, assign)  # type: ignore[misc]
+        finally:
+            _strict.reset(before)
+
+
+class KeepsTies(LoadsTies, nn.Module):
     """What is one parameter in several places here and below stays one.
 
     PyTorch makes a new parameter for every place where a module goes to or from the meta device (`to`, `to_empty`),
     where `torch.__future__.set_overwrite_module_params_on_conversion` is on, and in
     `load_state_dict(..., assign=True)`. A state dict may lack all but one of the names of such a parameter: the others
     are loaded too. They count as missing, as those of any tied parameter do (safetensors looks for them there), but
-    in a strict `load_state_dict` of this very module.
+    in a strict `load_state_dict` of this very module, or of another `LoadsTies` above it.
 
     Loading raises ProblemError for a state dict with different values under names that are one parameter here.
     """
@@ -56,7 +70,6 @@ class KeepsTies(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._tied: list[_Places] = []  # while a state dict is loaded
-        self._strict = False  # likewise
         self.register_load_state_dict_post_hook(_join_loaded)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -64,14 +77,6 @@ class KeepsTies(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         _join(groups)
         return self
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module, `strict` about what is in no place of a parameter."""
-        self._strict = strict
-        try:
-            return super().load_state_dict(state_dict, strict, assign)
-        finally:
-            self._strict = False
 
     def _load_from_state_dict(
         self,
@@ -85,7 +90,7 @@ class KeepsTies(nn.Module):
         groups = list(shared(self))
         for group in groups:
             added = _complete(state_dict, [prefix + name for name, _, _ in group])
-            missing_keys += [] if self._strict else added
+            missing_keys += [] if _strict.get() else added
         self._tied = groups
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *lists)
 

@@ -64,7 +64,9 @@ class M2GPT(Keeper, KeepsTies):
         """Make the head's weight the embedding's."""
         self.head.weight = self.embedding.weight
         self.head.out_features = self.embedding.num_embeddings
-        self._tied_modules = [self.head, self.embedding]  # in a list, lest they have two names
+        self._tied_modules: list[nn.Module] = [self.head, self.embedding]  # in a list, lest they have two names
+        for module in self._tied_modules:
+            module.was_tied = True  # copies of it say so, too
 
     def projections(self) -> list[nn.Linear]:
         """What every layer adds to the residual stream comes out of one of these."""
@@ -153,10 +155,11 @@ class M2GPT(Keeper, KeepsTies):
         return apply_linear(self.head, states)
 
     def _check_tie(self) -> None:
-        """Adapters, offloading and graphs have weights of their own, and so has a layer that somebody put in place of
-        ours (PEFT its trained copies). The two layers that were tied, plain and with two parameters, are wrong."""
+        """Adapters, offloading and graphs have weights of their own, and so have the copies that PEFT trains whole and
+        leaves in a layer's place. Other plain layers with two parameters are wrong."""
         ours = plain(self.head, nn.Linear) and plain(self.embedding, nn.Embedding)
-        ours = ours and self._tied_modules[0] is self.head and self._tied_modules[1] is self.embedding
+        for layer, tied in zip((self.head, self.embedding), self._tied_modules, strict=True):
+            ours = ours and (layer is tied or not hasattr(layer, "was_tied"))
         if ours and all(type(m.weight) is nn.Parameter for m in (self.head, self.embedding)):
             raise ProblemError("an M2-GPT", "its head's weight is not its embedding's", "call tie_head()")
 
