@@ -66,7 +66,7 @@ class M2GPT(Keeper, KeepsTies):
         self.head.out_features = self.embedding.num_embeddings
         self._tied_modules: list[nn.Module] = [self.head, self.embedding]  # in a list, lest they have two names
         for module in self._tied_modules:
-            module.was_tied = True  # copies of it say so, too
+            vars(module)["was_tied"] = True  # copies of it say so, too
 
     def projections(self) -> list[nn.Linear]:
         """What every layer adds to the residual stream comes out of one of these."""
