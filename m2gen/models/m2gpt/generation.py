@@ -10,6 +10,7 @@ from torch import Tensor
 
 from m2gen.errors import ProblemError
 from m2gen.models.m2gpt.configuration import M2GPTConfig
+from m2gen.modules.mixer_cache import MixerCache
 
 
 class LanguageModel(Protocol):
@@ -17,9 +18,9 @@ class LanguageModel(Protocol):
 
     config: M2GPTConfig
 
-    def new_cache(self, batch_size: int, max_length: int | None = None) -> Any: ...
+    def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache: ...
 
-    def __call__(self, tokens: Tensor, *, cache: Any = None, logits_to_keep: int = 0) -> Any: ...
+    def __call__(self, input_ids: Tensor, *, cache: MixerCache | None = None, logits_to_keep: int = 0) -> Any: ...
 
 
 def stream(model: LanguageModel, prompt_ids: Tensor, n: int, *, use_cache: bool, **sampling: Any) -> Iterator[Tensor]:
