@@ -246,11 +246,13 @@ def test_gradients_with_a_graph_are_those_without(dtype: torch.dtype) -> None:
             torch.testing.assert_close(one, other.detach(), rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
 
 
-@pytest.mark.parametrize("activation", [None, "gelu", "relu", "silu"])
-def test_a_gate_s_gradients_with_a_graph_are_those_without(activation: str | None) -> None:
+# dy * z2 alone is more than float16 holds; times the activation's derivative there it is not
+@pytest.mark.parametrize(("activation", "z1"), [("gelu", -3.0), ("relu", -1.0), ("silu", -20.0)])
+def test_a_gate_s_gradients_with_a_graph_are_those_without(activation: str, z1: float) -> None:
     z = torch.full((3, 8), 300.0, dtype=torch.float16).requires_grad_()
     dy = torch.full((3, 4), 300.0, dtype=torch.float16)
-    z.data[:, :4] = -20.0 if activation == "silu" else 300.0
+    z.data[:, :4] = z1
     y = gated(z, activation)
     one, other = (torch.autograd.grad(y, z, dy, create_graph=graph, retain_graph=True)[0] for graph in (False, True))
+    assert one.isfinite().all()
     torch.testing.assert_close(one, other.detach(), rtol=2e-3, atol=1e-6)
