@@ -21,6 +21,16 @@ settings.load_profile("m2gen")
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker without work takes half of what another has left: with what takes long first, all end together."""
+    if getattr(config.option, "dist", "no") == "load":  # the default of -n
+        config.option.dist = "worksteal"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 @pytest.fixture
 def poison() -> Iterator[None]:
     """Fill every `torch.empty_like` with NaN, so that an entry left unwritten shows."""

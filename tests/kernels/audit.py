@@ -111,18 +111,21 @@ def header() -> str:
 
 
 def sample() -> list[Job]:
-    """The smallest kernel of each kind and architecture; on sm90 one of each size on chip, and a large staged one."""
+    """The smallest kernel of each part and ring for every architecture, and one with an outer stage. On sm90 one of
+    each kind of arithmetic, too, of each size on chip, and a large staged one."""
     smallest: dict[tuple[object, ...], Job] = {}
     for job in rows():
         if isinstance(job, Job):
             one = job.spec
-            kind = (job.arch, one.part, one.ring, one.staged, one.compute)
-            more = job.arch == "sm90" and one.part == "fwd" and (not one.staged or one.radices == (32, 32, 32))
-            sizes = (one.size,) if more else ()
-            kept = smallest.setdefault((*kind, *sizes), job)
-            if one.size < kept.spec.size:
-                smallest[(*kind, *sizes)] = job
-    return list(smallest.values())
+            large = one.staged and one.radices == (32, 32, 32)
+            kinds: list[tuple[object, ...]] = [(job.arch, "staged") if one.staged else (job.arch, one.part, one.ring)]
+            if job.arch == "sm90":
+                kinds += [(one.part, one.ring, one.staged, one.compute)]
+                kinds += [(one.ring, one.compute, one.size)] if one.part == "fwd" and (large or not one.staged) else []
+            for kind in kinds:
+                if kind not in smallest or one.size < smallest[kind].spec.size:
+                    smallest[kind] = job
+    return list(dict.fromkeys(smallest.values()))
 
 
 def compiled(jobs: list[Job]) -> list[tuple[Job, Compiled]]:

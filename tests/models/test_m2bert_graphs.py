@@ -53,13 +53,21 @@ def same(found: Any, want: Any) -> None:
         torch.testing.assert_close(found[name], want[name], rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize(("kind", "pool_all"), [*((kind, False) for kind in HEADS), ("encoder", True)])
-def test_compiled_whole(kind: str, pool_all: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "pool_all", "backend"),
+    [
+        ("encoder", False, "aot_eager"),
+        ("encoder", True, "aot_eager"),
+        ("masked lm", False, "inductor"),
+        ("classification", False, "aot_eager"),
+    ],
+)
+def test_compiled_whole(kind: str, pool_all: bool, backend: str) -> None:
     """In training: outputs and gradients, with padding on both sides."""
     model, labels = make(kind, pool_all=pool_all)
     model.train()
     batch = inputs(40, labels, left=2)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     results = []
     for call in (compiled, model):
         model.zero_grad()

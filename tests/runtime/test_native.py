@@ -107,8 +107,14 @@ def problem_of(n: int, k: int, mode: str, **fields: Any) -> Problem:
     return Problem(n=n, k=k, mode=mode, **{"h": 3, "b": 2, "skip": True} | fields)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
+# every mode, and every dtype in those modes that need most of a kernel
+FORMS = [
+    *(("fp32", mode) for mode in MODES),
+    *((dtype, mode) for dtype in ("fp64", "bf16", "fp16") for mode in ("bidirectional", "circular")),
+]
+
+
+@pytest.mark.parametrize(("dtype", "mode"), FORMS)
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 def test_every_form(mode: str, dtype: str, layout: str) -> None:
     for n, k, gated in ((17, 5, True), (33, 7, False), (130, 130, True), (100, 300, True), (257, 40, False)):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_native import HERE, TENSORS, as_bhl, check_everything, kernel_with, outputs, problem_of
+from test_native import FORMS, HERE, TENSORS, as_bhl, check_everything, kernel_with, outputs, problem_of
 
 from m2gen.device.limits import target
 from m2gen.planner.plan import Plan
@@ -26,8 +26,7 @@ def lanes_plan(problem: Problem, arch: str = HERE) -> Plan:
     return next(plan for plan in Native().candidates(problem, target(arch)) if plan.conv.spec.wide)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
+@pytest.mark.parametrize(("dtype", "mode"), FORMS)
 def test_every_form(mode: str, dtype: str) -> None:
     """Whole groups and a last one that is not, gates, a filter shorter and longer than the sequence."""
     for n, k, gated, h in ((33, 7, True, 21), (100, 130, False, 64)):

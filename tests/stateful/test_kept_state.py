@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ from kept_structure import (
     turn_sines,
     unhook,
 )
-from kept_subjects import GAINS, LENGTHS, MODES, Bare, difference, results
+from kept_subjects import GAINS, KINDS, LENGTHS, MODES, Bare, difference, results
 from kept_writes import Place, changed
 from torch import Tensor
 from torch.nn.utils import parametrize
@@ -228,8 +229,18 @@ class KeptState(Written):
         self.done("prepare_filter")
 
 
-KeptState.TestCase.settings = settings(max_examples=300, stateful_step_count=STEPS)
-TestKeptState = KeptState.TestCase
+class OfModels(KeptState):
+    kinds = tuple(kind for kind in KINDS if kind.startswith("M2"))
+
+
+class OfLayers(KeptState):
+    kinds = tuple(kind for kind in KINDS if not kind.startswith("M2"))
+
+
+OfModels.TestCase.settings = settings(max_examples=100, stateful_step_count=STEPS)
+OfLayers.TestCase.settings = settings(max_examples=200, stateful_step_count=STEPS)
+TestModels = pytest.mark.slow(OfModels.TestCase)
+TestLayers = pytest.mark.slow(OfLayers.TestCase)
 
 
 def main(sequences: int, phases: tuple[Phase, ...] = (Phase.generate, Phase.shrink)) -> None:
