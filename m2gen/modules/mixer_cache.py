@@ -204,6 +204,9 @@ class _ShortConvs:
                     self.bias[i] = f.bias
         self.tail = like.new_zeros(count - 1, batch, layers, channels)
         self.now = like.new_zeros(batch, layers, channels)
+        self.known = like.new_zeros(batch, layers, channels)
+        # of each layer: what a single position needs
+        self.of_layer = list(zip(self.known.unbind(1), self.now.unbind(1), self.taps[-1].unbind(0), strict=True))
         self.prepare()
 
     @property
@@ -212,7 +215,7 @@ class _ShortConvs:
 
     def prepare(self) -> None:
         """What the tail gives to the next output, of all layers at once."""
-        self.known = self.bias.expand_as(self.now).clone()
+        self.known.copy_(self.bias)
         for tap, value in zip(self.taps, self.tail, strict=False):
             self.known.addcmul_(tap, value)
 
@@ -221,8 +224,9 @@ class _ShortConvs:
         if self.called and layer in self.called:
             return self._call(self.called[layer], layer, h)
         if h.shape[1] == 1:
-            self.now[:, layer] = h[:, 0]
-            return torch.addcmul(self.known[:, layer], self.now[:, layer], self.taps[-1, layer])[:, None].to(h.dtype)
+            known, now, tap = self.of_layer[layer]
+            now.copy_(h[:, 0])
+            return torch.addcmul(known, now, tap)[:, None].to(h.dtype)
         wide = self._with_tail(layer, h)
         taps = self.taps[:, layer].T.contiguous()
         return depthwise_conv1d(wide, taps, self.bias[layer], padding=0, layout="BLH").to(h.dtype)

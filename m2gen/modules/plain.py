@@ -61,3 +61,11 @@ def plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
 def all_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
     """`module` and everything below it is plain, each of one of these kinds."""
     return all(type(part) in kinds and plain(part, type(part)) for part in module.modules())
+
+
+def apply_dropout(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x); x itself where the layer is a plain `nn.Dropout` in evaluation."""
+    if not layer.training and plain(layer, nn.Dropout):
+        return x
+    out: Tensor = layer(x)
+    return out

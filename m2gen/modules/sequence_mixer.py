@@ -15,7 +15,7 @@ from m2gen.errors import ProblemError
 from m2gen.modules.causal_monarch import CausalMonarch
 from m2gen.modules.hyena_filter import HyenaFilter, long_conv
 from m2gen.modules.linear import apply_linear
-from m2gen.modules.plain import plain
+from m2gen.modules.plain import apply_dropout, plain
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d
 
 
@@ -104,11 +104,11 @@ class SequenceMixer(nn.Module):
         h = _zero(apply_linear(self.in_linear, u), padding)
         h = self._short_conv(h) if cache is None else cache.short(h)
         x1, x2, v = h.chunk(3, dim=-1)
-        v = self.dropout(_zero(v, padding))
+        v = apply_dropout(self.dropout, _zero(v, padding))
         y = self._long_conv(self.filter_fn, v, x1, x2) if cache is None else cache.long(v, x1, x2)
         if self.filter_fn2 is not None:
             y = y + self._long_conv(self.filter_fn2, u)
-        return apply_linear(self.out_linear, self.dropout(y))
+        return apply_linear(self.out_linear, apply_dropout(self.dropout, y))
 
     def _short_conv(self, h: Tensor) -> Tensor:
         conv = self.short_filter
