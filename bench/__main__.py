@@ -50,12 +50,12 @@ elif arguments.what == "models":
 
     models.main(arguments.rounds, arguments.threads, arguments.out, arguments.only)
 elif arguments.what == "report":
-    from bench import report
+    from bench import pictures
 
     if not arguments.files:
         parser.error("report needs files of results")
     try:
-        report.main(arguments.files, arguments.out)
+        pictures.main(arguments.files, arguments.out)
     except M2GenError as error:
         parser.error(str(error))
 elif arguments.what == "compare":

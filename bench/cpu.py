@@ -18,7 +18,9 @@ import m2gen
 from bench import baselines, growth
 from bench.fma import copy_gbs, peak_gflops
 from bench.timing import interleaved, peak_mib, provenance, ratios, rounded, summary, write
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.testing.operands import operands
 
 POWERS = (1024, 4096, 8192, 16384, 32768)
@@ -29,7 +31,7 @@ _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # options of glibc's mallopt
 
 
 def _problem(n: int, b: int = 1, **more: Any) -> Problem:
-    return Problem(n=n, h=CHANNELS, b=b, **more)
+    return FftConvProblem(n=n, h=CHANNELS, b=b, **more)
 
 
 def forward(problem: Problem, everyone: bool = False) -> Calls:
@@ -104,7 +106,7 @@ def groups() -> dict[str, list[tuple[str, Callable[[], Calls]]]]:
         "threads": [(str(p), lambda p=p: two_threads(p)) for p in (at_8k, _problem(8192, 4))],
         "filter": [(str(p), lambda p=p: kept(p)) for p in map(_problem, (512, 1024))],
         "long": [
-            (str(p), lambda p=p: forward(p)) for p in (Problem(n=2**20, h=4), Problem(n=2**22, h=1))
+            (str(p), lambda p=p: forward(p)) for p in (FftConvProblem(n=2**20, h=4), FftConvProblem(n=2**22, h=1))
         ],
         **growth.groups(),
     }  # fmt: skip
@@ -115,10 +117,10 @@ def peak(text: str, name: str) -> float:
     code = (
         "import sys, torch; from bench.cpu import forward, peak_mib; from m2gen.planner.problem import Problem;"
         "from m2gen.runtime import scratch; torch.set_num_threads(1);"
-        "warm = Problem.parse(sys.argv[1].replace(sys.argv[3], 'h=1')); forward(warm)[sys.argv[2]]();"
-        "scratch._free.clear(); print(peak_mib(forward(Problem.parse(sys.argv[1]))[sys.argv[2]]))"
+        "warm = parse(sys.argv[1].replace(sys.argv[3], 'h=1')); forward(warm)[sys.argv[2]]();"
+        "scratch._free.clear(); print(peak_mib(forward(parse(sys.argv[1]))[sys.argv[2]]))"
     )
-    problem = Problem.parse(text)
+    problem = parse(text)
     words = [sys.executable, "-c", code, text, name, f"h={problem.h}"]
     run = subprocess.run(words, capture_output=True, text=True, check=True)
     return float(run.stdout) - problem.b * problem.h * problem.n * 4 / 2**20
@@ -140,10 +142,10 @@ def measure(group: str, text: str, calls: Calls, rounds: int) -> dict[str, Any]:
     if group == "dispatch":
         return row
     plan = m2gen.plan(text, "auto")
-    row |= {"plan": str(plan), "flop": plan.estimate.flop, "working_set_mib": plan.conv.estimate.working_set / 2**20}
+    row |= {"plan": str(plan), "flop": plan.estimate.flop, "working_set_mib": plan.body.estimate.working_set / 2**20}
     if "m2gen" in times and group != "forward and backward":
         row["peak_mib"] = {name: peak(text, name) for name in ("torch.fft", "m2gen")}
-        row["gflops"] = gflops(Problem.parse(text), row["ms"]["m2gen"]["median"])
+        row["gflops"] = gflops(parse(text), row["ms"]["m2gen"]["median"])
     return row
 
 

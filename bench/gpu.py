@@ -15,6 +15,7 @@ from torch import Tensor
 import m2gen
 from bench.timing import provenance
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.testing.operands import operands
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -112,9 +113,7 @@ def problems() -> list[Problem]:
     for n in LENGTHS:
         batch = max(2, min(BATCH, ELEMENTS // (CHANNELS * n)))
         at = f"fftconv n={n} h={CHANNELS} b={batch}"
-        found += [
-            Problem.parse(f"{at} {words}") for words in ("fp16 circular", "fp16 circular gated", "bf16 causal gated")
-        ]
+        found += [parse(f"{at} {words}") for words in ("fp16 circular", "fp16 circular gated", "bf16 causal gated")]
     return found
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 import m2gen
 from bench import baselines
 from m2gen.planner import search
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
-from m2gen.runtime.executor import kernel_of
+from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.limits import live
 from m2gen.runtime.spectral import Operands
 from m2gen.testing.operands import operands
@@ -30,7 +31,7 @@ Calls = dict[str, Callable[[], Any]]
 
 
 def problem(n: int) -> Problem:
-    return Problem(n=n, h=max(1, POINTS // n))
+    return FftConvProblem(n=n, h=max(1, POINTS // n))
 
 
 def growth(asked: Problem) -> Calls:
@@ -40,7 +41,7 @@ def growth(asked: Problem) -> Calls:
     calls: Calls = {"torch.fft": lambda: baselines.torch_fft(u, k), "m2gen": lambda: m2gen.fftconv(**args)}
     ranking = search.rank(asked, live(u.device))
     for order in ORDERS:
-        plans = (p for p in ranking.plans if p.solver == "composed" and p.conv.transform.order == order)
+        plans = (p for p in ranking.plans if p.solver == "composed" and p.body.transform.order == order)
         if (best := next(plans, None)) is not None:
             calls[f"order {order}"] = partial(kernel_of(best).forward, Operands(u, k))
     return calls
@@ -108,5 +109,5 @@ def groups() -> dict[str, list[tuple[str, Callable[[], Calls]]]]:
 
 
 def error_rows() -> list[dict[str, Any]]:
-    asked = [Problem(n=n, h=min(32, max(1, 2**22 // n))) for n in SIZES]
+    asked = [FftConvProblem(n=n, h=min(32, max(1, 2**22 // n))) for n in SIZES]
     return [{"group": "error", "problem": str(p), "error": errors(p)} for p in asked]

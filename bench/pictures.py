@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench import report
 from bench.report import Row, Run
-from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 
 INK, PAPER, FAINT = "#22303c", "#ffffff", "#d9e0e6"
 COLOURS = {
@@ -117,7 +117,7 @@ def speedup(run: Run) -> tuple[Figure, str]:
     series: dict[str, list[tuple[int, Row]]] = {}
     for group in ("causal", "bidirectional"):
         for row in run.of(group):
-            problem = Problem.parse(row["problem"])
+            problem = parse(row["problem"])
             series.setdefault(f"{group}, batch {problem.b}", []).append((problem.n, row["ratio"]["m2gen"]))
     for colour, (name, points) in zip(OTHERS, series.items(), strict=False):
         sizes, middle = [n for n, _ in points], [ratio["median"] for _, ratio in points]
@@ -145,12 +145,12 @@ def roofline(run: Run) -> tuple[Figure, str]:
     )
     low = ends[0] * 1.3
     axes.annotate(f"{copy:.0f} GB/s of copying", (low, copy * low), (12, 0), textcoords="offset points", va="center")
-    rows = [row for row in run.of("causal") if Problem.parse(row["problem"]).b == 1] or run.of("causal")
+    rows = [row for row in run.of("causal") if parse(row["problem"]).b == 1] or run.of("causal")
     for name in ("torch.fft", "m2gen"):
         points = []
         for row in rows:
-            flop, moved = report.traffic(Problem.parse(row["problem"]))
-            points.append((flop / moved, flop / row["ms"][name]["median"] / 1e6, Problem.parse(row["problem"]).n))
+            flop, moved = report.traffic(parse(row["problem"]))
+            points.append((flop / moved, flop / row["ms"][name]["median"] / 1e6, parse(row["problem"]).n))
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=_colour(name), label=name)
         for (x, y, n), left in ((points[0], True), (points[-1], False)):
             shift, side = (-8, "right") if left else (8, "left")
@@ -171,7 +171,7 @@ def roofline(run: Run) -> tuple[Figure, str]:
 def error(run: Run) -> tuple[Figure, str]:
     """Relative error against float64 over N."""
     rows = run.of("error")
-    sizes = [Problem.parse(row["problem"]).n for row in rows]
+    sizes = [parse(row["problem"]).n for row in rows]
     figure, axes = plt.subplots(figsize=(7.5, 4.4))
     for name in rows[0]["error"]:
         values = [row["error"][name] for row in rows]
@@ -233,7 +233,7 @@ def growth(run: Run) -> tuple[Figure, str]:
     right.set_title("Memory of a call")
     right.legend(loc="center left")
     for axes in (left, right):
-        _sizes(axes, [Problem.parse(row["problem"]).n for row in rows], "points N of a row")
+        _sizes(axes, [parse(row["problem"]).n for row in rows], "points N of a row")
     figure.tight_layout(w_pad=3)
     return figure, (
         "Cost of a causal convolution over N, the same number of points in all at every N; lines are power laws fitted "
@@ -291,3 +291,13 @@ PICTURES: tuple[tuple[str, tuple[str, ...], Picture], ...] = (
     ("error", ("error",), error),
     ("dispatch", ("dispatch",), dispatch),
 )
+
+
+def main(files: Sequence[str], out: str | None) -> None:
+    """Write the page and its pictures."""
+    folder = Path(out or "bench/results")
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [report.read(file) for file in files]
+    pictures = draw(runs, folder)
+    (folder / "report.md").write_text(report.page(runs, pictures))
+    print(*(folder / name for name in ("report.md", *(file for file, _ in pictures))), sep="\n")

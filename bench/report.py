@@ -12,6 +12,7 @@ from typing import Any
 from bench.fit import Power, power
 from m2gen.errors import M2GenError
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 
 Row = dict[str, Any]
 LEAST_MIB = 0.1  # memory below this is pages, not a law
@@ -58,7 +59,7 @@ def laws(rows: Sequence[Row]) -> dict[str, tuple[list[int], list[float], Power]]
     """Of the growth group: microseconds of one row of N points, for every contender, and the power law through them."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        problem = Problem.parse(row["problem"])
+        problem = parse(row["problem"])
         for name, ms in row["ms"].items():
             found.setdefault(name, []).append((problem.n, 1e3 * ms["median"] / problem.h))
     return {
@@ -74,7 +75,7 @@ def memory(rows: Sequence[Row]) -> dict[str, tuple[list[int], list[float]]]:
     for row in rows:
         for name, mib in row.get("peak_mib", {}).items():
             sizes, values = found.setdefault(name, ([], []))
-            sizes.append(Problem.parse(row["problem"]).n)
+            sizes.append(parse(row["problem"]).n)
             values.append(mib)
     return found
 
@@ -172,7 +173,7 @@ def dispatch(rows: Sequence[Row]) -> str:
 
 def errors(rows: Sequence[Row]) -> str:
     names = list(rows[0]["error"])
-    lines = [[f"{Problem.parse(row['problem']).n}", *(f"{row['error'][name]:.2e}" for name in names)] for row in rows]
+    lines = [[f"{parse(row['problem']).n}", *(f"{row['error'][name]:.2e}" for name in names)] for row in rows]
     return table(["N", *names], lines)
 
 
@@ -231,14 +232,3 @@ def page(runs: Sequence[Run], pictures: Sequence[tuple[str, str]]) -> str:
             text = TABLES[group](rows) if group in TABLES else timings(rows, run.provenance.get("fma_peak_gflops"))
             parts += [f"### {group}", text]
     return "\n\n".join(parts) + "\n"
-
-
-def main(files: Sequence[str], out: str | None) -> None:
-    from bench.pictures import draw
-
-    folder = Path(out or "bench/results")
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = [read(file) for file in files]
-    pictures = draw(runs, folder)
-    (folder / "report.md").write_text(page(runs, pictures))
-    print(*(folder / name for name in ("report.md", *(file for file, _ in pictures))), sep="\n")

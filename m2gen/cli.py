@@ -5,8 +5,6 @@ Everything heavy is imported inside the command that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,11 +66,11 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
            gated pre_gated post_gated skip   bhl blh   wide
     """
     from m2gen.planner import search
-    from m2gen.planner.problem import Problem
+    from m2gen.planner.problems import parse
     from m2gen.runtime.planning import limits_of
     from m2gen.runtime.planning import plan as planned
 
-    asked, limits = Problem.parse(" ".join(problem)), limits_of(target)
+    asked, limits = parse(" ".join(problem)), limits_of(target)
     chosen = planned(asked, target)
     if as_json:
         click.echo(chosen.to_json())
@@ -88,31 +86,21 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _runs(items: Iterable[str], times: str) -> list[str]:
-    """Equal neighbours written once: 3, 2, 2, 2 as 3, 2^3."""
-    counted = [(item, len(list(run))) for item, run in groupby(items)]
-    return [item if count == 1 else f"{item}{times}{count}" for item, count in counted]
-
-
 def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> None:
     """Every solver's best plan of each order, and every solver that was rejected."""
     from rich.table import Table
 
-    from m2gen.planner.plan import duration
+    from m2gen.planner.step import duration
 
     table = Table(title=f"every solver on {limits.arch}: its best plan of each order, cheapest first")
-    for column in ("solver", "order", "size", "radices", "blocks", "channels", "estimate"):
+    titles = ranking.columns
+    for column in ("solver", *titles, "estimate"):
         table.add_column(column, overflow="fold")
-    bests = {(plan.solver, plan.conv.transform.order): plan for plan in reversed(ranking.plans)}
+    bests = {(plan.solver, plan.body.row[0]): plan for plan in reversed(ranking.plans)}
     for best in sorted(bests.values(), key=lambda plan: plan.estimate.seconds):
-        transform = best.conv.transform
-        radices = " x ".join(_runs(map(str, transform.radices), "^")) or "its own"
-        blocks = ", ".join(_runs((f"{count} of {out}x{into}" for count, out, into in transform.blocks), " times "))
-        size = f"{transform.size}{' folded' if best.conv.fold else ''}"
-        cells = (best.solver, str(transform.order or "-"), size, radices, blocks, str(best.conv.channels))
-        table.add_row(*cells, duration(best.estimate.seconds))
+        table.add_row(best.solver, *best.body.row, duration(best.estimate.seconds))
     for solver, reason in ranking.rejections:
-        table.add_row(solver, "", "", "", reason, "", "rejected")
+        table.add_row(solver, *[""] * (len(titles) - 2), reason, "", "rejected")
     console.print(table)  # what was left out for a reason stands above it, in the plan's own text
 
 
@@ -134,10 +122,10 @@ def show(problem: tuple[str, ...], target: str, part: str, view: str) -> None:
     m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90 --resources
     parts: fwd, transpose (gradients of the input and the gates), dk (gradient of the filter)
     """
-    from m2gen.planner.problem import Problem
+    from m2gen.planner.problems import parse
     from m2gen.show import show as text
 
-    click.echo(text(Problem.parse(" ".join(problem)), target, view, part))
+    click.echo(text(parse(" ".join(problem)), target, view, part))
 
 
 @main.command(context_settings=_CONTEXT)
@@ -244,7 +232,7 @@ def tune(
 
     from m2gen import tuning
     from m2gen.ahead.models import Sizes
-    from m2gen.planner.problem import parse_all
+    from m2gen.planner.problems import parse_all
     from m2gen.runtime.planning import limits_of
 
     if threads or fit:
@@ -280,7 +268,7 @@ def show_() -> None:
 
     from m2gen import tuning
     from m2gen.cache.wisdom import place
-    from m2gen.planner.plan import duration
+    from m2gen.planner.step import duration
 
     table = Table(title=f"wisdom in {place()}, then what is shipped", title_justify="left")
     for column in ("problem", "arch", "threads", "choice", "time", "measured"):

@@ -135,12 +135,12 @@ def _choices(limits: DeviceLimits) -> Rows:
 
 def choice(text: str, limits: DeviceLimits) -> str:
     """The chosen solver with its reason: what the other solvers would cost, or why they cannot."""
-    from m2gen.planner.problem import Problem
+    from m2gen.planner.problems import parse
     from m2gen.planner.search import plan, rank, reason
 
-    problem = Problem.parse(text)
+    problem = parse(text)
     try:
         chosen = plan(problem, limits)
     except M2GenError as error:
         return f"nothing: {error}"
-    return f"{chosen.solver}, {chosen.conv.transform}: {reason(rank(problem, limits))}"
+    return f"{chosen.solver}, {chosen.body.what}: {reason(rank(problem, limits))}"

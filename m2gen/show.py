@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.planner.fftconv.problem import FftConvProblem
 
 if TYPE_CHECKING:
     from m2gen.kernels.fftconv import FftConvSpec
     from m2gen.kernels.spec import KernelSpec
-    from m2gen.planner.plan import FusedConv
     from m2gen.planner.problem import Problem
     from m2gen.runtime.cross_compile import Compiled
 
@@ -43,27 +42,17 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
 def _spec(problem: Problem, target: str, part: str) -> tuple[FftConvSpec | FftConvCppSpec, str]:
     """The spec of one part of the best plan that is one generated kernel, and the architecture it is for."""
     from m2gen.planner import search
-    from m2gen.planner.plan import FusedConv, NativeConv
+    from m2gen.planner.fftconv.steps import FusedConv, NativeConv
     from m2gen.runtime.planning import limits_of
 
     ranking = search.rank(problem, limits_of(target))
     best = ranking.best("fused") or ranking.best("native")
-    if best is not None and isinstance(best.conv, FusedConv):
-        return of_part(best.conv, part, problem), best.arch
-    if best is not None and isinstance(best.conv, NativeConv):
-        return (best.conv.spec if part == "fwd" else best.conv.bwd), best.arch
+    if best is not None and isinstance(best.body, FusedConv):
+        return best.body.part(part, FftConvProblem.of(problem)), best.arch
+    if best is not None and isinstance(best.body, NativeConv):
+        return (best.body.spec if part == "fwd" else best.body.bwd), best.arch
     why = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections if solver in ("fused", "native"))
     raise M2GenError(f"a generated kernel for {problem} on {target}", why, "name another --target, or see m2gen plan")
-
-
-def of_part(conv: FusedConv, part: str, problem: Problem) -> FftConvSpec:
-    """The kernel that does `part` of a convolution: its forward pass, the gradient of its input, or of its filter."""
-    spec = conv.spec
-    if part == "dk":
-        return replace(conv.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
-    if part == "transpose":
-        return replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate)
-    return spec
 
 
 def assembly(spec: KernelSpec, arch: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2gen.errors import WisdomError
-from m2gen.planner.problem import Problem, parse_all
+from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,7 +80,7 @@ def run(problems: Sequence[Problem], budget: float, again: bool, console: Consol
 
 def _line(outcome: Outcome, totals: Totals) -> str:
     """What came of one problem; counted in the totals."""
-    from m2gen.planner.plan import duration
+    from m2gen.planner.step import duration
 
     totals.dropped += [f"{outcome.problem}: {name}: {why}" for name, why in outcome.dropped.items()]
     entry = outcome.entry

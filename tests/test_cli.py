@@ -57,7 +57,7 @@ def test_errors_are_one_clean_message(words, part):
 
 
 def test_a_rejection_is_shown(monkeypatch):
-    from m2gen.planner.solvers.composed import Composed
+    from m2gen.planner.fftconv.composed import Composed
 
     monkeypatch.setattr(Composed, "reject", lambda self, problem, limits: "not today")
     result = run("plan", "fftconv n=12345 h=3", "--target", "avx512")

@@ -66,7 +66,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{a.name}" if node.module == "m2gen" else str(node.module) for a in node.names]
+            names = [f"{node.module}.{a.name}" for a in node.names]
         else:
             continue
         parents = list(ancestors(node))
@@ -82,6 +82,7 @@ def ancestors(node: ast.AST) -> Iterator[ast.AST]:
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+ALL = [*FILES, *sorted((ROOT / "bench").rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -103,6 +104,24 @@ def test_no_torch_where_none_belongs(path: Path) -> None:
         heavy = name.split(".")[0] in {"torch", "triton"}
         late_is_fine = layer(path) in ANYTHING and not at_import
         assert not heavy or late_is_fine, f"{path.name} imports {name}"
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Late imports count: a module of a circle cannot be understood without all of it."""
+    files = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in ALL}
+    below = {name: {found for to, _ in imports(path) if (found := _file(to, files))} for name, path in files.items()}
+    left = {name: found - {name} for name, found in below.items()}
+    while leaves := [name for name, found in left.items() if not found & left.keys()]:
+        for name in leaves:
+            del left[name]
+    assert not left, "these import one another, or what does"
+
+
+def _file(name: str, files: dict[str, Path]) -> str | None:
+    """The module that an import of `name` loads: itself, or what it is in."""
+    while name and name not in files:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
 def test_only_config_reads_the_environment() -> None:

@@ -18,7 +18,7 @@ from m2gen.codegen.render import render
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import CompileError, M2GenError
 from m2gen.kernels.dispatch import DispatchSpec
-from m2gen.planner.plan import FusedConv, NativeConv, Plan
+from m2gen.planner.plan import Plan
 from m2gen.runtime import planning
 from m2gen.version import __version__
 
@@ -106,7 +106,7 @@ def _plan_all(manifest: Manifest, wanted: Wanted, target: str, limits: DeviceLim
     jobs: dict[str, _Job] = {}
     for problem, who in wanted.problems.items():
         chosen = planning.plan(problem, target)
-        own = [_Job(spec, problem.layout) for spec in _kernels(chosen, problem in wanted.trained)]
+        own = [_Job(spec, problem.layout) for spec in chosen.body.kernels(problem, problem in wanted.trained)]
         _note(manifest, str(problem), chosen, own, who)
         jobs |= {job.name: job for job in own if job.name not in jobs}
     for op, specs in wanted.others.items():
@@ -127,18 +127,6 @@ def _note(manifest: Manifest, problem: str, plan: Plan | None, jobs: list[_Job],
     entry.steps = steps
     entry.kernels = list(dict.fromkeys((*entry.kernels, *(job.name for job in jobs))))
     entry.of = list(dict.fromkeys((*entry.of, *who)))
-
-
-def _kernels(plan: Plan, gradients: bool) -> tuple[KernelSpec, ...]:
-    """What a call of the plan loads; nothing where it is PyTorch's own operators."""
-    if isinstance(plan.conv, NativeConv):
-        return plan.conv.kernels(gradients)
-    if isinstance(plan.conv, FusedConv):
-        from m2gen.show import of_part
-
-        parts = ("fwd", "transpose", "dk") if gradients else ("fwd",)
-        return tuple(of_part(plan.conv, part, plan.problem) for part in parts)
-    return ()
 
 
 def _tool(arch: str) -> str:

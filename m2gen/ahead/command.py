@@ -9,7 +9,8 @@ from m2gen.ahead.build import build
 from m2gen.ahead.models import Sizes
 from m2gen.ahead.record import Wanted, record
 from m2gen.errors import M2GenError
-from m2gen.planner.problem import Problem, parse_all
+from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse_all
 from m2gen.runtime.planning import limits_of
 
 

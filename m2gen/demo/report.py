@@ -19,8 +19,9 @@ from m2gen.demo.training import Progress as TrainingState
 from m2gen.demo.training import Settings, bits_per_byte, train
 from m2gen.models.m2gpt import M2GPT
 from m2gen.planner import search
-from m2gen.planner.plan import NativeConv, Plan
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.steps import NativeConv
+from m2gen.planner.plan import Plan
+from m2gen.planner.problems import parse
 from m2gen.runtime.limits import live
 
 PROMPT = b"def "
@@ -79,13 +80,13 @@ def _introduce(console: Console, corpus: Corpus, model: M2GPT, settings: Setting
 
 def _plan(settings: Settings) -> Plan:
     problem = f"fftconv n={settings.context} h={settings.d_model} b={settings.batch} fp32 causal gated skip blh"
-    return search.plan(Problem.parse(problem), live(torch.device("cpu")))
+    return search.plan(parse(problem), live(torch.device("cpu")))
 
 
 def _kernel(chosen: Plan) -> str:
     """What the long convolutions of the training run on."""
-    if isinstance(chosen.conv, NativeConv):
-        return f"generated C++ for the long convolutions, forward and backward: {chosen.conv.spec.name}"
+    if isinstance(chosen.body, NativeConv):
+        return f"generated C++ for the long convolutions, forward and backward: {chosen.body.spec.name}"
     return f"none generated for the long convolutions: solver {chosen.solver} (m2gen doctor tells why)"
 
 

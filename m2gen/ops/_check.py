@@ -17,7 +17,7 @@ from m2gen.errors import ProblemError
 from m2gen.kernels.activation import ACTIVATIONS
 from m2gen.log import fallback
 from m2gen.ops.values import all_true, look, traced
-from m2gen.planner.problem import LAYOUTS, MODES
+from m2gen.planner.fftconv.problem import LAYOUTS, MODES
 
 _FLOATS = {getattr(torch, dtype.torch_name) for dtype in DTYPES.values()}
 _CHECK_FINITE = config().check_finite  # read once: tracing must not meet a cached function

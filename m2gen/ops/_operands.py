@@ -15,7 +15,7 @@ from torch import Tensor
 from m2gen.errors import ProblemError
 from m2gen.kernels.activation import ACTIVATIONS
 from m2gen.ops import _check as check
-from m2gen.planner.problem import MODES
+from m2gen.planner.fftconv.problem import MODES
 
 
 def fftconv(*args: Any) -> None:

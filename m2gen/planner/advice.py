@@ -15,15 +15,13 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.errors import M2GenError
 from m2gen.log import fallback
-from m2gen.planner.choice import by_choice, style
+from m2gen.planner.choice import by_choice
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 
 FARTHEST = 2.0  # an entry of half the length is as far
 _TRUSTED = 1.5  # a nearest entry's style is followed up to so many times the best estimate
-# how far apart two problems are: doublings of sizes, and what differs besides
-_DOUBLINGS = {"n": 2.0, "h": 0.25, "b": 0.25}
-_DIFFERENCES = {"mode": 0.25, "k": 0.25, "dtype": 0.25, "pre_gate": 0.1, "post_gate": 0.1, "skip": 0.05, "wide": 0.1}
 _CIRCUMSTANCES = {"processor": 1.0, "threads": 0.25, "compiler": 0.1}
 
 
@@ -91,7 +89,7 @@ class Knowledge:
         found = []
         for record in self.records:
             try:
-                found.append((Problem.parse(record.key.problem), record))
+                found.append((parse(record.key.problem), record))
             except M2GenError as error:  # noqa: PERF203
                 fallback(f"wisdom left out: {error}")
         return found
@@ -106,7 +104,7 @@ def advise(
     """
     near = _nearest(problem, arch, known)
     if not near:
-        return Advice(None, f"no wisdom for {arch} within a factor of 2 of n={problem.n}")
+        return Advice(None, f"no wisdom for {arch} within a factor of 2 of {problem.main}")
     stale = 0
     for distance, differing, other, record in near:
         if digest_of(other) != record.key.candidates:
@@ -141,19 +139,20 @@ def _nearest(problem: Problem, arch: str, known: Knowledge) -> list[tuple[float,
 
 
 def _comparable(problem: Problem, other: Problem) -> bool:
-    same_compute = DTYPES[problem.dtype].compute == DTYPES[other.dtype].compute
-    return same_compute and (problem.op, problem.layout) == (other.op, other.layout)
+    if type(problem) is not type(other) or DTYPES[problem.dtype].compute != DTYPES[other.dtype].compute:
+        return False
+    return all(getattr(problem, name) == getattr(other, name) for name in problem.nearness.equal)
 
 
 def _distance(problem: Problem, other: Problem, key: Key, here: Circumstances) -> tuple[float, list[str]]:
     """How far a record is, and the fields in which it differs."""
-    distance, differing = 0.0, []
-    for one in fields(Problem):
+    distance, differing, near = 0.0, [], problem.nearness
+    for one in fields(problem):  # type: ignore[arg-type]  # every problem is a dataclass
         asked, there = getattr(problem, one.name), getattr(other, one.name)
         if asked != there:
             differing.append(one.name)
-            doublings = abs(log2(asked / there)) if one.name in _DOUBLINGS else 1.0
-            distance += doublings * (_DOUBLINGS.get(one.name) or _DIFFERENCES[one.name])
+            sizes = one.name in near.doublings
+            distance += near.doublings[one.name] * abs(log2(asked / there)) if sizes else near.differences[one.name]
     found = {"processor": here.processor, "threads": here.threads, "compiler": here.compiler}
     for name, asked in found.items():
         if asked and asked != getattr(key, name):
@@ -165,4 +164,4 @@ def _distance(problem: Problem, other: Problem, key: Key, here: Circumstances) -
 def _like(record: Record, plans: tuple[Plan, ...]) -> Plan | None:
     """The best of the plans that are done in the record's way, unless the estimate is much against it."""
     limit = _TRUSTED * plans[0].estimate.seconds
-    return next((plan for plan in plans if plan.estimate.seconds <= limit and style(plan) == record.style), None)
+    return next((plan for plan in plans if plan.estimate.seconds <= limit and plan.style == record.style), None)

@@ -2,62 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import sympy as sp
 
 from m2gen.device.limits import DeviceLimits, target
-from m2gen.planner import cost, formulas
-from m2gen.planner.plan import (
-    Estimate,
-    FilterSpectrum,
-    FusedConv,
-    NativeConv,
-    Plan,
-    SpectralConv,
-    Step,
-    Transform,
-    duration,
-)
-from m2gen.planner.search import rank
+from m2gen.planner.problem import Problem
+from m2gen.planner.step import Arithmetic, Body, Cost, Estimate, Step, Terms, duration
 
-SYMBOLS = formulas.Values(*sp.symbols(" ".join(formulas.Values._fields), positive=True))
 RADIX = sp.Symbol("r", positive=True)
-SYMBOLIC = formulas.Arithmetic(sp.ceiling, sp.Max, sp.Min, lambda x: sp.Function("log2")(x))
+SYMBOLIC = Arithmetic(sp.ceiling, sp.Max, sp.Min, lambda x: sp.Function("log2")(x))
 _UNITS = {"flop": "FLOP", "bytes": "B", "launches": "calls", "working_set": "B", "seconds": "s"}
-_NOTES = (
-    "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
-    "shape of FlashFFTConv's cost model, remembered and not checked against the paper; its constants are not used. "
-    "With equal radices, 8 N sum(r) is four times the 2 p N^(1 + 1/p) of an order-p Monarch matrix of real blocks."
-)
-LEGEND = (
-    "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a computed "
-    "number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix rate, "
-    "U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the FFT, "
-    "n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a tile, s transforms stacked, "
-    "Q bytes of an operand, "
-    "X rate of its products, V vector rate, A threads of a block, I instructions that a warp issues for a tile, "
-    "l seconds that a tile waits, m multiprocessors, O blocks that each holds at once, "
-    "J operations a point of a native transform, X their rate, L 1 where numbers are gathered into rows, Y numbers a "
-    "second"
-)
 
 
-def explain(plan: Plan, limits: DeviceLimits | None = None) -> str:
+class Explained(Protocol):
+    """What is read of a plan (planner/plan.py, which calls this)."""
+
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def arch(self) -> str: ...
+    @property
+    def solver(self) -> str: ...
+    @property
+    def steps(self) -> tuple[Step[Any], ...]: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
+    @property
+    def estimate(self) -> Estimate: ...
+    @property
+    def body(self) -> Body[Any]: ...
+
+
+def explain(plan: Explained, limits: DeviceLimits | None = None) -> str:
     """`limits` default to the table's row of the plan's architecture."""
     row = target(plan.arch) if limits is None else limits
+    floor = plan.problem.least_bytes / row.dram_bandwidth
     lines = [
         f"problem   {plan.problem}",
         f"device    {row.arch}: {row.description}",
         f"figures   {_figures(row)}",
         f"solver    {plan.solver}",
         f"chosen by {plan.origin}",
-        *_transform_lines(plan),
+        *plan.body.lines(plan.problem),
         f"estimate  {_amounts(plan.estimate)}",
-        f"floor     {duration(cost.memory_floor(plan.problem, row))} to read sequence and gates and write the result",
+        f"floor     {duration(floor)} to read what is given and write the result, once each",
     ]
-    lines += [f"left out  {warning}" for warning in rank(plan.problem, row).warnings]
+    lines += [f"left out  {warning}" for warning in plan.left_out]
     for step in plan.steps:
         lines += ["", *_step_lines(plan, step, row)]
-    return "\n".join([*lines, "", f"Symbols: {LEGEND}.", _NOTES])
+    return "\n".join([*lines, "", f"Symbols: {plan.problem.legend}.", plan.problem.notes])
 
 
 def _figures(row: DeviceLimits) -> str:
@@ -67,58 +63,35 @@ def _figures(row: DeviceLimits) -> str:
     )
 
 
-def _transform_lines(plan: Plan) -> list[str]:
-    conv, transform = plan.conv, plan.conv.transform
-    wraps = plan.problem.mode == "circular" and not conv.fold
-    why = "the circle itself" if wraps else f"at least {plan.problem.linear_size} avoids wrap-around"
-    native = isinstance(conv, NativeConv)
-    places = f"{transform.size} points" + (f" of {2 * transform.size} places" if native else "")
-    lines = [
-        f"size      {places} ({why}{', tail folded onto the head' if conv.fold else ''})",
-        f"chunks    {conv.channels} of {plan.problem.h} channels at a time",
-    ]
-    if isinstance(conv, FusedConv):
-        lines[1] = f"kernel    {conv.spec.name}, {conv.programs} programs, {conv.spec.ring} ring"
-    if isinstance(conv, NativeConv):
-        lines[1] = f"kernel    {conv.spec.name}, {conv.channels} channels a work item"
-    if transform.kind == "monarch":
-        radices = " x ".join(map(str, transform.radices))
-        blocks = ", ".join(f"{count} x {out} x {into}" for count, out, into in transform.blocks)
-        lines += [f"order     {transform.order}, radices {radices}", f"blocks    {blocks}   (nblocks x out x in)"]
-    return lines
+def symbols(kind: type[Any]) -> Any:
+    """The fields of a NamedTuple of numbers, as symbols."""
+    return kind(*sp.symbols(" ".join(kind._fields), positive=True))
 
 
-def _step_lines(plan: Plan, step: Step, limits: DeviceLimits) -> list[str]:
-    if not isinstance(step, FilterSpectrum | SpectralConv | FusedConv | NativeConv):
+def _step_lines(plan: Explained, step: Step[Any], limits: DeviceLimits) -> list[str]:
+    terms = step.terms(plan.problem, plan.body, limits)
+    if terms is None:
         return [f"{step}: {_amounts(step.estimate)}"]
-    name = "filter" if isinstance(step, FilterSpectrum) else "conv"
-    stage = formulas.Cost()
-    if isinstance(plan.conv, FusedConv):
-        numbers = cost.fused_values(plan.problem, plan.conv.spec, limits)
-        whole = formulas.FORMULAS["fused", name](SYMBOLS, SYMBOLIC)
-    elif isinstance(plan.conv, NativeConv):
-        numbers = cost.native_values(plan.problem, plan.conv.spec, plan.conv.channels, limits)
-        whole = formulas.FORMULAS["native", name](SYMBOLS, SYMBOLIC)
-    else:
-        numbers = cost.values(plan.problem, step.transform, plan.conv.channels, limits, name)
-        whole = formulas.FORMULAS[step.transform.kind, name](SYMBOLS, SYMBOLIC)
-        stage = formulas.monarch_stage(SYMBOLS, SYMBOLIC, RADIX, name) if step.transform.radices else stage
+    names = symbols(type(terms.numbers))
+    whole = terms.whole(names, SYMBOLIC)
+    stage = Cost() if terms.stage is None else terms.stage(names, SYMBOLIC, RADIX)
     used = set().union(*(sp.sympify(e).free_symbols for e in (*whole, *stage)))
-    shown = [f"{symbol} = {value:.6g}" for symbol, value in zip(SYMBOLS, numbers, strict=True) if symbol in used]
-    lines = [str(step), f"  with {', '.join(shown)}", *_work_lines(step.transform, whole)]
-    for quantity in formulas.QUANTITIES:
+    shown = [f"{symbol} = {value:.6g}" for symbol, value in zip(names, terms.numbers, strict=True) if symbol in used]
+    lines = [str(step), f"  with {', '.join(shown)}", *_work_lines(terms, names, whole)]
+    for quantity, unit in _UNITS.items():
         formula = _formula(getattr(whole, quantity), getattr(stage, quantity))
         value = getattr(step.estimate, quantity)
-        lines += [f"  {quantity} = {formula}", f"  {' ' * len(quantity)} = {value:.6g} {_UNITS[quantity]}"]
+        lines += [f"  {quantity} = {formula}", f"  {' ' * len(quantity)} = {value:.6g} {unit}"]
     return lines
 
 
-def _work_lines(transform: Transform, whole: formulas.Cost) -> list[str]:
-    if SYMBOLS.T not in sp.sympify(whole.flop).free_symbols:
+def _work_lines(terms: Terms, names: Any, whole: Cost) -> list[str]:
+    if terms.work is None:
         return []
-    case, points = cost.work_case(transform.size)
-    where = f"N = {points}" if case != "bluestein" else f"N = {points} inside (Bluestein, for a prime factor above 13)"
-    return [f"  T = {sp.sstr(formulas.transform_work(case, SYMBOLS.N, SYMBOLIC))} with {where}"]
+    symbol, formula, what = terms.work
+    if getattr(names, symbol) not in sp.sympify(whole.flop).free_symbols:
+        return []
+    return [f"  {symbol} = {sp.sstr(formula(names, SYMBOLIC))} with {what}"]
 
 
 def _formula(whole: sp.Expr, stage: sp.Expr) -> str:

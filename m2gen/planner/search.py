@@ -10,9 +10,10 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.errors import PlanError, WisdomError
 from m2gen.planner.advice import Advice, Knowledge, advise
 from m2gen.planner.choice import digest
-from m2gen.planner.plan import Plan, duration
+from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.registry import SOLVERS
+from m2gen.planner.step import duration
 
 RIGORS = ("estimate", "measure", "wisdom_only")
 
@@ -22,16 +23,10 @@ class Ranking:
     """The legal plans, cheapest first, (solver, reason) for every solver that has none, and (kernel, reason) for every
     kernel that would fit and must not run."""
 
+    columns: tuple[str, ...]  # titles of the plans' `body.row`
     plans: tuple[Plan, ...]
     rejections: tuple[tuple[str, str], ...]
     left_out: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Each reason once, with the number of kernels and their names."""
-        reasons = dict.fromkeys(why for _, why in self.left_out)
-        named = {why: [name for name, other in self.left_out if other == why] for why in reasons}
-        return tuple(f"{why}; {len(names)} kernels: {', '.join(names)}" for why, names in named.items())
 
     def best(self, solver: str) -> Plan | None:
         """The cheapest plan of `solver`."""
@@ -44,7 +39,7 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
     plans: list[Plan] = []
     rejections: list[tuple[str, str]] = []
     left_out: list[tuple[str, str]] = []
-    for solver in SOLVERS:
+    for solver in SOLVERS[problem.op]:
         reason = solver.reject(problem, limits)
         if reason is None:
             plans += solver.candidates(problem, limits)
@@ -52,7 +47,17 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
             rejections.append((solver.name, reason))
         left_out += solver.left_out(problem, limits)
     cheapest = sorted(plans, key=lambda plan: plan.estimate.seconds)
-    return Ranking(tuple(cheapest), tuple(rejections), tuple(dict.fromkeys(left_out)))
+    if warnings := _warnings(left_out):
+        cheapest = [replace(plan, left_out=warnings) for plan in cheapest]
+    return Ranking(problem.columns, tuple(cheapest), tuple(rejections), tuple(dict.fromkeys(left_out)))
+
+
+def _warnings(left_out: list[tuple[str, str]]) -> tuple[str, ...]:
+    """Each reason once, with the number of kernels and their names."""
+    reasons: dict[str, dict[str, None]] = {}
+    for name, why in left_out:
+        reasons.setdefault(why, {})[name] = None
+    return tuple(f"{why}; {len(names)} kernels: {', '.join(names)}" for why, names in reasons.items())
 
 
 @lru_cache(maxsize=16384)

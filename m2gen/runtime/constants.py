@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from m2gen.planner.plan import Transform
+from m2gen.planner.fftconv.transform import Transform
 
 
 def roots_of_unity(exponents: Tensor, n: int) -> Tensor:

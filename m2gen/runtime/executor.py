@@ -12,22 +12,20 @@ from m2gen import log
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.errors import CompileError
-from m2gen.planner.plan import FusedConv, NativeConv, Plan
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.search import plan
-from m2gen.runtime import ahead, wisdom
-from m2gen.runtime.fused import FusedKernel
+from m2gen.runtime import ahead, tune, wisdom
+from m2gen.runtime.binding import Kernel, kernel_of
 from m2gen.runtime.limits import live
-from m2gen.runtime.native import NativeKernel
-from m2gen.runtime.spectral import Gradients, Operands, SpectralKernel
+from m2gen.runtime.spectral import Gradients, Operands
 
 _SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.values()}
 
 
-def problem_of(x: Operands, mode: str, precision: str) -> Problem:
+def problem_of(x: Operands, mode: str, precision: str) -> FftConvProblem:
     """The problem that the tensors pose; channels-last is read off the strides."""
     batch, channels, length = x.u.shape
-    return Problem(
+    return FftConvProblem(
         n=length,
         h=channels,
         b=batch,
@@ -42,31 +40,21 @@ def problem_of(x: Operands, mode: str, precision: str) -> Problem:
     )
 
 
-Kernel = SpectralKernel | FusedKernel | NativeKernel
-
-
 @lru_cache(maxsize=1024)
-def kernel_of(chosen: Plan) -> Kernel:
-    """The computation of a plan, bound once."""
-    if isinstance(chosen.conv, FusedConv):
-        return FusedKernel(chosen.problem, chosen.conv)
-    if isinstance(chosen.conv, NativeConv):
-        return NativeKernel(chosen.problem, chosen.conv)
-    return SpectralKernel(chosen.problem, chosen.conv)
+def bound(problem: FftConvProblem, limits: DeviceLimits, threads: int, generation: int) -> Kernel:
+    """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile.
 
-
-@lru_cache(maxsize=1024)
-def bound(problem: Problem, limits: DeviceLimits, threads: int) -> Kernel:
-    """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile."""
+    `generation` is that of wisdom: plans of an older one are not used."""
     try:
-        return kernel_of(ahead.plan(problem, limits) or wisdom.chosen(problem, limits, threads))
+        return kernel_of(ahead.plan(problem, limits) or wisdom.chosen(problem, limits, threads, measure=tune.measure))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
         return kernel_of(plan(problem, replace(limits, languages=())))
 
 
 def _kernel(x: Operands, mode: str, precision: str) -> Kernel:
-    return bound(problem_of(x, mode, precision), live(x.u.device), torch.get_num_threads())
+    problem = problem_of(x, mode, precision)
+    return bound(problem, live(x.u.device), torch.get_num_threads(), wisdom.generation())
 
 
 def fftconv(x: Operands, mode: str, precision: str) -> Tensor:

@@ -18,9 +18,8 @@ from m2gen.device.row import CURVES, PAIRS, SCALARS, DeviceLimits
 from m2gen.errors import M2GenError
 from m2gen.planner import search
 from m2gen.planner.choice import by_choice
-from m2gen.planner.cost import expected
 from m2gen.planner.plan import Plan
-from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 
 FITTED = (*SCALARS, *CURVES, *PAIRS)
 _PRIOR = 0.1  # weight of log(factor) beside the errors
@@ -56,8 +55,8 @@ def samples(entries: Sequence[Entry], limits: DeviceLimits) -> list[Sample]:
 def _plans(entry: Entry, limits: DeviceLimits) -> dict[str, Plan]:
     """The candidates of an entry's problem, for the sizes that were timed."""
     try:
-        timed = Problem.parse(entry.measured)
-        plans = by_choice(search.rank(Problem.parse(entry.key.problem), limits).plans)
+        timed = parse(entry.measured)
+        plans = by_choice(search.rank(parse(entry.key.problem), limits).plans)
     except M2GenError:
         return {}
     return {name: replace(plan, problem=timed) for name, plan in plans.items()}
@@ -100,7 +99,7 @@ def _loss(errors: Vector, root: Vector, logs: Vector) -> float:
 def _errors(data: Sequence[Sample], limits: DeviceLimits, logs: Vector) -> Vector:
     """log(estimate / measured) of every sample, then how it differs from the mean of its problem and solver."""
     row = _with(limits, logs)
-    errors = np.array([math.log(expected(sample.plan, row) / sample.seconds) for sample in data])
+    errors = np.array([math.log(sample.plan.expected(row) / sample.seconds) for sample in data])
     _, group = np.unique([f"{sample.plan.problem} {sample.plan.solver}" for sample in data], return_inverse=True)
     means = np.bincount(group, errors) / np.bincount(group)
     return np.concatenate([errors, _ORDER * (errors - means[group])])
@@ -159,12 +158,12 @@ class Quality:
 def quality(entries: Sequence[Entry], limits: DeviceLimits) -> Quality:
     """The error and the regret of a row's estimates over the entries."""
     data = samples(entries, limits)
-    logs = [abs(math.log(expected(sample.plan, limits) / sample.seconds)) for sample in data]
+    logs = [abs(math.log(sample.plan.expected(limits) / sample.seconds)) for sample in data]
     weights = [sample.weight for sample in data]
     error = math.exp(sum(a * w for a, w in zip(logs, weights, strict=True)) / sum(weights)) if data else math.nan
     regrets, unmeasured = {}, []
     for entry in entries:
-        ranked = by_choice(search.rank(Problem.parse(entry.key.problem), limits).plans)
+        ranked = by_choice(search.rank(parse(entry.key.problem), limits).plans)
         timed = [name for name in ranked if _alike(name) in {_alike(text) for text in entry.seconds}]
         if timed:
             first = next(iter(ranked))

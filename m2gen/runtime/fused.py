@@ -19,8 +19,8 @@ from torch import Tensor
 
 from m2gen.config import config
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.planner.plan import FusedConv
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.runtime import kept_spectra
 from m2gen.runtime.constants import left_matrix, right_matrix, ring_twiddles, ring_weights
 from m2gen.runtime.ring import Ring
@@ -33,7 +33,7 @@ _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, 
 class FusedKernel:
     """One planned fused convolution, forward and backward."""
 
-    def __init__(self, problem: Problem, step: FusedConv) -> None:
+    def __init__(self, problem: FftConvProblem, step: FusedConv) -> None:
         emulated = config().triton_interpret and step.spec.compute == "bf16"
         self.spec, self.dk = (replace(s, compute="bf16_emulated") if emulated else s for s in (step.spec, step.dk))
         self.programs = step.programs

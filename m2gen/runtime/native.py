@@ -15,8 +15,8 @@ from torch import Tensor
 from m2gen.errors import CompileError
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.log import fallback
-from m2gen.planner.plan import NativeConv
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import NativeConv
 from m2gen.runtime import kept_spectra
 from m2gen.runtime.cpp_kernel import load
 from m2gen.runtime.native_table import table
@@ -32,7 +32,7 @@ _ALONE = 2**17  # ring points of all rows below which a second thread costs more
 class NativeKernel:
     """One planned convolution, forward and backward. Raises CompileError where the kernel does not compile."""
 
-    def __init__(self, problem: Problem, step: NativeConv) -> None:
+    def __init__(self, problem: FftConvProblem, step: NativeConv) -> None:
         self.step = step
         ring = Ring(problem, 2 * step.spec.size)
         tail = ring.hi if step.fold else 0

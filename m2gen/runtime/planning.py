@@ -10,6 +10,7 @@ from m2gen.planner import search
 from m2gen.planner.advice import Knowledge
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 
 
 def limits_of(name: str = "auto") -> DeviceLimits:
@@ -49,9 +50,9 @@ def known(target: str = "auto") -> Knowledge:
         return _anywhere(store.known(limits_of(target).arch))
     import torch  # late, as above
 
-    from m2gen.runtime import wisdom
+    from m2gen.runtime import tune, wisdom
 
-    return wisdom.knowledge(limits_of(), torch.get_num_threads())
+    return wisdom.knowledge(limits_of(), torch.get_num_threads(), tune.measure)
 
 
 @lru_cache(maxsize=16)
@@ -66,4 +67,4 @@ def ranking(problem: str | Problem, target: str = "auto") -> search.Ranking:
 
 
 def _problem(problem: str | Problem) -> Problem:
-    return Problem.parse(problem) if isinstance(problem, str) else problem
+    return parse(problem) if isinstance(problem, str) else problem

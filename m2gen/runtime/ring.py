@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
 
 
 class Ring:
     """Where the taps of a problem's filter stand on a ring of `size` positions."""
 
-    def __init__(self, problem: Problem, size: int) -> None:
+    def __init__(self, problem: FftConvProblem, size: int) -> None:
         self.lo, self.hi = problem.taps
         self.size = size
         self.centre = (problem.taps_given - 1) // 2 if problem.mode == "same" else 0  # the tap of lag 0

@@ -1,9 +1,9 @@
 """Convolution by spectra, in chunks of channels: the computation behind the solvers `library` and `composed`.
 
-Every mode is one convolution with lags -lo .. hi (`Problem.taps`): the taps are laid on a ring of the transform's size,
-lag d at position d mod size, and what the ring wraps around falls outside the L outputs that are kept. A circular
-problem done on a longer ring (`fold`) keeps the tail and adds it onto the head. Only a chunk's temporaries exist at any
-time, so that they stay in cache; arithmetic is float32, or float64 for float64 tensors.
+Every mode is one convolution with lags -lo .. hi (`FftConvProblem.taps`): the taps are laid on a ring of the
+transform's size, lag d at position d mod size, and what the ring wraps around falls outside the L outputs that are
+kept. A circular problem done on a longer ring (`fold`) keeps the tail and adds it onto the head. Only a chunk's
+temporaries exist at any time, so that they stay in cache; arithmetic is float32, or float64 for float64 tensors.
 
 Conjugates are physical, never torch's lazy ones: inside an operator that a compiled graph calls, the lazy conjugate's
 dispatch key is masked, and the conjugation would silently not happen.
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from m2gen.planner.plan import SpectralConv
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import SpectralConv
 from m2gen.runtime.ring import Ring
 from m2gen.runtime.transforms import Dft, bind
 
@@ -58,7 +58,7 @@ class Gradients:
 class SpectralKernel:
     """One planned convolution, forward and backward."""
 
-    def __init__(self, problem: Problem, step: SpectralConv) -> None:
+    def __init__(self, problem: FftConvProblem, step: SpectralConv) -> None:
         self.step, self.n, self.taps = step, problem.n, problem.taps
         self.ring = Ring(problem, step.transform.size)
         self.dft: Dft = bind(step.transform)

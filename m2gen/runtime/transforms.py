@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2gen.planner.plan import Transform
+from m2gen.planner.fftconv.transform import Transform
 from m2gen.runtime.constants import dft_matrix, stages, twiddles
 
 

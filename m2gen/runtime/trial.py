@@ -22,9 +22,11 @@ from torch import Tensor
 
 from m2gen import log
 from m2gen.errors import M2GenError
-from m2gen.planner.plan import FusedConv, Plan
-from m2gen.planner.problem import Problem
-from m2gen.runtime.executor import Kernel, kernel_of
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.plan import Plan
+from m2gen.planner.problems import parse
+from m2gen.runtime.binding import Kernel, kernel_of
 from m2gen.runtime.spectral import Gradients, Operands
 from m2gen.runtime.verify import negated, oracle
 from m2gen.testing.exact import BOUND, NAMES, STAGED, exact, relative
@@ -44,19 +46,19 @@ COMMAND = (sys.executable, "-c", _BEGIN)
 
 def alone(plan: Plan, device: torch.device) -> bool:
     """Whether a plan is tried in a process of its own: Triton's kernels on a GPU."""
-    return device.type == "cuda" and isinstance(plan.conv, FusedConv)
+    return device.type == "cuda" and isinstance(plan.body, FusedConv)
 
 
 @lru_cache(maxsize=1024)
-def fault(plan: Plan, measured: Problem, device: torch.device, seconds: float = SECONDS) -> str | None:
+def fault(plan: Plan, measured: FftConvProblem, device: torch.device, seconds: float = SECONDS) -> str | None:
     """Why `plan` is dropped, None where it runs and is right; asked once for the same plan and problem."""
     why = _asked(plan, measured, device, seconds)
     if why is not None:
-        log.fallback(f"a candidate for {plan.problem} is dropped: {plan.conv}: {why}")
+        log.fallback(f"a candidate for {plan.problem} is dropped: {plan.body}: {why}")
     return why
 
 
-def _asked(plan: Plan, measured: Problem, device: torch.device, seconds: float) -> str | None:
+def _asked(plan: Plan, measured: FftConvProblem, device: torch.device, seconds: float) -> str | None:
     with tempfile.TemporaryDirectory(prefix="m2gen-trial-") as folder:
         request, verdict, errors = (Path(folder) / name for name in ("request", "verdict", "errors"))
         said = {"plan": plan.to_json(), "measured": str(measured), "device": str(device), "path": sys.path}
@@ -87,14 +89,14 @@ def answer(request: dict[str, Any]) -> None:
     torch.set_num_threads(request["threads"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    why = judged(Plan.from_json(request["plan"]), Problem.parse(request["measured"]), device)
+    why = judged(Plan.from_json(request["plan"]), FftConvProblem.of(parse(request["measured"])), device)
     place = Path(request["verdict"])
     unfinished = place.with_suffix(".part")
     unfinished.write_text(json.dumps({"why": why}))
     unfinished.rename(place)
 
 
-def judged(plan: Plan, measured: Problem, device: torch.device) -> str | None:
+def judged(plan: Plan, measured: FftConvProblem, device: torch.device) -> str | None:
     """Why a plan fails or is wrong, here and now: forward and every gradient on a few rows of the problem, then on all
     of `measured`; of a large one some rows forward, and that gradients are numbers."""
     small = replace(measured, b=min(measured.b, _BATCH), h=min(measured.h, _CHANNELS))
@@ -110,9 +112,10 @@ def judged(plan: Plan, measured: Problem, device: torch.device) -> str | None:
 
 def _wrong_somewhere(plan: Plan, device: torch.device) -> str | None:
     """Every number of the result and of the gradients, in float64 by FFT, and again with the opposite answer."""
-    args = tensors(plan.problem, device)
+    problem = FftConvProblem.of(plan.problem)
+    args = tensors(problem, device)
     kernel = kernel_of(plan)
-    bound = BOUND[plan.problem.dtype] * (STAGED if isinstance(plan.conv, FusedConv) and plan.conv.spec.staged else 1)
+    bound = BOUND[problem.dtype] * (STAGED if isinstance(plan.body, FusedConv) and plan.body.spec.staged else 1)
     for given in (args, {**args, "u": -args["u"]}):  # what the first left in memory is wrong for the second
         x = Operands(**{name: given[name] for name in NAMES if name in given})
         expected, leaves = exact(given)
@@ -129,9 +132,10 @@ def _wrong_somewhere(plan: Plan, device: torch.device) -> str | None:
 
 def _wrong(plan: Plan, device: torch.device) -> str | None:
     """Some rows of the result, and that the gradients come to an end and are numbers."""
-    args = tensors(plan.problem, device)
+    problem = FftConvProblem.of(plan.problem)
+    args = tensors(problem, device)
     x = Operands(**{name: args[name] for name in NAMES if name in args})
-    kernel, reference = kernel_of(plan), oracle(plan.problem, x)
+    kernel, reference = kernel_of(plan), oracle(problem, x)
     y = kernel.forward(x)
     why = reference.wrong(y, 1.0) or reference.wrong(kernel.forward(negated(x)), -1.0)
     if why is None and not all(bool(x.isfinite().all()) for x in _tensors(_backward(kernel, y, x))):
@@ -139,7 +143,7 @@ def _wrong(plan: Plan, device: torch.device) -> str | None:
     return why
 
 
-def tensors(problem: Problem, device: torch.device) -> dict[str, Any]:
+def tensors(problem: FftConvProblem, device: torch.device) -> dict[str, Any]:
     """Operands (B, H, L) of the problem in its layout, and the mode."""
     args = operands(problem, device=device)
     if args.pop("layout") == "BLH":

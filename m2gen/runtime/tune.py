@@ -21,16 +21,19 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from m2gen import log
 from m2gen.cache import wisdom as store
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner import search
-from m2gen.planner.choice import choice, digest, style
-from m2gen.planner.plan import NativeConv, Plan
+from m2gen.planner.choice import digest
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import NativeConv
+from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.runtime import cpp_kernel, trial, wisdom
-from m2gen.runtime.executor import Kernel, kernel_of
+from m2gen.runtime.binding import Kernel, kernel_of
 from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.limits import default_device, live
 from m2gen.runtime.spectral import Operands
@@ -63,7 +66,7 @@ class Outcome:
     dropped: dict[str, str] = field(default_factory=dict)
     samples: dict[str, Samples] = field(default_factory=dict)
     unchanging: dict[str, Samples] = field(default_factory=dict)  # with filters that stay
-    measured: Problem | None = None  # with fewer channels, where it was too large
+    measured: FftConvProblem | None = None  # with fewer channels, where it was too large
 
 
 def tune_all(
@@ -105,7 +108,7 @@ def _known(problem: Problem, limits: DeviceLimits) -> bool:
 def tune(problem: Problem, limits: DeviceLimits, *, seconds: float = SECONDS, best: int = BEST) -> Outcome:
     """Tune one problem on the live device `limits`, about `seconds` of timing. With several ranks rank 0 measures and
     all take its entry: a collective call."""
-    outcome = _measured(problem, limits, seconds, best) if wisdom.rank() == 0 else Outcome(problem)
+    outcome = _measured(FftConvProblem.of(problem), limits, seconds, best) if wisdom.rank() == 0 else Outcome(problem)
     outcome.entry = wisdom.agreed(outcome.entry)
     if outcome.entry is not None:
         if wisdom.rank() == 0:
@@ -114,7 +117,13 @@ def tune(problem: Problem, limits: DeviceLimits, *, seconds: float = SECONDS, be
     return outcome
 
 
-def _measured(problem: Problem, limits: DeviceLimits, seconds: float, best: int) -> Outcome:
+def measure(problem: Problem, limits: DeviceLimits) -> store.Entry | None:
+    """The entry of a problem that is tuned now, since rigor "measure" asks for it."""
+    log.fallback(f"{problem} is being tuned, as rigor measure asks; m2gen tune does it ahead of time")
+    return tune(problem, limits).entry
+
+
+def _measured(problem: FftConvProblem, limits: DeviceLimits, seconds: float, best: int) -> Outcome:
     outcome = Outcome(problem)
     ranking = search.rank(problem, limits)
     plans = contenders(ranking, best)
@@ -150,23 +159,23 @@ def contenders(ranking: search.Ranking, best: int) -> dict[str, Plan]:
         alike = _other_keep(plan) in found.values()
         likely = plan.estimate.seconds <= _LIKELY * ranking.plans[0].estimate.seconds
         if likely and len(found) < best and not alike:
-            found[choice(plan)] = plan
+            found[plan.choice] = plan
     for solver in {plan.solver: None for plan in ranking.plans}:
         first = ranking.best(solver)
         if first is not None and first.estimate.seconds < _SLOWEST:
-            found.setdefault(choice(first), first)
+            found.setdefault(first.choice, first)
     return found
 
 
 def _other_keep(plan: Plan) -> Plan:
     """A native plan with spectra kept where it makes them anew, and the other way; any other plan as it is."""
-    conv = plan.conv
+    conv = plan.body
     if not isinstance(conv, NativeConv):
         return plan
     return replace(plan, steps=(*plan.steps[:-1], replace(conv, keep=not conv.keep)))
 
 
-def reduced(problem: Problem) -> Problem:
+def reduced(problem: FftConvProblem) -> FftConvProblem:
     """The problem with as few channels as keep its tensors small: channels do not know of one another."""
     most = max(16, _NUMBERS // (problem.b * problem.n))
     return problem if problem.h <= most else replace(problem, h=most)
@@ -177,7 +186,7 @@ def _sound(plans: dict[str, Plan], x: Operands, outcome: Outcome) -> dict[str, K
 
     What may take the process with it is tried in another before.
     """
-    measured = outcome.measured or outcome.problem
+    measured = outcome.measured or FftConvProblem.of(outcome.problem)
     plans = {name: plan for name, plan in plans.items() if not _faulty(name, plan, x.u.device, outcome)}
     reference, opposite = oracle(measured, x), negated(x)
     _compile(plans.values())
@@ -202,12 +211,12 @@ def _faulty(name: str, plan: Plan, device: torch.device, outcome: Outcome) -> bo
     return why is not None
 
 
-def _for(plan: Plan, measured: Problem) -> Plan:
+def _for(plan: Plan, measured: FftConvProblem) -> Plan:
     """The plan, for the problem that is measured in its stead."""
     return replace(plan, problem=measured)
 
 
-def _trial(plan: Plan, measured: Problem, x: Operands, reference: Oracle, sign: float) -> str | None:
+def _trial(plan: Plan, measured: FftConvProblem, x: Operands, reference: Oracle, sign: float) -> str | None:
     """Why a plan is dropped, None where it computes `sign` times the reference's answer."""
     try:
         return reference.wrong(kernel_of(_for(plan, measured)).forward(x), sign)
@@ -217,7 +226,7 @@ def _trial(plan: Plan, measured: Problem, x: Operands, reference: Oracle, sign: 
 
 def _compile(plans: Iterable[Plan]) -> None:
     """Compile generated C++ of all plans at once; what does not compile is found again, and dropped, at its trial."""
-    specs = [plan.conv.spec for plan in plans if isinstance(plan.conv, NativeConv)]
+    specs = [plan.body.spec for plan in plans if isinstance(plan.body, NativeConv)]
 
     def load(spec: FftConvCppSpec) -> None:
         with suppress(M2GenError, OSError):
@@ -251,8 +260,8 @@ def _keeping(
     both = [plan for plan in ranking.plans if plan in (winner, _other_keep(winner))]
     if len(both) < 2:
         return winner, {}
-    measured = reduced(winner.problem)
-    kernels = {choice(plan): kernel_of(_for(plan, measured)) for plan in both}
+    measured = reduced(FftConvProblem.of(winner.problem))
+    kernels = {plan.choice: kernel_of(_for(plan, measured)) for plan in both}
 
     filters = {name: _kept(x) for name in kernels}
     calls = {}
@@ -262,8 +271,8 @@ def _keeping(
         kernel.forward(own)  # from now on it is kept
         calls[name] = lambda kernel=kernel, own=own: kernel.forward(own)
     samples = interleaved(calls, _device(limits), seconds=seconds, least=7)
-    best = best_of(samples, choice(both[0]), KEEP_NOISE)
-    return next(plan for plan in both if choice(plan) == best), samples
+    best = best_of(samples, both[0].choice, KEEP_NOISE)
+    return next(plan for plan in both if plan.choice == best), samples
 
 
 def _kept(x: Operands) -> KeptFilter:
@@ -273,15 +282,20 @@ def _kept(x: Operands) -> KeptFilter:
 
 
 def _entry(
-    problem: Problem, limits: DeviceLimits, ranking: search.Ranking, winner: Plan, default: Plan, outcome: Outcome
+    problem: Problem,
+    limits: DeviceLimits,
+    ranking: search.Ranking,
+    winner: Plan,
+    default: Plan,
+    outcome: Outcome,
 ) -> store.Entry:
     here = wisdom.circumstances(limits, torch.get_num_threads())
     seconds, unchanging = (
         {name: float(f"{one.median:.4g}") for name, one in found.items()}
         for found in (outcome.samples, outcome.unchanging)
     )
-    if choice(winner) not in seconds:  # timed with filters that change, where keeping makes no difference
-        seconds[choice(winner)] = seconds[choice(_other_keep(winner))]
+    if winner.choice not in seconds:  # timed with filters that change, where keeping makes no difference
+        seconds[winner.choice] = seconds[_other_keep(winner).choice]
     key = store.Key(
         problem=str(problem),
         arch=limits.arch,
@@ -292,9 +306,9 @@ def _entry(
     )
     return store.Entry(
         key=key,
-        choice=choice(winner),
-        style=style(winner),
-        default=choice(default),
+        choice=winner.choice,
+        style=winner.style,
+        default=default.choice,
         measured=str(outcome.measured or problem),
         seconds=seconds,
         unchanging=unchanging,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.reference.fftconv import fftconv_at
 from m2gen.runtime.spectral import Operands
 from m2gen.testing.tolerances import check
@@ -43,7 +43,7 @@ class Oracle:
         return None
 
 
-def oracle(problem: Problem, x: Operands) -> Oracle:
+def oracle(problem: FftConvProblem, x: Operands) -> Oracle:
     """The reference's answer to the operands of a problem, for some of its rows."""
     h, n = problem.h, problem.n
     channels = torch.tensor(sorted({0, h // 3, 2 * h // 3, h - 1}))

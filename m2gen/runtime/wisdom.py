@@ -6,6 +6,7 @@ Nothing is measured here unless rigor "measure" is asked for.
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeVar
 
@@ -25,6 +26,8 @@ from m2gen.runtime.cpu import processor
 from m2gen.runtime.limits import default_device, live
 
 T = TypeVar("T")
+Measure = Callable[[Problem, DeviceLimits], "store.Entry | None"]
+_GENERATION = [0]  # how often wisdom was read anew
 
 
 def remember(entry: store.Entry) -> None:
@@ -35,11 +38,14 @@ def remember(entry: store.Entry) -> None:
 
 def refresh() -> None:
     """Read wisdom again at the next plan."""
-    from m2gen.runtime import executor  # late: it plans with this module
-
     store.known.cache_clear()
     knowledge.cache_clear()
-    executor.bound.cache_clear()
+    _GENERATION[0] += 1
+
+
+def generation() -> int:
+    """Another number after each `refresh`."""
+    return _GENERATION[0]
 
 
 def circumstances(limits: DeviceLimits, threads: int) -> Circumstances:
@@ -63,26 +69,21 @@ def _compiler(limits: DeviceLimits) -> str:
 
 
 @lru_cache(maxsize=64)
-def knowledge(limits: DeviceLimits, threads: int) -> Knowledge:
-    """What is known of the live device."""
-    return Knowledge(store.known(limits.arch), circumstances(limits, threads), _measure)
+def knowledge(limits: DeviceLimits, threads: int, measure: Measure | None = None) -> Knowledge:
+    """What is known of the live device, and how to get to know more."""
+    return Knowledge(store.known(limits.arch), circumstances(limits, threads), measure)
 
 
-def _measure(problem: Problem, limits: DeviceLimits) -> store.Entry | None:
-    from m2gen.runtime.tune import tune  # late: it needs this module
-
-    log.fallback(f"{problem} is being tuned, as rigor measure asks; m2gen tune does it ahead of time")
-    return tune(problem, limits).entry
-
-
-def chosen(problem: Problem, limits: DeviceLimits, threads: int, rigor: str = "") -> Plan:
+def chosen(
+    problem: Problem, limits: DeviceLimits, threads: int, rigor: str = "", measure: Measure | None = None
+) -> Plan:
     """The plan to run on the live device. `rigor`, where not given, is M2GEN_RIGOR's; then nothing is measured where
     ranks would have to wait for one another, or inside a CUDA graph's capture."""
     wanted = rigor or config().rigor
     if not rigor and wanted == "measure" and (ranks() > 1 or _capturing()):
         log.fallback(f"{problem} is not tuned now (several ranks, or a capture): planned by estimate")
         wanted = "estimate"
-    return search.plan(problem, limits, knowledge(limits, threads), wanted)
+    return search.plan(problem, limits, knowledge(limits, threads, measure), wanted)
 
 
 def _capturing() -> bool:

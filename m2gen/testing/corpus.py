@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 
 
 @dataclass(frozen=True)
@@ -28,5 +29,5 @@ def corpus() -> tuple[Entry, ...]:
 
 def _entry(words: list[str]) -> Entry:
     name, *rest = words
-    problem = Problem.parse(" ".join(word for word in rest if word not in TAGS))
+    problem = parse(" ".join(word for word in rest if word not in TAGS))
     return Entry(name, problem, frozenset(word for word in rest if word in TAGS))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from m2gen.dtypes import DTYPES
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
 
 
-def operands(problem: Problem, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
+def operands(problem: FftConvProblem, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Keyword arguments of `m2gen.fftconv` for the problem: normal values, the filter decaying like a trained one."""
     generator = torch.Generator().manual_seed(seed)
     dtype = getattr(torch, DTYPES[problem.dtype].torch_name)

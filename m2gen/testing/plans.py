@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.planner.plan import FusedConv, Plan
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import rank
 
@@ -18,7 +20,7 @@ def covering() -> Iterator[Problem]:
     for dtype in ("fp16", "fp32"):
         for n in SIZES:
             for mode in ("causal", "circular"):
-                yield Problem(n=n, h=3, b=5, dtype=dtype, mode=mode, pre_gate=True, post_gate=True, skip=True)
+                yield FftConvProblem(n=n, h=3, b=5, dtype=dtype, mode=mode, pre_gate=True, post_gate=True, skip=True)
 
 
 def fused_plans(limits: DeviceLimits) -> dict[FftConvSpec, Plan]:
@@ -26,6 +28,6 @@ def fused_plans(limits: DeviceLimits) -> dict[FftConvSpec, Plan]:
     found: dict[FftConvSpec, Plan] = {}
     for problem in covering():
         for plan in rank(problem, limits).plans:
-            if isinstance(plan.conv, FusedConv):
-                found.setdefault(plan.conv.spec, plan)
+            if isinstance(plan.body, FusedConv):
+                found.setdefault(plan.body.spec, plan)
     return found

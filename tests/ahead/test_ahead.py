@@ -34,7 +34,9 @@ from m2gen.models import (
     M2ViTModel,
 )
 from m2gen.planner import search
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.runtime import ahead, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, native, planning
 from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.limits import live
@@ -200,7 +202,7 @@ def test_a_plan_lists_every_kernel_that_it_loads(monkeypatch: pytest.MonkeyPatch
     loaded: set[Any] = set()
     load = native.load
     monkeypatch.setattr(native, "load", lambda spec: (loaded.add(spec), load(spec))[1])
-    problem = Problem.parse("fftconv n=60 h=2 b=2 causal")
+    problem = parse("fftconv n=60 h=2 b=2 causal")
     step: Any = native_step(problem)
     kernel = NativeKernel(problem, step)
     u, k = torch.randn(2, 2, 60), torch.randn(2, 60)
@@ -214,12 +216,12 @@ def test_a_plan_lists_every_kernel_that_it_loads(monkeypatch: pytest.MonkeyPatch
 def native_step(problem: Problem) -> Any:
     best = search.rank(problem, live(torch.device("cpu"))).best("native")
     assert best is not None
-    return best.conv
+    return best.body
 
 
 def test_what_was_compiled_ahead_is_done_as_it_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever would be planned now: another plan's kernels are not there."""
-    problem, limits = Problem.parse("fftconv n=70 h=2 b=2 causal"), live(torch.device("cpu"))
+    problem, limits = parse("fftconv n=70 h=2 b=2 causal"), live(torch.device("cpu"))
     odd = search.rank(problem, limits).plans[-1]
     monkeypatch.setattr(planning.search, "plan", lambda *_: odd)
     assert run(str(problem), tmp_path).exit_code == 0
@@ -227,7 +229,7 @@ def test_what_was_compiled_ahead_is_done_as_it_was_planned(tmp_path: Path, monke
     assert m2gen.plan(problem) != odd
     monkeypatch.setattr(ahead, "config", lambda: Config(compiled_dir=str(tmp_path)))
     assert m2gen.plan(problem) == odd == ahead.plan(problem, limits)
-    assert ahead.plan(Problem(n=71), limits) is None
+    assert ahead.plan(FftConvProblem(n=71), limits) is None
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import compare, report, trained
+from bench import compare, pictures, report, trained
 from bench.fit import median_interval, power
 from bench.timing import ratios, summary
 from m2gen.errors import M2GenError
@@ -142,7 +142,7 @@ def everything() -> list[dict[str, Any]]:
 
 def test_the_page_has_every_group_and_every_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    report.main([run(tmp_path, "all.json", everything())], str(tmp_path / "out"))
+    pictures.main([run(tmp_path, "all.json", everything())], str(tmp_path / "out"))
     page = (tmp_path / "out" / "report.md").read_text()
     for group in ("causal", "growth", "error", "dispatch", "models"):
         assert f"### {group}" in page

@@ -17,8 +17,11 @@ import torch
 import m2gen
 from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.planner.plan import FusedConv, Plan
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.runtime import trial
 from m2gen.runtime.limits import live
@@ -44,7 +47,7 @@ def on_gpu(problem: Problem) -> dict[str, Any]:
 
 
 def fused(problem: Problem) -> list[Plan]:
-    return [plan for plan in rank(problem, HERE).plans if isinstance(plan.conv, FusedConv)]
+    return [plan for plan in rank(problem, HERE).plans if isinstance(plan.body, FusedConv)]
 
 
 def check(problem: Problem, plan: Plan) -> None:
@@ -69,7 +72,7 @@ def test_corpus(name: str, problem: Problem) -> None:
     ranking = rank(problem, live(GPU))
     for solver in {plan.solver for plan in ranking.plans}:
         best = ranking.best(solver)
-        if best is not None and not (solver == "composed" and best.conv.transform.radices[0] > 4096):
+        if best is not None and not (solver == "composed" and best.body.transform.radices[0] > 4096):
             check(problem, best)
 
 
@@ -85,16 +88,11 @@ SMALL = [
 
 @pytest.mark.parametrize(
     ("text", "plan"),
-    [
-        (text, plan)
-        for text in SMALL
-        for plan in rank(Problem.parse(text), HERE).plans
-        if isinstance(plan.conv, FusedConv)
-    ],
-    ids=lambda x: x.conv.spec.name if isinstance(x, Plan) else "",
+    [(text, plan) for text in SMALL for plan in rank(parse(text), HERE).plans if isinstance(plan.body, FusedConv)],
+    ids=lambda x: x.body.spec.name if isinstance(x, Plan) else "",
 )
 def test_every_fused_plan_small(text: str, plan: Plan) -> None:
-    check(Problem.parse(text), plan)
+    check(parse(text), plan)
 
 
 @pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.name)
@@ -108,14 +106,14 @@ def test_every_fused_plan(spec: FftConvSpec) -> None:
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("gates", [False, True])
 def test_best_of_each_transform(n: int, mode: str, dtype: str, gates: bool) -> None:
-    problem = Problem(n=n, h=4, b=5, mode=mode, dtype=dtype, pre_gate=gates, post_gate=gates, skip=gates)
-    for plan in {plan.conv.transform: plan for plan in reversed(fused(problem))}.values():
+    problem = FftConvProblem(n=n, h=4, b=5, mode=mode, dtype=dtype, pre_gate=gates, post_gate=gates, skip=gates)
+    for plan in {plan.body.transform: plan for plan in reversed(fused(problem))}.values():
         check(problem, plan)
 
 
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 def test_public_call_and_compile(layout: str) -> None:
-    problem = Problem.parse("fftconv n=1000 h=64 b=4 bf16 causal gated skip" + (" blh" if layout == "BLH" else ""))
+    problem = parse("fftconv n=1000 h=64 b=4 bf16 causal gated skip" + (" blh" if layout == "BLH" else ""))
     args = operands(problem, device="cuda")
     y = m2gen.fftconv(**args)
     assert torch.equal(torch.compile(lambda **kw: m2gen.fftconv(**kw), fullgraph=True)(**args), y)
@@ -124,7 +122,7 @@ def test_public_call_and_compile(layout: str) -> None:
 
 
 def test_cuda_graph() -> None:
-    args = on_gpu(Problem.parse("fftconv n=1024 h=64 b=4 fp16 causal gated skip"))
+    args = on_gpu(parse("fftconv n=1024 h=64 b=4 fp16 causal gated skip"))
     m2gen.fftconv(**args)  # compiles outside the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

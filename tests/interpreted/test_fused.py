@@ -13,11 +13,13 @@ from torch import Tensor
 
 import m2gen
 from m2gen.device.limits import target
-from m2gen.planner.plan import FusedConv
-from m2gen.planner.problem import MODES, Problem
+from m2gen.planner.fftconv.problem import MODES, FftConvProblem
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
-from m2gen.runtime.executor import kernel_of
+from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
 from m2gen.runtime.spectral import Gradients, Operands
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("poison")
 def fused_plans(problem: Problem) -> list[Any]:
     """One plan for each ring and radices: warps and stages mean nothing to the interpreter."""
     plans = [plan for plan in rank(problem, target("sm90")).plans if plan.solver == "fused"]
-    return list({(plan.conv.spec.ring, plan.conv.spec.radices): plan for plan in reversed(plans)}.values())[::-1]
+    return list({(plan.body.spec.ring, plan.body.spec.radices): plan for plan in reversed(plans)}.values())[::-1]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -59,7 +61,7 @@ def problems(draw: st.DrawFn) -> Problem:
     n = draw(st.sampled_from([1, 2, 17, 101, 127, 128, 199, 255, 256]) | st.integers(1, 256))
     k = draw(st.sampled_from([1, n]) | st.integers(1, 300))
     k = k - 1 + k % 2 if mode == "same" else min(k, n) if mode == "circular" else k
-    return Problem(
+    return FftConvProblem(
         n=n, k=k, mode=mode, h=draw(st.integers(1, 2)), b=draw(st.integers(1, 5)),
         dtype=draw(st.sampled_from(["fp16", "fp32"])), pre_gate=draw(st.booleans()), post_gate=draw(st.booleans()),
         skip=draw(st.booleans()), layout=draw(st.sampled_from(["BHL", "BLH"])),
@@ -109,18 +111,18 @@ RADICES = [
 @pytest.mark.parametrize("text", RADICES)
 def test_every_pair_of_radices(text: str) -> None:
     """All plans of a problem, not only the chosen one, and more programs a channel than one."""
-    problem = Problem.parse(text)
+    problem = parse(text)
     args = operands(problem)
     expected = oracle.fftconv(**args)
     x = Operands(*(args.get(n) for n in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
     plans = fused_plans(problem)
     assert plans
     for plan in plans:
-        step = plan.conv
+        step = plan.body
         assert isinstance(step, FusedConv)
         for programs in {problem.h, problem.h * min(2, problem.b)}:
             y = FusedKernel(problem, replace(step, programs=programs)).forward(x)
-            assert relative(y, expected) < BOUND[problem.dtype], plan.conv
+            assert relative(y, expected) < BOUND[problem.dtype], plan.body
 
 
 @pytest.mark.parametrize(
@@ -135,11 +137,11 @@ def test_every_pair_of_radices(text: str) -> None:
 )
 def test_staged(text: str) -> None:
     """Rings past one block's registers, forward and every gradient; the reference is the library in float64."""
-    problem = Problem.parse(text)
+    problem = parse(text)
     args = operands(problem)
-    plan = next(plan for plan in fused_plans(problem) if plan.conv.spec.staged)
+    plan = next(plan for plan in fused_plans(problem) if plan.body.spec.staged)
 
-    kernel, x = FusedKernel(problem, plan.conv), Operands(*(args.get(n) for n in NAMES))
+    kernel, x = FusedKernel(problem, plan.body), Operands(*(args.get(n) for n in NAMES))
     y = kernel.forward(x)
     exact = {n: args[n].detach().double().requires_grad_() for n in NAMES if n in args}
     expected = m2gen.fftconv(**exact, mode=problem.mode)
@@ -157,9 +159,9 @@ def test_staged(text: str) -> None:
 
 def test_bfloat16_tensors_round_once() -> None:
     """The interpreter truncates on conversion to bfloat16, so the kernel writes float32 here and torch rounds."""
-    problem = Problem.parse("fftconv n=400 h=2 b=3 bf16 causal gated skip")
+    problem = parse("fftconv n=400 h=2 b=3 bf16 causal gated skip")
     args = operands(problem)
-    kernel = FusedKernel(problem, fused_plans(problem)[0].conv)
+    kernel = FusedKernel(problem, fused_plans(problem)[0].body)
     x = Operands(*(args.get(n) for n in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
     y = torch.full(x.u.shape, float("nan"))
     kernel._convolve(kernel.spec, x.u, x.pre_gate, x.post_gate, y, kernel._spectrum(x))
@@ -170,7 +172,7 @@ def test_bfloat16_tensors_round_once() -> None:
 
 def test_filters_beyond_half_precision() -> None:
     """Filters whose spectrum half precision cannot hold are scaled, channel by channel; zero filters stay zero."""
-    problem = Problem.parse("fftconv n=200 h=4 b=2 fp16 causal")
+    problem = parse("fftconv n=200 h=4 b=2 fp16 causal")
     args = operands(problem)
     args["k"] = args["k"] * torch.tensor([1e5, 1e-9, 0.0, 1.0]).unsqueeze(1)
     args["u"] = args["u"] * 0.02
@@ -182,7 +184,7 @@ def test_filters_beyond_half_precision() -> None:
 
 def test_rows_do_not_mix() -> None:
     """Two batch rows share a transform: an impulse in one leaves the other at rounding level."""
-    problem = Problem.parse("fftconv n=256 h=1 b=2 fp16 circular")
+    problem = parse("fftconv n=256 h=1 b=2 fp16 circular")
     args = operands(problem)
     args["u"][0] = 0
     args["u"][0, 0, 3] = 1
@@ -191,7 +193,7 @@ def test_rows_do_not_mix() -> None:
 
 
 def test_gradients_are_the_same_bits_every_time() -> None:
-    problem = Problem.parse("fftconv n=200 h=2 b=5 fp16 causal gated skip")
+    problem = parse("fftconv n=200 h=2 b=5 fp16 causal gated skip")
     args = operands(problem)
     k = args["k"].requires_grad_()
     first, second = (torch.autograd.grad(m2gen.fftconv(**args).float().sum(), k)[0] for _ in range(2))
@@ -203,7 +205,7 @@ def test_spectra_of_prepared_filters_are_made_once(monkeypatch: pytest.MonkeyPat
     calls = []
     transformed = FusedKernel._transformed
     monkeypatch.setattr(FusedKernel, "_transformed", lambda self, x: calls.append(1) or transformed(self, x))
-    args = operands(Problem.parse("fftconv n=60 h=2 b=1 fp16 causal skip"))
+    args = operands(parse("fftconv n=60 h=2 b=1 fp16 causal skip"))
     with torch.no_grad():
         y = m2gen.fftconv(**args)
         m2gen.fftconv(**args)
@@ -222,13 +224,13 @@ def test_spectra_of_prepared_filters_are_made_once(monkeypatch: pytest.MonkeyPat
 
 def test_wide_keeps_the_range_of_bfloat16() -> None:
     """Operands in bfloat16, emulated here: values that float16 cannot hold, at bfloat16's error."""
-    problem = Problem.parse("fftconv n=200 h=2 b=3 bf16 causal gated skip wide")
+    problem = parse("fftconv n=200 h=2 b=3 bf16 causal gated skip wide")
     plan = fused_plans(problem)[0]
-    assert plan.conv.spec.compute == "bf16"
+    assert plan.body.spec.compute == "bf16"
     args = operands(problem)
     args["u"] = args["u"] * 1e6
     x = Operands(*(args.get(n) for n in NAMES))
-    kernel = FusedKernel(problem, plan.conv)
+    kernel = FusedKernel(problem, plan.body)
     y = torch.full(x.u.shape, float("nan"))
     kernel._convolve(kernel.spec, x.u, x.pre_gate, x.post_gate, y, kernel._spectrum(x))
     error = relative(y, oracle.fftconv(**args))

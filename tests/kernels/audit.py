@@ -15,7 +15,7 @@ import triton
 from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.survey import blocks
-from m2gen.planner.plan import FusedConv
+from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.search import rank
 from m2gen.runtime.cross_compile import TARGETS, Compiled, Job, compile_all
 from m2gen.show import PARTS, of_part
@@ -74,9 +74,9 @@ def corpus_jobs(arch: str) -> Iterator[Job | str]:
         best = ranking.best("fused")
         if best is None:
             yield f"{arch:<7} {entry.name:<24} none: {dict(ranking.rejections)['fused']}"
-        elif isinstance(best.conv, FusedConv):
+        elif isinstance(best.body, FusedConv):
             parts = PARTS if "train" in entry.tags else ("fwd",)
-            for one in (of_part(best.conv, part, entry.problem) for part in parts):
+            for one in (of_part(best.body, part, entry.problem) for part in parts):
                 if one not in seen:
                     seen.add(one)
                     yield Job(one, arch)

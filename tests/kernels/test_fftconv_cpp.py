@@ -13,7 +13,7 @@ from m2gen.codegen.environment import environment
 from m2gen.codegen.loader import templates_dir
 from m2gen.codegen.render import fields, render
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
-from m2gen.planner.solvers.native import radices_of, smooth
+from m2gen.planner.fftconv.native import radices_of, smooth
 
 OTHERS = ("lanes", "activation")  # pieces of other families
 TEMPLATES = [

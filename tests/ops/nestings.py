@@ -20,7 +20,7 @@ from m2gen.ops.blockdiag_linear import blockdiag_glu, blockdiag_outer_op
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op
 from m2gen.ops.gate import gated, gated_bwd_op
-from m2gen.planner.problem import MODES
+from m2gen.planner.fftconv.problem import MODES
 from m2gen.reference.fftconv import lag_weights
 
 Function = Callable[[Tensor], Tensor]

@@ -8,14 +8,14 @@ import torch
 import m2gen
 from m2gen.ops.blockdiag_linear import blockdiag_outer_op
 from m2gen.ops.fftconv import fftconv_op
-from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.reference import fftconv as oracle
 from m2gen.testing.operands import operands
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_fftconv_keeps_the_filter(dtype: torch.dtype) -> None:
-    args = operands(Problem.parse("fftconv n=50 h=3 b=2 fp32 causal gated skip"))
+    args = operands(parse("fftconv n=50 h=3 b=2 fp32 causal gated skip"))
     cast = {n: args[n].to(dtype) if n in ("u", "pre_gate", "post_gate") else x for n, x in args.items()}
     args["u"].requires_grad_()
     args["k"].requires_grad_()
@@ -33,7 +33,7 @@ def test_fftconv_keeps_the_filter(dtype: torch.dtype) -> None:
 
 
 def test_float64_is_not_cast() -> None:
-    args = operands(Problem.parse("fftconv n=50 h=3 b=2 fp64 causal"))
+    args = operands(parse("fftconv n=50 h=3 b=2 fp64 causal"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert m2gen.fftconv(**args).dtype == torch.float64
 

@@ -16,7 +16,7 @@ from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
 from m2gen.ops.gate import gated, gated_bwd_op, gated_op
 from m2gen.ops.monarch_matmul import monarch_matmul_op
-from m2gen.planner.problem import MODES, Problem
+from m2gen.planner.fftconv.problem import MODES, FftConvProblem
 from m2gen.testing.operands import operands
 
 Function = Callable[..., Any]
@@ -32,7 +32,7 @@ def permuted(x: Tensor) -> Tensor:
 
 
 def fftconv_case(mode: str, k: int, gates: bool, skip: bool) -> tuple[Function, list[Tensor]]:
-    problem = Problem(n=6, k=k, mode=mode, h=2, b=2, dtype="fp64", pre_gate=gates, post_gate=gates, skip=skip)
+    problem = FftConvProblem(n=6, k=k, mode=mode, h=2, b=2, dtype="fp64", pre_gate=gates, post_gate=gates, skip=skip)
     args = operands(problem)
     names = [name for name, x in args.items() if isinstance(x, Tensor)]
     fixed = {name: x for name, x in args.items() if not isinstance(x, Tensor)}
@@ -210,7 +210,7 @@ def test_opcheck(how: str, op: Any, args: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_in_low_precision(mode: str, dtype: torch.dtype) -> None:
     """Gradients of 16-bit and float32 tensors, in the dtype of their tensor, against float64."""
-    problem = Problem(n=64, k=63, mode=mode, h=3, b=2, dtype="fp64", pre_gate=True, post_gate=True, skip=True)
+    problem = FftConvProblem(n=64, k=63, mode=mode, h=3, b=2, dtype="fp64", pre_gate=True, post_gate=True, skip=True)
     exact = {n: x.requires_grad_() if isinstance(x, Tensor) else x for n, x in operands(problem).items()}
     low = {
         name: x.detach().to(torch.float32 if name in ("k", "k_rev", "skip") else dtype).requires_grad_()

@@ -13,11 +13,13 @@ from torch import Tensor
 
 import m2gen
 from m2gen.device.limits import target
-from m2gen.planner.plan import NativeConv
-from m2gen.planner.problem import MODES, Problem
+from m2gen.planner.fftconv.problem import MODES, FftConvProblem
+from m2gen.planner.fftconv.steps import NativeConv
+from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
-from m2gen.runtime.executor import Kernel, kernel_of
+from m2gen.runtime.binding import Kernel, kernel_of
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import Operands, SpectralKernel
@@ -44,7 +46,7 @@ def check_op(problem: Problem, y: Tensor, args: dict[str, Any]) -> None:
 
 def problem_of(n: int, k: int, mode: str, **fields: Any) -> Problem:
     k = k - 1 + k % 2 if mode == "same" else min(k, n) if mode == "circular" else k
-    return Problem(n=n, k=k, mode=mode, **{"h": 2, "b": 3} | fields)
+    return FftConvProblem(n=n, k=k, mode=mode, **{"h": 2, "b": 3} | fields)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -79,7 +81,7 @@ def kernels(problem: Problem) -> dict[str, Kernel]:
     """For each solver, and folded or not, its cheapest plan of each order, in chunks of one channel and of all."""
     found = {}
     for plan in rank(problem, live(torch.device("cpu"))).plans:
-        step = plan.conv
+        step = plan.body
         for channels in (1, 2, problem.h):
             key = f"{plan.solver}-order{step.transform.order}-fold{step.fold}-{channels}"
             if max(step.transform.radices, default=1) <= 4200:
@@ -113,7 +115,7 @@ def test_composed_uses_no_fft(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.fft, name, forbidden)
     problem = problem_of(60, 60, "causal")
     args = operands(problem)
-    step = next(p.conv for p in rank(problem, target("avx2")).plans if p.solver == "composed")
+    step = next(p.body for p in rank(problem, target("avx2")).plans if p.solver == "composed")
     check_op(problem, SpectralKernel(problem, step).forward(Operands(args["u"], args["k"])), args)
 
 
@@ -156,7 +158,7 @@ def test_any_strides(case: tuple[Problem, dict[str, Any]]) -> None:
 
 
 def test_inputs_are_left_alone() -> None:
-    problem = Problem.parse("fftconv n=33 h=3 b=2 fp32 bidirectional gated skip")
+    problem = parse("fftconv n=33 h=3 b=2 fp32 bidirectional gated skip")
     args = operands(problem)
     before = {name: x.clone() for name, x in args.items() if isinstance(x, Tensor)}
     for x in before:
@@ -166,7 +168,7 @@ def test_inputs_are_left_alone() -> None:
 
 
 def test_filters_may_have_another_dtype() -> None:
-    problem = Problem.parse("fftconv n=40 h=3 b=2 bf16 causal skip")
+    problem = parse("fftconv n=40 h=3 b=2 bf16 causal skip")
     args = operands(problem)
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         other = args | {"k": args["k"].to(dtype), "skip": args["skip"].to(dtype)}
@@ -174,11 +176,11 @@ def test_filters_may_have_another_dtype() -> None:
 
 
 def test_the_step_executed_is_the_step_planned() -> None:
-    problem = Problem.parse("fftconv n=100 h=4 b=2 causal")
+    problem = parse("fftconv n=100 h=4 b=2 causal")
     for plan in rank(problem, live(torch.device("cpu"))).plans:
-        native = isinstance(plan.conv, NativeConv)
+        native = isinstance(plan.body, NativeConv)
         assert native == (plan.solver == "native")
-        assert isinstance(kernel_of(plan), NativeKernel if native else SpectralKernel) and plan.conv.channels >= 1
+        assert isinstance(kernel_of(plan), NativeKernel if native else SpectralKernel) and plan.body.channels >= 1
 
 
 def test_reference_is_the_definition() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import m2gen
-from m2gen.planner.problem import MODES, Problem
+from m2gen.planner.fftconv.problem import MODES, FftConvProblem
+from m2gen.planner.problem import Problem
 from m2gen.testing.operands import operands
 
 Case = tuple[Problem, dict[str, Any]]
@@ -20,7 +21,7 @@ Case = tuple[Problem, dict[str, Any]]
 def cases(draw: st.DrawFn, gated: bool = False) -> Case:
     n, k, mode = draw(st.integers(1, 200)), draw(st.integers(1, 220)), draw(st.sampled_from(MODES))
     k = k - 1 + k % 2 if mode == "same" else min(k, n) if mode == "circular" else k
-    problem = Problem(
+    problem = FftConvProblem(
         n=n, k=k, mode=mode, h=draw(st.integers(1, 3)), b=draw(st.integers(1, 3)), dtype="fp64",
         pre_gate=gated and draw(st.booleans()), post_gate=gated and draw(st.booleans()), skip=draw(st.booleans()),
     )  # fmt: skip

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m2gen.device.limits import target
-from m2gen.planner.plan import FusedConv, Plan, duration
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
+from m2gen.planner.step import duration
 from m2gen.testing.corpus import corpus
 
 SIZES = (1, 2, 17, 784, 1000, 4096, 6000, 8191, 65536, 1048576, 4194304)
@@ -23,7 +26,7 @@ COMMAND = "python tests/planner/decisions.py > tests/planner/decisions.txt"
 def problems() -> Iterator[tuple[str, Problem]]:
     """(name, problem): the ladder of sizes, then the corpus."""
     for n in SIZES:
-        yield f"n-{n}", Problem.parse(f"fftconv n={n} h=768 b=8 bf16 causal gated")
+        yield f"n-{n}", parse(f"fftconv n={n} h=768 b=8 bf16 causal gated")
     for entry in corpus():
         yield entry.name, entry.problem
 
@@ -41,13 +44,13 @@ def decisions() -> Iterator[str]:
 
 def _essence(plan: Plan) -> object:
     """What makes two plans different decisions: warps and stages do not, nor the order of a native kernel's radices."""
-    transform, native = plan.conv.transform, plan.solver == "native"
+    transform, native = plan.body.transform, plan.solver == "native"
     radices = sorted(transform.radices) if native else transform.radices
-    return plan.solver, transform.size, tuple(radices), plan.conv.fold, plan.conv.channels
+    return plan.solver, transform.size, tuple(radices), plan.body.fold, plan.body.channels
 
 
 def _describe(plan: Plan) -> str:
-    transform, conv = plan.conv.transform, plan.conv
+    transform, conv = plan.body.transform, plan.body
     radices = f" = {'x'.join(map(str, transform.radices))}" if transform.radices else ""
     fold = " fold" if conv.fold else ""
     channels = f"channels {conv.channels}"

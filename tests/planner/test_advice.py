@@ -10,12 +10,13 @@ from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError, WisdomError
 from m2gen.planner import search
 from m2gen.planner.advice import Circumstances, Knowledge, advise
-from m2gen.planner.choice import by_choice, choice, digest, style
+from m2gen.planner.choice import by_choice, digest
 from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.testing.corpus import corpus
 
 LIMIT = target("avx512")
-PROBLEM = Problem.parse("fftconv n=6000 h=64 b=2 fp32 causal")
+PROBLEM = parse("fftconv n=6000 h=64 b=2 fp32 causal")
 HERE = Circumstances("a processor", 1, "g++ 12")
 
 
@@ -42,7 +43,7 @@ def record_of(problem: Problem = PROBLEM, at: int = 1, **key: object) -> Record:
     """A record that names the plan at place `at` of the ranking."""
     plans = search.rank(problem, LIMIT).plans
     found = Key(problem=str(problem), candidates=digest(plans))
-    return Record(replace(found, **key), choice(plans[at]), style(plans[at]))  # type: ignore[arg-type]
+    return Record(replace(found, **key), plans[at].choice, plans[at].style)  # type: ignore[arg-type]
 
 
 def planned(*records: Record, problem: Problem = PROBLEM, rigor: str = "estimate"):  # type: ignore[no-untyped-def]
@@ -54,8 +55,8 @@ def test_choices_tell_all_candidates_apart(arch: str) -> None:
     for entry in corpus():
         plans = search.rank(entry.problem, target(arch)).plans
         assert len(by_choice(plans)) == len(plans)
-        assert all(style(plan).startswith(plan.solver) for plan in plans)
-        least = min(plans, key=lambda plan: plan.conv.estimate.working_set)
+        assert all(plan.style.startswith(plan.solver) for plan in plans)
+        least = min(plans, key=lambda plan: plan.body.estimate.working_set)
         assert digest(reversed(plans)) == digest(plans) != digest(plan for plan in plans if plan is not least)
 
 
@@ -63,7 +64,7 @@ def test_its_own_entry_is_followed() -> None:
     for at in (0, 1, 5, -1):
         record = record_of(at=at)
         plan = planned(record)
-        assert choice(plan) == record.choice
+        assert plan.choice == record.choice
         assert plan.origin == "wisdom: measured 2026-11-24 on a processor"
         assert plan.origin in plan.explain()
         assert planned(record, rigor="wisdom_only") == plan
@@ -87,7 +88,7 @@ def test_a_miss_says_which_fields_differ(fields: dict[str, object], part: str) -
     record = record_of(at=1, **fields)
     plan = planned(record)
     assert part in plan.origin and plan.origin.startswith("wisdom: like the nearest")
-    assert style(plan) == record.style
+    assert plan.style == record.style
     with pytest.raises(WisdomError, match=r"there is none of its own.*[Rr]un m2gen tune fftconv n=6000"):
         planned(record, rigor="wisdom_only")
 
@@ -104,12 +105,12 @@ def test_a_choice_among_other_candidates_is_stale() -> None:
 
 def test_the_nearest_shape_wins() -> None:
     near, far = replace(PROBLEM, n=6100), replace(PROBLEM, n=3500)
-    odd_last = next(i for i, plan in enumerate(search.rank(near, LIMIT).plans) if "odd last" in style(plan))
+    odd_last = next(i for i, plan in enumerate(search.rank(near, LIMIT).plans) if "odd last" in plan.style)
     close, distant = record_of(near, odd_last), record_of(far, 2)
     for records in ((close, distant), (distant, close)):
         plan = planned(*records)
         assert f"like the nearest, {near}, which differs in n" in plan.origin
-        assert style(plan) == close.style
+        assert plan.style == close.style
     other_batch = record_of(replace(PROBLEM, b=3, h=100), odd_last)
     assert "which differs in h, b" in planned(distant, other_batch).origin
 
@@ -149,7 +150,7 @@ def test_a_choice_that_is_no_candidate_is_not_run(text: str) -> None:
 def test_a_record_of_no_problem_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     record = record_of()
     bad = replace(record, key=replace(record.key, problem="fftconv n=0"))
-    assert choice(planned(bad, record)) == record.choice
+    assert planned(bad, record).choice == record.choice
 
 
 def test_unknown_circumstances_are_not_compared() -> None:
@@ -157,7 +158,7 @@ def test_unknown_circumstances_are_not_compared() -> None:
     found = advise(
         PROBLEM, "avx512", search.rank(PROBLEM, LIMIT).plans, Knowledge((record,)), lambda _: record.key.candidates
     )
-    assert found.exact and found.plan is not None and choice(found.plan) == record.choice
+    assert found.exact and found.plan is not None and found.plan.choice == record.choice
 
 
 def test_measuring_is_asked_once_and_only_by_its_rigor() -> None:
@@ -171,9 +172,9 @@ def test_measuring_is_asked_once_and_only_by_its_rigor() -> None:
     known = Knowledge((), HERE, measure)
     assert search.plan(PROBLEM, LIMIT, known) == search.plan(PROBLEM, LIMIT) and not asked
     for _ in range(2):
-        assert choice(search.plan(PROBLEM, LIMIT, known, "measure")) == record.choice
+        assert search.plan(PROBLEM, LIMIT, known, "measure").choice == record.choice
     assert asked == [PROBLEM]
-    assert choice(search.plan(PROBLEM, LIMIT, Knowledge((record,), HERE, measure), "measure")) == record.choice
+    assert search.plan(PROBLEM, LIMIT, Knowledge((record,), HERE, measure), "measure").choice == record.choice
     assert asked == [PROBLEM]
 
 

@@ -11,8 +11,8 @@ from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.survey import FAMILIES, KNOBS, found
 from m2gen.kernels.surveyed import SURVEYED
 from m2gen.kernels.unsound import ONE_STAGE, unsound
-from m2gen.planner.plan import FusedConv
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.testing.plans import covering, fused_plans
 
@@ -73,8 +73,8 @@ def test_staged_kernels_of_one_stage_are_not_planned_on_hopper() -> None:
     for problem in covering():
         ranking = rank(problem, target("sm90"))
         for plan in ranking.plans:
-            if isinstance(plan.conv, FusedConv):
-                for spec in (plan.conv.spec, plan.conv.dk):
+            if isinstance(plan.body, FusedConv):
+                for spec in (plan.body.spec, plan.body.dk):
                     assert not (spec.staged and spec.num_stages == 1), plan
         told |= {name for name, why in ranking.left_out if why == ONE_STAGE}
         if ranking.left_out:
@@ -84,9 +84,9 @@ def test_staged_kernels_of_one_stage_are_not_planned_on_hopper() -> None:
 
 
 def test_other_architectures_keep_them() -> None:
-    problem = Problem.parse("fftconv n=8192 h=64 b=4 fp16 causal gated")
+    problem = parse("fftconv n=8192 h=64 b=4 fp16 causal gated")
     for arch in ("sm80", "sm100", "gfx942"):
         ranking = rank(problem, target(arch))
         assert ranking.left_out == ()
-        specs = [plan.conv.spec for plan in ranking.plans if isinstance(plan.conv, FusedConv)]
+        specs = [plan.body.spec for plan in ranking.plans if isinstance(plan.body, FusedConv)]
         assert any(spec.staged and spec.num_stages == 1 for spec in specs)

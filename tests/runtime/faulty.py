@@ -41,6 +41,6 @@ def broken_backward(self: NativeKernel, dy: Any, x: Any, out: Any) -> None:
         out.k.mul_(2)
 
 
-if which in str(Plan.from_json(request["plan"]).conv):
+if which in str(Plan.from_json(request["plan"]).body):
     NativeKernel.forward, NativeKernel.backward = broken_forward, broken_backward
 trial.answer(request)

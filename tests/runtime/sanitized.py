@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 import m2gen
-from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.runtime import cpp_kernel
 from m2gen.testing.operands import operands
 
@@ -27,7 +27,7 @@ def exact(size: int) -> Iterator[int]:
 
 def run(text: str, again: int) -> None:
     """Forward and backward, and forward `again` with a prepared filter, whose spectra are kept."""
-    args = operands(Problem.parse(text))
+    args = operands(parse(text))
     wanted = {name: args[name].requires_grad_() for name in NAMES if name in args}
     y = m2gen.fftconv(**args)
     found = torch.autograd.grad(y, list(wanted.values()), torch.ones_like(y))

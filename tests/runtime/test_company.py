@@ -16,7 +16,7 @@ from m2gen.config import config
 from m2gen.device.limits import target
 from m2gen.modules.linear import dense_linear
 from m2gen.ops.blockdiag_linear import blockdiag_linear
-from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.runtime import blockdiag, depthwise, gate
 from m2gen.runtime.cpp_kernel import available
 from m2gen.runtime.limits import live
@@ -138,7 +138,7 @@ def test_a_short_convolution(arch: str, layout: str, dtype: torch.dtype, cpu: Ca
 def test_a_long_convolution(arch: str, layout: str, words: str, cpu: Callable[[str], None]) -> None:
     """A channel of a batch entry has the bits that the same plan gives it alone and among others, backwards, too."""
     cpu(arch)
-    problem = Problem.parse(f"fftconv n=150 h=41 b=3 {words} {layout}")
+    problem = parse(f"fftconv n=150 h=41 b=3 {words} {layout}")
     plan = native_plan(problem, arch)
     args, dy = as_bhl(operands(problem)), operands(problem, seed=1)["u"]
     dy = dy.mT if layout == "blh" else dy

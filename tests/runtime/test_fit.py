@@ -13,9 +13,8 @@ from m2gen.cache.wisdom import Entry, Key
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.device.row import refitted
 from m2gen.planner import search
-from m2gen.planner.choice import choice, digest, style
-from m2gen.planner.cost import expected
-from m2gen.planner.problem import Problem
+from m2gen.planner.choice import digest
+from m2gen.planner.problems import parse
 from m2gen.runtime import cpu, fit, limits
 
 ROW = target("avx512")
@@ -40,18 +39,18 @@ def entries(truth: DeviceLimits, noise: float = 0.0, outlier: float = 1.0) -> li
     random = np.random.default_rng(0)
     found = []
     for text in TEXTS:
-        plans = search.rank(Problem.parse(text), ROW).plans
+        plans = search.rank(parse(text), ROW).plans
         timed = [*plans[:8], next(plan for plan in plans if plan.solver == "library")]
-        seconds = {choice(p): expected(p, truth) * math.exp(noise * random.standard_normal()) for p in timed}
-        seconds[choice(timed[-1])] *= outlier if text == TEXTS[0] else 1.0
-        best = min(timed, key=lambda plan: seconds[choice(plan)])
+        seconds = {p.choice: p.expected(truth) * math.exp(noise * random.standard_normal()) for p in timed}
+        seconds[timed[-1].choice] *= outlier if text == TEXTS[0] else 1.0
+        best = min(timed, key=lambda plan: seconds[plan.choice])
         key = Key(problem=text, arch="avx512", processor="p", threads=1, candidates=digest(plans), compiler="c")
         found.append(
             Entry(
                 key=key,
-                choice=choice(best),
-                style=style(best),
-                default=choice(plans[0]),
+                choice=best.choice,
+                style=best.style,
+                default=plans[0].choice,
                 measured=text,
                 seconds=seconds,
             )
@@ -74,8 +73,8 @@ def test_estimates_come_near_the_measurements(noise: float, outlier: float, erro
 def test_an_outlier_moves_little() -> None:
     clean, spoilt = (fit.fitted(fit.samples(known, ROW), ROW) for known in (entries(TRUTH), entries(TRUTH, outlier=10)))
     for text in TEXTS[1:]:
-        plan = search.rank(Problem.parse(text), ROW).plans[0]
-        assert expected(plan, spoilt) == pytest.approx(expected(plan, clean), rel=0.05)
+        plan = search.rank(parse(text), ROW).plans[0]
+        assert plan.expected(spoilt) == pytest.approx(plan.expected(clean), rel=0.05)
 
 
 def test_without_need_nothing_moves() -> None:

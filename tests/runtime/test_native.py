@@ -12,15 +12,18 @@ from torch import Tensor
 from m2gen.device.limits import target
 from m2gen.errors import CompileError
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
-from m2gen.planner.plan import NativeConv, Plan
-from m2gen.planner.problem import MODES, Problem
+from m2gen.planner.fftconv.native import Native
+from m2gen.planner.fftconv.problem import MODES, FftConvProblem
+from m2gen.planner.fftconv.steps import NativeConv
+from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
-from m2gen.planner.solvers.native import Native
 from m2gen.reference import fftconv as oracle
 from m2gen.runtime import executor, native
+from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.compiler import arch_flags
 from m2gen.runtime.cpp_kernel import available
-from m2gen.runtime.executor import kernel_of
 from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
@@ -42,13 +45,13 @@ def native_plan(problem: Problem, arch: str = HERE) -> Plan:
 
 def rows_plan(problem: Problem) -> Plan:
     """The best native plan whose vectors lie along time."""
-    plans = [plan for plan in Native().candidates(problem, target(HERE)) if not plan.conv.spec.wide]
+    plans = [plan for plan in Native().candidates(problem, target(HERE)) if not plan.body.spec.wide]
     return min(plans, key=lambda plan: plan.estimate.seconds)
 
 
 def kernel_with(plan: Plan, **fields: Any) -> NativeKernel:
     """The plan's kernel with other fields of its spec, the backward's too."""
-    step = plan.conv
+    step = plan.body
     assert isinstance(step, NativeConv)
     spec = replace(step.spec, **fields)
     return NativeKernel(plan.problem, replace(step, spec=spec, bwd=replace(spec, part="bwd")))
@@ -104,7 +107,7 @@ def check_everything(problem: Problem, kernel: NativeKernel) -> None:
 
 def problem_of(n: int, k: int, mode: str, **fields: Any) -> Problem:
     k = k - 1 + k % 2 if mode == "same" else min(k, n) if mode == "circular" else k
-    return Problem(n=n, k=k, mode=mode, **{"h": 3, "b": 2, "skip": True} | fields)
+    return FftConvProblem(n=n, k=k, mode=mode, **{"h": 3, "b": 2, "skip": True} | fields)
 
 
 # every mode, and every dtype in those modes that need most of a kernel
@@ -164,9 +167,9 @@ def test_code_of_another_cpu(arch: str) -> None:
 
 def test_packed_sequences() -> None:
     """A short filter: the sequence fills both parts of the ring, which has little more than half its length."""
-    problem = Problem.parse("fftconv n=500 k=9 h=2 b=2 causal gated")
+    problem = parse("fftconv n=500 k=9 h=2 b=2 causal gated")
     plan = native_plan(problem)
-    step = plan.conv
+    step = plan.body
     assert isinstance(step, NativeConv) and not step.spec.half and step.spec.size < 300
     check_everything(problem, kernel_with(plan))
 
@@ -174,7 +177,7 @@ def test_packed_sequences() -> None:
 @pytest.mark.parametrize("n", [2048, 6000, 8191, 10007])
 def test_longer_sequences(n: int) -> None:
     """Against float64 torch.fft, whose error is nothing at this scale."""
-    problem = Problem(n=n, h=2, b=1)
+    problem = FftConvProblem(n=n, h=2, b=1)
     args = operands(problem)
     y = kernel_with(native_plan(problem)).forward(Operands(args["u"], args["k"]))
     check(y, by_fft(args["u"].double(), args["k"].double()), by_fft(*absolute(args)).amax(-1, keepdim=True), n)
@@ -199,7 +202,7 @@ def test_no_less_accurate_than_twice_the_library() -> None:
     """Relative error in float32 against float64, for every length to 300: the library's own, at most doubled."""
     generator = torch.Generator().manual_seed(0)
     for n in range(16, 301):
-        problem = Problem(n=n, h=16, b=4)
+        problem = FftConvProblem(n=n, h=16, b=4)
         u, k = (torch.randn(*shape, generator=generator) for shape in ((4, 16, n), (16, n)))
         expected = oracle.fftconv(u, k)
         error = (kernel_of(native_plan(problem)).forward(Operands(u, k)) - expected).norm()
@@ -208,7 +211,7 @@ def test_no_less_accurate_than_twice_the_library() -> None:
 
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 def test_threads_do_not_change_bits(layout: str) -> None:
-    problem = Problem.parse(f"fftconv n=1500 h=100 b=3 fp32 bidirectional gated skip {'blh' * (layout == 'BLH')}")
+    problem = parse(f"fftconv n=1500 h=100 b=3 fp32 bidirectional gated skip {'blh' * (layout == 'BLH')}")
     args = as_bhl(operands(problem))
     x = Operands(*(args.get(name) for name in TENSORS))
     kernel, dy = kernel_with(native_plan(problem)), torch.randn_like(args["u"])
@@ -227,7 +230,7 @@ def test_threads_do_not_change_bits(layout: str) -> None:
 
 @pytest.mark.parametrize("wanted", [("u",), ("k",), ("skip",), ("post_gate",), ("pre_gate", "k"), ("u", "post_gate")])
 def test_gradients_do_not_depend_on_which_are_wanted(wanted: tuple[str, ...]) -> None:
-    problem = Problem.parse("fftconv n=90 h=3 b=2 fp64 causal gated skip")
+    problem = parse("fftconv n=90 h=3 b=2 fp64 causal gated skip")
     args = operands(problem)
     x = Operands(*(args.get(name) for name in TENSORS))
     kernel, dy = kernel_with(native_plan(problem)), torch.randn_like(args["u"])
@@ -240,7 +243,7 @@ def test_gradients_do_not_depend_on_which_are_wanted(wanted: tuple[str, ...]) ->
 
 def test_any_strides() -> None:
     """Slices, steps, reversed axes, expanded and negated views, rows that are not aligned."""
-    problem = Problem(n=70, h=5, b=3, pre_gate=True)
+    problem = FftConvProblem(n=70, h=5, b=3, pre_gate=True)
     base = torch.randn(3, 5, 141)
     gate = torch.complex(base, base).conj().imag[..., :70]
     assert gate.is_neg()
@@ -266,11 +269,11 @@ def test_scratch_is_small() -> None:
     """Bytes a thread: at most 4 MiB to 16384, 64 MiB at a million, beyond inputs and outputs, forward."""
     for n, most in ((1024, 4), (8192, 4), (16384, 4), (2**20, 64)):
         for layout in ("BHL", "BLH"):
-            problem = Problem(n=n, h=768, b=4, layout=layout)
+            problem = FftConvProblem(n=n, h=768, b=4, layout=layout)
             plan = native_plan(problem)
-            assert plan.conv.estimate.working_set <= most * 2**20
-            group = plan.conv.channels
-            spec = plan.conv.spec
+            assert plan.body.estimate.working_set <= most * 2**20
+            group = plan.body.channels
+            spec = plan.body.spec
             assert isinstance(spec, FftConvCppSpec)
             assert spec.scratch_bytes(group) <= most * 2**20, (n, layout)
 
@@ -278,13 +281,13 @@ def test_scratch_is_small() -> None:
 def test_wide_groups_of_channels() -> None:
     """More than a vector of neighbouring channels together, and a last group that is none: the same bits."""
     for h, batch in ((64, 1), (150, 2)):
-        problem = Problem.parse(f"fftconv n=100 h={h} b={batch} fp32 causal gated skip blh")
+        problem = parse(f"fftconv n=100 h={h} b={batch} fp32 causal gated skip blh")
         plan = rows_plan(problem)
-        assert plan.conv.channels == 4 * plan.conv.spec.vector
+        assert plan.body.channels == 4 * plan.body.spec.vector
         check_everything(problem, kernel_with(plan))
         args = as_bhl(operands(problem))
         x = Operands(*(args.get(name) for name in TENSORS))
-        narrow = NativeKernel(problem, replace(plan.conv, channels=plan.conv.spec.vector))
+        narrow = NativeKernel(problem, replace(plan.body, channels=plan.body.spec.vector))
         assert torch.equal(kernel_with(plan).forward(x), narrow.forward(x))
 
 
@@ -306,7 +309,7 @@ def test_a_kernel_that_does_not_compile_is_replaced_and_said(monkeypatch: pytest
     executor.kernel_of.cache_clear()
     executor.bound.cache_clear()
     try:
-        args = operands(Problem.parse("fftconv n=77 h=2 b=2 causal"))
+        args = operands(parse("fftconv n=77 h=2 b=2 causal"))
         y = executor.fftconv(Operands(args["u"], args["k"]), "causal", "auto")
         check(y, oracle.fftconv(args["u"], args["k"]), by_fft(*absolute(args)).amax(-1, keepdim=True), 77)
     finally:
@@ -320,7 +323,7 @@ def test_spectra_of_kept_filters_are_made_once(monkeypatch: pytest.MonkeyPatch) 
     made: list[str] = []
     run = NativeKernel._run
     monkeypatch.setattr(NativeKernel, "_run", lambda self, spec, *a: made.append(spec.part) or run(self, spec, *a))
-    problem = Problem.parse("fftconv n=200 h=3 b=2 fp32 bidirectional gated skip")
+    problem = parse("fftconv n=200 h=3 b=2 fp32 bidirectional gated skip")
     kernel, args = kernel_of(native_plan(problem)), operands(problem)
     x = Operands(*(args.get(name) for name in TENSORS))
     expected = kernel.forward(x)
@@ -336,4 +339,4 @@ def test_spectra_of_kept_filters_are_made_once(monkeypatch: pytest.MonkeyPatch) 
             assert made.count("spectrum") == 1
     args["k"].mul_(2)
     assert not torch.equal(kernel.forward(x), expected) and torch.equal(kernel.forward(own), expected)
-    assert not native_plan(Problem.parse("fftconv n=8192 h=768 fp32 causal")).conv.keep
+    assert not native_plan(parse("fftconv n=8192 h=768 fp32 causal")).body.keep

@@ -9,12 +9,14 @@ import torch
 from test_native import FORMS, HERE, TENSORS, as_bhl, check_everything, kernel_with, outputs, problem_of
 
 from m2gen.device.limits import target
+from m2gen.planner.fftconv.native import Native
+from m2gen.planner.fftconv.problem import MODES
 from m2gen.planner.plan import Plan
-from m2gen.planner.problem import MODES, Problem
+from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
-from m2gen.planner.solvers.native import Native
+from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.cpp_kernel import available
-from m2gen.runtime.executor import kernel_of
 from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.spectral import Operands
 from m2gen.testing.operands import operands
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler
 
 
 def lanes_plan(problem: Problem, arch: str = HERE) -> Plan:
-    return next(plan for plan in Native().candidates(problem, target(arch)) if plan.conv.spec.wide)
+    return next(plan for plan in Native().candidates(problem, target(arch)) if plan.body.spec.wide)
 
 
 @pytest.mark.parametrize(("dtype", "mode"), FORMS)
@@ -45,29 +47,29 @@ def test_every_vector_width(mode: str, arch: str, dtype: str) -> None:
 @pytest.mark.parametrize("h", [1, 15, 16, 17, 33])
 def test_any_number_of_channels(h: int) -> None:
     """One kernel for all of them: lanes without a channel take part in nothing."""
-    plan = lanes_plan(Problem.parse("fftconv n=70 h=16 b=2 fp32 causal blh"))
+    plan = lanes_plan(parse("fftconv n=70 h=16 b=2 fp32 causal blh"))
     problem = replace(plan.problem, h=h)
     check_everything(problem, kernel_with(replace(plan, problem=problem)))
 
 
 def test_blocks_near_and_far() -> None:
     """Rings beyond the nearest cache, done depth first."""
-    problem = Problem.parse("fftconv n=1500 h=32 b=2 fp32 bidirectional skip blh")
+    problem = parse("fftconv n=1500 h=32 b=2 fp32 bidirectional skip blh")
     lanes = lanes_plan(problem)
-    assert any(not at.near for at in lanes.conv.spec.passes[1:])
+    assert any(not at.near for at in lanes.body.spec.passes[1:])
     check_everything(problem, kernel_with(lanes))
 
 
 def test_the_planner_chooses_lanes_where_they_are_full() -> None:
     for text, wide in (("n=1024 h=768", 2), ("n=1024 h=21", 0), ("n=16384 h=768", 0), ("n=1024 h=768 bf16", 4)):
-        found = rank(Problem.parse(f"fftconv {text} causal blh"), target("avx512")).best("native")
-        assert found is not None and found.conv.spec.wide == wide, text
-        assert found.conv.estimate.working_set >= found.conv.spec.scratch_bytes(found.conv.channels) or not wide
+        found = rank(parse(f"fftconv {text} causal blh"), target("avx512")).best("native")
+        assert found is not None and found.body.spec.wide == wide, text
+        assert found.body.estimate.working_set >= found.body.spec.scratch_bytes(found.body.channels) or not wide
 
 
 def test_other_strides_and_threads_do_not_change_bits() -> None:
     """Gates and gradients that are not channels-last are copied; threads share no sum."""
-    problem = Problem.parse("fftconv n=300 h=256 b=3 fp32 causal gated skip blh")
+    problem = parse("fftconv n=300 h=256 b=3 fp32 causal gated skip blh")
     args = as_bhl(operands(problem))
     x = Operands(*(args.get(name) for name in TENSORS))
     turned = replace(x, pre_gate=x.pre_gate.contiguous(), post_gate=x.post_gate.contiguous())
@@ -86,7 +88,7 @@ def test_other_strides_and_threads_do_not_change_bits() -> None:
 
 
 def test_spectra_are_kept() -> None:
-    problem = Problem.parse("fftconv n=200 h=40 b=2 fp32 bidirectional gated skip blh")
+    problem = parse("fftconv n=200 h=40 b=2 fp32 bidirectional gated skip blh")
     kernel, args = kernel_of(lanes_plan(problem)), as_bhl(operands(problem))
     x = Operands(*(args.get(name) for name in TENSORS))
     expected = kernel.forward(x)

@@ -19,7 +19,7 @@ from torch import Tensor
 from m2gen.codegen.render import render
 from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.kernels.spec import KernelSpec
-from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.runtime import native
 from m2gen.testing.tolerances import check
 from tests.runtime.test_native import check_everything, kernel_with, native_plan
@@ -109,7 +109,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[T
     ],
 )
 def test_the_convolution(words: str, emulated: list[Any]) -> None:
-    problem = Problem.parse(f"fftconv h=9 b=2 {words}")
+    problem = parse(f"fftconv h=9 b=2 {words}")
     check_everything(problem, kernel_with(native_plan(problem, "neon")))
     assert emulated
 

@@ -14,15 +14,15 @@ import m2gen
 from m2gen.cache import wisdom as store
 from m2gen.config import Config
 from m2gen.device.limits import target
-from m2gen.planner.choice import choice
-from m2gen.planner.plan import FusedConv, Plan
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.plan import Plan
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.runtime import trial, tune, wisdom
 from m2gen.runtime.limits import live
 
 CPU = torch.device("cpu")
-PROBLEM = Problem.parse("fftconv n=300 h=4 b=2 fp32 causal gated skip")
+PROBLEM = parse("fftconv n=300 h=4 b=2 fp32 causal gated skip")
 FAULTY = str(Path(__file__).with_name("faulty.py"))
 
 
@@ -46,7 +46,7 @@ def fresh() -> Iterator[None]:
 )
 def test_every_solvers_plan_is_found_right(text: str) -> None:
     """In this process: the checks themselves hold, for each solver's best plan."""
-    problem = Problem.parse(text)
+    problem = parse(text)
     ranking = rank(problem, live(CPU))
     for solver in {plan.solver for plan in ranking.plans}:
         plan = ranking.best(solver)
@@ -61,8 +61,8 @@ def test_a_right_plan_passes_in_a_process_of_its_own() -> None:
 def test_tritons_kernels_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same code runs generated Triton kernels: forward, gradients, filter's gradient."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # the other process's
-    problem = Problem.parse("fftconv n=200 h=2 b=2 fp32 causal gated skip")
-    plan = next(plan for plan in rank(problem, target("sm90")).plans if isinstance(plan.conv, FusedConv))
+    problem = parse("fftconv n=200 h=2 b=2 fp32 causal gated skip")
+    plan = next(plan for plan in rank(problem, target("sm90")).plans if isinstance(plan.body, FusedConv))
     assert trial.fault(plan, problem, CPU) is None
 
 
@@ -98,7 +98,7 @@ def test_a_plan_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_a_gpu_tritons_kernels_are_tried_alone() -> None:
-    fused = next(plan for plan in rank(PROBLEM, target("sm90")).plans if isinstance(plan.conv, FusedConv))
+    fused = next(plan for plan in rank(PROBLEM, target("sm90")).plans if isinstance(plan.body, FusedConv))
     assert trial.alone(fused, torch.device("cuda"))
     assert not trial.alone(fused, CPU)
     assert not trial.alone(rank(PROBLEM, target("sm90")).best("library") or fused, torch.device("cuda"))
@@ -121,7 +121,7 @@ def faulting(monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Let the estimate's choice die by a signal wherever it is tried; only that one is tried elsewhere."""
     plan = native()
     monkeypatch.setattr(
-        trial, "alone", lambda one, device: one.conv.spec == plan.conv.spec if one.solver == "native" else False
+        trial, "alone", lambda one, device: one.body.spec == plan.body.spec if one.solver == "native" else False
     )
     monkeypatch.setattr(trial, "COMMAND", (sys.executable, FAULTY, "signal"))
     return plan
@@ -129,13 +129,13 @@ def faulting(monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 def test_tuning_goes_on_without_the_candidate_that_faults(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = faulting(monkeypatch)
-    others = Problem.parse("fftconv n=60 h=2 b=2 fp32 causal")
+    others = parse("fftconv n=60 h=2 b=2 fp32 causal")
     found = list(tune.tune_all([PROBLEM, others], live(CPU), budget=30.0, best=3))
     first = found[0]
-    assert "signal 11" in first.dropped[choice(bad)]
+    assert "signal 11" in first.dropped[bad.choice]
     assert first.entry is not None
-    assert first.entry.choice != choice(bad)
-    assert "signal 11" in first.entry.dropped[choice(bad)]
+    assert first.entry.choice != bad.choice
+    assert "signal 11" in first.entry.dropped[bad.choice]
     assert found[1].problem == others
     again = list(tune.tune_all([PROBLEM], live(CPU), budget=30.0, best=3))
     assert [outcome.why for outcome in again] == ["tuned before"]  # nothing was lost
@@ -146,5 +146,5 @@ def test_measuring_in_a_running_program_goes_the_same_way(folder: Path, monkeypa
     monkeypatch.setattr(tune, "BEST", 3)
     monkeypatch.setattr(tune, "SECONDS", 0.5)
     chosen = m2gen.plan(PROBLEM, rigor="measure")
-    assert choice(chosen) != choice(bad)
+    assert chosen.choice != bad.choice
     assert chosen.origin.startswith("wisdom")

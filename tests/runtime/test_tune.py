@@ -17,17 +17,18 @@ from m2gen.cache import wisdom as store
 from m2gen.config import Config
 from m2gen.errors import CompileError, WisdomError
 from m2gen.planner import search
-from m2gen.planner.choice import choice
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.problems import parse
 from m2gen.reference.fftconv import fftconv as reference
 from m2gen.reference.fftconv import fftconv_at
-from m2gen.runtime import executor, tune, wisdom
+from m2gen.runtime import tune, wisdom
+from m2gen.runtime.binding import Kernel
 from m2gen.runtime.limits import live
 from m2gen.runtime.spectral import SpectralKernel
 from m2gen.runtime.timer import Samples
 from m2gen.testing.operands import operands
 
-PROBLEM = Problem.parse("fftconv n=300 h=4 b=2 fp32 causal gated skip")
+PROBLEM = parse("fftconv n=300 h=4 b=2 fp32 causal gated skip")
 HERE = live(torch.device("cpu"))
 
 
@@ -66,7 +67,7 @@ def test_the_fastest_is_kept_and_followed(folder: Path, rigged: list[str]) -> No
     assert outcome.entry is not None and not outcome.dropped
     assert (outcome.entry.choice, outcome.entry.default) == (rigged[2], rigged[0])
     assert store.load(folder) == [outcome.entry]
-    assert choice(m2gen.plan(PROBLEM)) == rigged[2]
+    assert m2gen.plan(PROBLEM).choice == rigged[2]
     assert m2gen.plan(PROBLEM, rigor="wisdom_only").origin.startswith("wisdom: measured")
     x = operands(PROBLEM)
     assert torch.allclose(m2gen.fftconv(**x).double(), reference(**x), atol=1e-3)
@@ -95,15 +96,15 @@ def test_wrong_and_failing_candidates_are_dropped(
         def forward(self, x: object) -> Tensor:
             return super().forward(replace(x, u=x.u.abs()))  # type: ignore[arg-type, attr-defined, type-var]
 
-    def broken(plan: search.Plan) -> executor.Kernel:
+    def broken(plan: search.Plan) -> Kernel:
         library = search.rank(plan.problem, HERE).best("library")
         assert library is not None
-        if choice(plan) == names[0]:
-            return Wrong(plan.problem, library.conv)  # type: ignore[arg-type]
-        if choice(plan) == names[1]:
+        if plan.choice == names[0]:
+            return Wrong(plan.problem, library.body)  # type: ignore[arg-type]
+        if plan.choice == names[1]:
             raise CompileError("a kernel", "it does not compile", "nothing")
-        if choice(plan) == names[2]:
-            return Stale(plan.problem, library.conv)  # type: ignore[arg-type]
+        if plan.choice == names[2]:
+            return Stale(plan.problem, library.body)  # type: ignore[arg-type]
         return bound(plan)
 
     monkeypatch.setattr(tune, "kernel_of", broken)
@@ -128,7 +129,7 @@ def test_nothing_right_leaves_no_entry(folder: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("text", ["fftconv n=5 h=3 b=2 fp32 circular", "fftconv n=64 h=20 b=1 bf16 same k=17 blh"])
 def test_real_measurements(folder: Path, text: str) -> None:
-    outcome = tune.tune(Problem.parse(text), HERE, seconds=0.02, best=2)
+    outcome = tune.tune(parse(text), HERE, seconds=0.02, best=2)
     assert outcome.entry is not None and outcome.dropped == {}
     assert outcome.entry.choice in outcome.entry.seconds
     assert {sample > 0 for one in outcome.samples.values() for sample in one.seconds} == {True}
@@ -140,12 +141,12 @@ def test_what_cannot_be_written_holds_for_the_process(
     monkeypatch.setattr(store, "put", lambda entry: None)
     (outcome,) = run(best=3)
     assert store.load(folder) == [] and outcome.entry is not None
-    assert choice(m2gen.plan(PROBLEM)) == outcome.entry.choice
+    assert m2gen.plan(PROBLEM).choice == outcome.entry.choice
 
 
 def test_measuring_at_the_first_call(folder: Path, rigged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     plan = m2gen.plan(PROBLEM, rigor="measure")
-    assert choice(plan) == rigged[2] and len(store.load(folder)) == 1
+    assert plan.choice == rigged[2] and len(store.load(folder)) == 1
     monkeypatch.setattr(tune, "tune", None)  # never asked again
     assert m2gen.plan(PROBLEM, rigor="measure") == plan
     monkeypatch.setattr(wisdom, "config", lambda: Config(wisdom=str(folder), rigor="wisdom_only"))
@@ -154,14 +155,14 @@ def test_measuring_at_the_first_call(folder: Path, rigged: list[str], monkeypatc
 
 
 def test_large_problems_are_timed_on_fewer_channels() -> None:
-    large = Problem.parse("fftconv n=1000000 h=256 b=1 bf16 causal gated skip")
+    large = parse("fftconv n=1000000 h=256 b=1 bf16 causal gated skip")
     assert tune.reduced(large) == replace(large, h=67)
     assert tune.reduced(PROBLEM) == PROBLEM
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "same", "circular"])
 def test_the_sampled_reference_is_the_reference(mode: str) -> None:
-    args = operands(Problem(n=23, k=23, h=3, b=2, mode=mode, pre_gate=True, post_gate=True, skip=True))
+    args = operands(FftConvProblem(n=23, k=23, h=3, b=2, mode=mode, pre_gate=True, post_gate=True, skip=True))
     args.pop("layout")
     at = torch.tensor([0, 3, 22])
     torch.testing.assert_close(fftconv_at(at, **args), reference(**args)[..., at], rtol=1e-12, atol=1e-12)
@@ -171,9 +172,9 @@ TWO_RANKS = """
 import sys, torch, torch.distributed as dist
 from m2gen.cache import wisdom as store
 from m2gen.config import Config
-from m2gen.planner.choice import choice
-from m2gen.planner.problem import Problem
+from m2gen.planner.problems import parse
 from m2gen.runtime import tune, wisdom
+from m2gen.runtime.binding import Kernel
 from m2gen.runtime.limits import live
 from m2gen.runtime.timer import Samples
 import m2gen
@@ -188,13 +189,13 @@ def interleaved(calls, device, **_):
     return {name: Samples(((0.5 if name == names[min(favourite, len(names) - 1)] else 1.0),) * 9) for name in names}
 tune.interleaved = interleaved
 here = live(torch.device("cpu"))
-alone, together = (Problem.parse(f"fftconv n={n} h=4 b=2 fp32 causal") for n in (300, 500))
+alone, together = (parse(f"fftconv n={n} h=4 b=2 fp32 causal") for n in (300, 500))
 if rank == 0:
     tune.tune(alone, here, best=3)
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 count = wisdom.share_wisdom()
 (outcome,) = tune.tune_all([together], here, best=3)
-plans = [choice(m2gen.plan(problem, rigor="wisdom_only")) for problem in (alone, together)]
+plans = [m2gen.plan(problem, rigor="wisdom_only").choice for problem in (alone, together)]
 print(count, outcome.entry is not None, len(store.load(store.place())), *plans, sep="|")
 dist.destroy_process_group()
 """

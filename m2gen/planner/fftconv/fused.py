@@ -12,9 +12,11 @@ from functools import lru_cache
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
 from m2gen.kernels.survey import blocks, left_out, variants
-from m2gen.planner.cost import fused_estimates
-from m2gen.planner.plan import FilterSpectrum, FusedConv, Plan, Transform
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.cost import fused_estimates
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv
+from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.plan import Plan
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # bfloat16 tensors: half precision inside rounds less
 OUTER = (1, 32, 64)  # 1: no outer stage
@@ -26,7 +28,7 @@ _WAVES = 2  # times the programs that all multiprocessors hold at once
 class Fused:
     name: str = "fused"
 
-    def reject(self, problem: Problem, limits: DeviceLimits) -> str | None:
+    def reject(self, problem: FftConvProblem, limits: DeviceLimits) -> str | None:
         if "triton" not in limits.languages:
             why = "Triton is not installed here" if limits.kind == "gpu" else f"{limits.arch} is a CPU"
             return f"its kernels are written in Triton, and {why}"
@@ -39,21 +41,21 @@ class Fused:
             return _nothing_fits(problem, limits)
         return None
 
-    def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
+    def candidates(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[Plan]:
         for spec in _specs(problem):
             dk = _gradient(spec.size, _any_radices(spec), limits)
             if dk is not None:
                 for one in variants(spec, limits):
                     yield _plan(problem, limits, one, dk)
 
-    def left_out(self, problem: Problem, limits: DeviceLimits) -> Iterator[tuple[str, str]]:
+    def left_out(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[tuple[str, str]]:
         if "triton" in limits.languages and problem.dtype in COMPUTE:
             for spec in _specs(problem):
                 for like in (spec, replace(_any_radices(spec), n0=spec.n0, n1=spec.n1, n2=spec.n2, stack=spec.stack)):
                     yield from ((one.name, why) for one, why in left_out(like, limits))
 
 
-def _nothing_fits(problem: Problem, limits: DeviceLimits) -> str:
+def _nothing_fits(problem: FftConvProblem, limits: DeviceLimits) -> str:
     """Why no kernel of the table will do, in the compiler's figures."""
     needs = [
         (one.resources(limits.arch).shared_bytes, one.name)
@@ -90,7 +92,7 @@ def _gradient(size: int, like: FftConvSpec, limits: DeviceLimits) -> FftConvSpec
 
 def _effort(spec: FftConvSpec, limits: DeviceLimits) -> tuple[float, str]:
     """The estimate of a large batch, in which only the kernel's own figures differ, and the name."""
-    of_conv = fused_estimates(Problem(n=spec.size, h=limits.cores, b=64, dtype=spec.dtype), spec, limits)[1]
+    of_conv = fused_estimates(FftConvProblem(n=spec.size, h=limits.cores, b=64, dtype=spec.dtype), spec, limits)[1]
     return of_conv.seconds, spec.name
 
 
@@ -98,7 +100,7 @@ def _power_of_two(least: int) -> int:
     return max(SMALLEST, 1 << (least - 1).bit_length())
 
 
-def _rings(problem: Problem) -> Iterator[tuple[str, int, bool]]:
+def _rings(problem: FftConvProblem) -> Iterator[tuple[str, int, bool]]:
     """(ring, size, wrap) that hold the problem on chip."""
     if problem.mode == "causal" and _power_of_two(problem.n) <= LARGEST:
         yield "causal", _power_of_two(problem.n), False
@@ -108,11 +110,11 @@ def _rings(problem: Problem) -> Iterator[tuple[str, int, bool]]:
         yield "cyclic", _power_of_two(problem.linear_size), problem.mode == "circular"
 
 
-def _least(problem: Problem) -> int:
+def _least(problem: FftConvProblem) -> int:
     return _power_of_two(problem.n if problem.mode == "causal" else problem.linear_size)
 
 
-def _specs(problem: Problem) -> Iterator[FftConvSpec]:
+def _specs(problem: FftConvProblem) -> Iterator[FftConvSpec]:
     """Every choice of radices for every ring."""
     for ring, size, wrap in _rings(problem):
         for n0, n1, n2, stack in _radices(size):
@@ -141,14 +143,14 @@ def _radices(size: int) -> Iterator[tuple[int, int, int, int]]:
                 yield from ((n0, n1, size // (n0 * n1), stack) for stack in {1, max(1, 64 // n1)})
 
 
-def _plan(problem: Problem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
+def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
     of_filter, of_conv = fused_estimates(problem, spec, limits)
     transform = Transform("monarch", spec.size, spec.radices)
-    conv = FusedConv(of_conv, transform, spec, dk, _programs(problem, limits, spec))
+    conv = FusedConv(of_conv, transform, 1, False, spec, dk, _programs(problem, limits, spec))
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
 
 
-def _programs(problem: Problem, limits: DeviceLimits, spec: FftConvSpec) -> int:
+def _programs(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec) -> int:
     """On chip: a whole number for each channel. Staged: what all multiprocessors hold at once, one scratch each."""
     tiles = -(-problem.b // spec.batch_rows)
     if spec.staged:

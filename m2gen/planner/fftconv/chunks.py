@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from m2gen.device.limits import DeviceLimits
-from m2gen.planner.cost import estimate, working_set
 from m2gen.planner.factor import padded_sizes
-from m2gen.planner.plan import FilterSpectrum, Plan, SpectralConv, Transform
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.cost import estimate, working_set
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FilterSpectrum, SpectralConv
+from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.plan import Plan
 
 
-def sizes(problem: Problem) -> Iterator[tuple[int, bool]]:
+def sizes(problem: FftConvProblem) -> Iterator[tuple[int, bool]]:
     """(transform size, fold) worth trying; a circular problem also as it is, without folding."""
     if problem.mode == "circular":
         yield problem.n, False
@@ -20,12 +22,12 @@ def sizes(problem: Problem) -> Iterator[tuple[int, bool]]:
             yield size, problem.mode == "circular"
 
 
-def fits(problem: Problem, transform: Transform, limits: DeviceLimits, at_once: int = 1) -> bool:
+def fits(problem: FftConvProblem, transform: Transform, limits: DeviceLimits, at_once: int = 1) -> bool:
     """Whether `at_once` channels (one is the least that can be done) fit the device's memory."""
     return working_set(problem, transform, at_once) <= limits.memory_bytes
 
 
-def channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> int:
+def channels(problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> int:
     """Channels a chunk: as many as keep the working set within the device's chunk size, in chunks of equal size.
 
     One chunk may be a quarter larger than that: cutting it would cost more calls than the cache gives back.
@@ -38,7 +40,7 @@ def channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> in
 
 
 def plan(
-    problem: Problem, limits: DeviceLimits, solver: str, transform: Transform, *, fold: bool, at_once: int
+    problem: FftConvProblem, limits: DeviceLimits, solver: str, transform: Transform, *, fold: bool, at_once: int
 ) -> Plan:
     """The plan of two steps with `transform`, `at_once` channels a chunk, its estimates filled in."""
     of_filter, of_conv = (estimate(problem, transform, at_once, limits, step) for step in ("filter", "conv"))

@@ -27,11 +27,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from m2gen.planner.step import Arithmetic, Cost
+
 BLUESTEIN_ABOVE = 13  # libraries have kernels for the primes up to this; beyond, three longer transforms
-QUANTITIES = ("flop", "bytes", "launches", "working_set", "seconds")
 
 
 class Values(NamedTuple):
@@ -75,30 +75,7 @@ class Values(NamedTuple):
     Y: Any = 1.0
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """The functions of a formula beyond + - * /."""
-
-    ceiling: Callable[[Any], Any]
-    maximum: Callable[[Any, Any], Any]
-    minimum: Callable[[Any, Any], Any]
-    log2: Callable[[Any], Any]
-
-
 NUMBERS = Arithmetic(math.ceil, max, min, math.log2)
-
-
-class Cost(NamedTuple):
-    """A value, or an expression, for each of QUANTITIES."""
-
-    flop: Any = 0
-    bytes: Any = 0
-    launches: Any = 0
-    working_set: Any = 0
-    seconds: Any = 0
-
-    def plus(self, other: Cost, count: Any = 1) -> Cost:
-        return Cost(*(a + count * b for a, b in zip(self, other, strict=True)))
 
 
 def user_bytes(v: Values) -> Any:

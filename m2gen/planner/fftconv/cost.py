@@ -11,7 +11,7 @@ from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec, idle
 from m2gen.kernels.survey import blocks, found
 from m2gen.planner.factor import largest_prime
-from m2gen.planner.formulas import (
+from m2gen.planner.fftconv.formulas import (
     BARRIERS,
     BLUESTEIN_ABOVE,
     FETCH,
@@ -24,8 +24,9 @@ from m2gen.planner.formulas import (
     transform_work,
     user_bytes,
 )
-from m2gen.planner.plan import Estimate, FusedConv, NativeConv, Plan, Transform
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.step import Estimate
 
 
 def work_case(size: int) -> tuple[str, int]:
@@ -41,7 +42,7 @@ def _library_work(size: int) -> float:
     return float(transform_work(*work_case(size), NUMBERS))
 
 
-def working_set(problem: Problem, transform: Transform, channels: int) -> float:
+def working_set(problem: FftConvProblem, transform: Transform, channels: int) -> float:
     """Bytes in use while `channels` channels of the whole batch are convolved."""
     values = _sizes(problem, transform, max(channels, 1))
     whole = float(FORMULAS[transform.kind, "conv"](values, NUMBERS).working_set)
@@ -49,7 +50,7 @@ def working_set(problem: Problem, transform: Transform, channels: int) -> float:
     return whole if channels else fixed
 
 
-def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> Values:
+def fused_values(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> Values:
     """The numbers of a fused kernel's steps; float32 products are three in TF32, at half the 16-bit rate each."""
     entry = found(spec, limits.arch)
     return _sizes(problem, Transform("monarch", spec.size, spec.radices), problem.h)._replace(
@@ -73,7 +74,7 @@ def fused_values(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> V
     )
 
 
-def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+def fused_estimates(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
     """What the filter's spectrum and the fused convolution cost."""
     numbers = fused_values(problem, spec, limits)
     costs = (FORMULAS["fused", step](numbers, NUMBERS) for step in ("filter", "conv"))
@@ -81,7 +82,7 @@ def fused_estimates(problem: Problem, spec: FftConvSpec, limits: DeviceLimits) -
     return of_filter, of_conv
 
 
-def native_values(problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
+def native_values(problem: FftConvProblem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
     """The numbers of a native kernel's steps; where lanes are channels, idle lanes compute, too."""
     slower = limits.fp64_ratio if spec.compute == "fp64" else 1.0
     extra = dict(limits.native_passes)
@@ -100,7 +101,7 @@ def native_values(problem: Problem, spec: FftConvCppSpec, channels: int, limits:
 
 
 def native_estimates(
-    problem: Problem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits
+    problem: FftConvProblem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits
 ) -> tuple[Estimate, Estimate]:
     """What the filter's transform and the convolution cost."""
     numbers = native_values(problem, spec, channels, limits)
@@ -109,13 +110,7 @@ def native_estimates(
     return of_filter, of_conv
 
 
-def memory_floor(problem: Problem, limits: DeviceLimits) -> float:
-    """Seconds to read the sequence and its gates and to write the result, once each: no convolution takes less."""
-    bytes_each = DTYPES[problem.dtype].bytes
-    return problem.b * problem.h * problem.n * bytes_each * (2 + problem.gates) / limits.dram_bandwidth
-
-
-def _sizes(problem: Problem, transform: Transform, channels: int) -> Values:
+def _sizes(problem: FftConvProblem, transform: Transform, channels: int) -> Values:
     dtype = DTYPES[problem.dtype]
     return Values(
         B=problem.b,
@@ -133,7 +128,7 @@ def _sizes(problem: Problem, transform: Transform, channels: int) -> Values:
     )
 
 
-def values(problem: Problem, transform: Transform, channels: int, limits: DeviceLimits, step: str) -> Values:
+def values(problem: FftConvProblem, transform: Transform, channels: int, limits: DeviceLimits, step: str) -> Values:
     """The numbers of a step, "filter" (its spectrum) or "conv"; only F differs between the two."""
     slower = limits.fp64_ratio if DTYPES[problem.dtype].compute == "fp64" else 1.0
     points = work_case(transform.size)[1] if transform.kind == "fft" else transform.size
@@ -149,23 +144,10 @@ def values(problem: Problem, transform: Transform, channels: int, limits: Device
     )
 
 
-def estimate(problem: Problem, transform: Transform, channels: int, limits: DeviceLimits, step: str) -> Estimate:
+def estimate(problem: FftConvProblem, transform: Transform, channels: int, limits: DeviceLimits, step: str) -> Estimate:
     """What the filter's spectrum (step "filter") or the convolution (step "conv") costs."""
     numbers = values(problem, transform, channels, limits, step)
     total = FORMULAS[transform.kind, step](numbers, NUMBERS)
     for radix in sorted(set(transform.radices)):
         total = total.plus(monarch_stage(numbers, NUMBERS, radix, step), transform.radices.count(radix))
     return Estimate(*map(float, total))
-
-
-def expected(plan: Plan, limits: DeviceLimits) -> float:
-    """The seconds that `limits` let one expect of a plan that may have been made with others."""
-    conv = plan.conv
-    if isinstance(conv, NativeConv):
-        both = native_estimates(plan.problem, conv.spec, conv.channels, limits)
-    elif isinstance(conv, FusedConv):
-        both = fused_estimates(plan.problem, conv.spec, limits)
-    else:
-        steps = ("filter", "conv")
-        both = tuple(estimate(plan.problem, conv.transform, conv.channels, limits, step) for step in steps)  # type: ignore[assignment]
-    return both[0].seconds + both[1].seconds

@@ -14,10 +14,12 @@ from math import prod
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv_cpp import REAL, FftConvCppSpec, codelet, idle
-from m2gen.planner.cost import native_estimates
 from m2gen.planner.factor import largest_prime, prime_factors
-from m2gen.planner.plan import FilterSpectrum, NativeConv, Plan, Transform
-from m2gen.planner.problem import Problem
+from m2gen.planner.fftconv.cost import native_estimates
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FilterSpectrum, NativeConv
+from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.plan import Plan
 
 LARGEST_PRIME = 7
 SMALLEST = 16  # places of a result; below, the least ring's rounding passes the tolerance of so short a sum
@@ -34,7 +36,7 @@ _RUN = 128  # bytes of each time step that such a ring reads, a pair of lines
 class Native:
     name: str = "native"
 
-    def reject(self, problem: Problem, limits: DeviceLimits) -> str | None:
+    def reject(self, problem: FftConvProblem, limits: DeviceLimits) -> str | None:
         if "cpp" not in limits.languages:
             why = f"{limits.arch} is a GPU" if limits.kind == "gpu" else "no C++ compiler works here"
             return f"its kernels are written in C++, and {why}"
@@ -42,16 +44,16 @@ class Native:
             return (
                 f"{problem.linear_size} places are fewer than {SMALLEST}: a whole ring would round more than their sum"
             )
-        least = min((plan.conv.estimate.working_set for plan in self.candidates(problem, limits)), default=None)
+        least = min((plan.body.estimate.working_set for plan in self.candidates(problem, limits)), default=None)
         if least is None or least > limits.memory_bytes:
             size = -(-problem.linear_size // 2)
             return f"a ring of {size} points does not fit {limits.memory_bytes / 2**30:.1f} GiB memory"
         return None
 
-    def left_out(self, problem: Problem, limits: DeviceLimits) -> tuple[tuple[str, str], ...]:
+    def left_out(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[tuple[str, str], ...]:
         return ()
 
-    def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
+    def candidates(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[Plan]:
         compute = DTYPES[problem.dtype].compute
         vector = max(LEAST_VECTOR, limits.vector_bytes) // REAL[compute][1]
         for leaves in smooth(-(-problem.linear_size // (2 * 4 * vector))):
@@ -62,7 +64,7 @@ class Native:
             yield from _of_lanes(problem, limits, vector, compute)
 
 
-def _of_lanes(problem: Problem, limits: DeviceLimits, vector: int, compute: str) -> Iterator[Plan]:
+def _of_lanes(problem: FftConvProblem, limits: DeviceLimits, vector: int, compute: str) -> Iterator[Plan]:
     """Plans that transform a channel in each lane, where there is a vector of channels and its ring stays in cache."""
     vector_bytes = vector * REAL[compute][1]
     leaf = codelet(vector_bytes)
@@ -119,7 +121,7 @@ def radices_of(leaves: int) -> tuple[int, ...]:
 
 
 def _spec(
-    problem: Problem, radices: tuple[int, ...], vector: int, compute: str, leaf: int | None = None, wide: int = 0
+    problem: FftConvProblem, radices: tuple[int, ...], vector: int, compute: str, leaf: int | None = None, wide: int = 0
 ) -> FftConvCppSpec:
     behind, ahead = problem.taps
     points = (leaf or 4 * vector) * prod(radices)
@@ -135,7 +137,7 @@ def _spec(
     )
 
 
-def _plans(problem: Problem, limits: DeviceLimits, spec: FftConvCppSpec) -> Iterator[Plan]:
+def _plans(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvCppSpec) -> Iterator[Plan]:
     """Every number of channels worth a measurement; where it is not clear whether kept spectra pay, both ways."""
     transform = Transform("monarch", spec.size, spec.factors)
     fold = problem.mode == "circular"
@@ -144,11 +146,11 @@ def _plans(problem: Problem, limits: DeviceLimits, spec: FftConvCppSpec) -> Iter
     for channels in [spec.group] if spec.wide else _channels(problem, spec):
         of_filter, of_conv = native_estimates(problem, spec, channels, limits)
         for keep in (kept <= _KEPT_BYTES, kept > _KEPT_BYTES)[: 2 if doubtful else 1]:
-            conv = NativeConv(of_conv, transform, spec, replace(spec, part="bwd"), channels, fold, keep)
+            conv = NativeConv(of_conv, transform, channels, fold, spec, replace(spec, part="bwd"), keep)
             yield Plan(problem, limits.arch, "native", (FilterSpectrum(of_filter, transform), conv))
 
 
-def _channels(problem: Problem, spec: FftConvCppSpec) -> list[int]:
+def _channels(problem: FftConvProblem, spec: FftConvCppSpec) -> list[int]:
     """Channels done together, the likely best first: where they are neighbours in memory, vectors of them, as memory is
     read by runs of lines; fewer where rings are large."""
     if problem.layout == "BHL":

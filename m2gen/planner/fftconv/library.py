@@ -6,26 +6,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from m2gen.device.limits import DeviceLimits
-from m2gen.planner.cost import working_set
-from m2gen.planner.plan import Plan, Transform
-from m2gen.planner.problem import Problem
-from m2gen.planner.solvers import chunks
+from m2gen.planner.fftconv import chunks
+from m2gen.planner.fftconv.cost import working_set
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
     name: str = "library"
 
-    def reject(self, problem: Problem, limits: DeviceLimits) -> str | None:
+    def reject(self, problem: FftConvProblem, limits: DeviceLimits) -> str | None:
         if any(chunks.fits(problem, _transform(size), limits) for size, _ in chunks.sizes(problem)):
             return None
         least = min(working_set(problem, _transform(size), 1) for size, _ in chunks.sizes(problem))
         return f"one channel needs {least / 2**30:.1f} GiB of {limits.memory_bytes / 2**30:.1f} GiB memory"
 
-    def left_out(self, problem: Problem, limits: DeviceLimits) -> tuple[tuple[str, str], ...]:
+    def left_out(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[tuple[str, str], ...]:
         return ()
 
-    def candidates(self, problem: Problem, limits: DeviceLimits) -> Iterator[Plan]:
+    def candidates(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[Plan]:
         for size, fold in chunks.sizes(problem):
             transform = _transform(size)
             for at_once in _channels(problem, transform, limits):
@@ -37,7 +38,7 @@ def _transform(size: int) -> Transform:
     return Transform("fft", size, ())
 
 
-def _channels(problem: Problem, transform: Transform, limits: DeviceLimits) -> list[int]:
+def _channels(problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> list[int]:
     """The chunk that fits, and two and four channels, as a lone row can be slow (limits.fft_rows); half and twice of it
     where it has to fit a cache, which is a guess, and not a bound of memory, which is a choice."""
     fitting = chunks.channels(problem, transform, limits)

@@ -1,0 +1,247 @@
+"""The steps of a long convolution: the filter's spectrum, and four ways of convolving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import log2
+from typing import Literal
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.planner.fftconv import cost
+from m2gen.planner.fftconv.formulas import FORMULAS, monarch_stage, transform_work
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.step import Body, Estimate, Step, Terms
+
+Part = Literal["filter", "conv"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conv(Body[FftConvProblem]):
+    """The whole convolution, `channels` at a time.
+
+    `fold`: the problem is circular and the transform is longer than n, so the tail of the linear result is added onto
+    its head.
+    """
+
+    transform: Transform
+    channels: int
+    fold: bool
+
+    def terms(self, problem: FftConvProblem, body: Body[FftConvProblem], limits: DeviceLimits) -> Terms | None:
+        return self.terms_of("conv", problem, self.transform, limits)
+
+    def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
+        """Those of the filter's transform, or of the convolution."""
+        raise NotImplementedError
+
+    def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+        """What the filter's transform and the convolution cost."""
+        raise NotImplementedError
+
+    def expected(self, problem: FftConvProblem, limits: DeviceLimits) -> float:
+        return sum(estimate.seconds for estimate in self.estimates(problem, limits))
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        of = self.transform
+        radices = " x ".join(_runs(map(str, of.radices), "^")) or "its own"
+        blocks = ", ".join(_runs((f"{count} of {out}x{into}" for count, out, into in of.blocks), " times "))
+        size = f"{of.size}{' folded' if self.fold else ''}"
+        return str(of.order or "-"), size, radices, blocks, str(self.channels)
+
+    @property
+    def what(self) -> str:
+        return str(self.transform)
+
+    def lines(self, problem: FftConvProblem) -> list[str]:
+        of = self.transform
+        circle = problem.mode == "circular" and not self.fold
+        why = "the circle itself" if circle else f"at least {problem.linear_size} avoids wrap-around"
+        folded = ", tail folded onto the head" if self.fold else ""
+        found = [f"size      {self._places} ({why}{folded})", self._who(problem)]
+        if of.kind == "monarch":
+            blocks = ", ".join(f"{count} x {out} x {into}" for count, out, into in of.blocks)
+            found.append(f"order     {of.order}, radices {' x '.join(map(str, of.radices))}")
+            found.append(f"blocks    {blocks}   (nblocks x out x in)")
+        return found
+
+    @property
+    def _places(self) -> str:
+        return f"{self.transform.size} points"
+
+    def _who(self, problem: FftConvProblem) -> str:
+        """The line that says what computes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class FilterSpectrum(Step[FftConvProblem]):
+    """Transform every channel's filter; done once for a filter, not once a row."""
+
+    transform: Transform
+
+    def terms(self, problem: FftConvProblem, body: Body[FftConvProblem], limits: DeviceLimits) -> Terms | None:
+        return body.terms_of("filter", problem, self.transform, limits) if isinstance(body, Conv) else None
+
+    def __str__(self) -> str:
+        return f"(filter-spectrum {self.transform})"
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralConv(Conv):
+    """Transform, multiply by the filter's spectrum, transform back, by PyTorch's operators; gates and skip at the ends.
+
+    `channels` are done at a time, over the whole batch.
+    """
+
+    @property
+    def choice(self) -> str:
+        how = "x".join(map(str, self.transform.radices)) or str(self.transform.size)
+        return f"{how} channels {self.channels}{', folded' if self.fold else ''}"
+
+    @property
+    def style(self) -> str:
+        chunk = round(log2(max(self.estimate.working_set, 1)))
+        return f"order {self.transform.order}, chunks of about 2^{chunk} bytes{', folded' if self.fold else ''}"
+
+    def _who(self, problem: FftConvProblem) -> str:
+        return f"chunks    {self.channels} of {problem.h} channels at a time"
+
+    def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
+        numbers = cost.values(problem, transform, self.channels, limits, part)
+        whole = FORMULAS[transform.kind, part]
+        if transform.radices:
+            return Terms(numbers, whole, lambda v, a, r: monarch_stage(v, a, r, part))
+        case, points = cost.work_case(transform.size)
+        bluestein = " inside (Bluestein, for a prime factor above 13)" if case == "bluestein" else ""
+        work = ("T", lambda v, a: transform_work(case, v.N, a), f"N = {points}{bluestein}")
+        return Terms(numbers, whole, work=work)
+
+    def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+        of_filter, of_conv = (
+            cost.estimate(problem, self.transform, self.channels, limits, part) for part in ("filter", "conv")
+        )
+        return of_filter, of_conv
+
+    def __str__(self) -> str:
+        return f"(spectral-conv {self.transform} (channels {self.channels}){' (fold)' if self.fold else ''})"
+
+
+@dataclass(frozen=True, slots=True)
+class FusedConv(Conv):
+    """One generated Triton kernel that does the whole convolution, run by `programs` programs, a channel each.
+
+    `dk` is the kernel of the filter's gradient, on the same ring. A tail is never folded: a wrapped kernel reads the
+    circle periodically instead.
+    """
+
+    spec: FftConvSpec
+    dk: FftConvSpec
+    programs: int
+
+    @property
+    def choice(self) -> str:
+        return f"{self.spec.name} programs {self.programs}"
+
+    @property
+    def style(self) -> str:
+        spec = self.spec
+        return f"{spec.ring} stack {spec.stack} warps {spec.num_warps} stages {spec.num_stages}"
+
+    def _who(self, problem: FftConvProblem) -> str:
+        return f"kernel    {self.spec.name}, {self.programs} programs, {self.spec.ring} ring"
+
+    def part(self, part: str, problem: FftConvProblem) -> FftConvSpec:
+        """The kernel of the forward pass "fwd", of the input's gradient "transpose", or of the filter's "dk"."""
+        spec = self.spec
+        if part == "dk":
+            return replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
+        if part == "transpose":
+            return replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate)
+        return spec
+
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec, ...]:
+        parts = ("fwd", "transpose", "dk") if gradients else ("fwd",)
+        return tuple(self.part(part, problem) for part in parts)
+
+    def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
+        return Terms(cost.fused_values(problem, self.spec, limits), FORMULAS["fused", part])
+
+    def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+        return cost.fused_estimates(problem, self.spec, limits)
+
+    def __str__(self) -> str:
+        return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class NativeConv(Conv):
+    """One generated C++ kernel that does the whole convolution, the filter's transform included, row by row.
+
+    `channels` are done together, where channels are neighbours in memory. `bwd` is the kernel of all gradients, which
+    does at most a vector of them. `keep`: spectra of filters that do not change are kept from call to call, few enough
+    to stay in cache.
+    """
+
+    spec: FftConvCppSpec
+    bwd: FftConvCppSpec
+    keep: bool
+
+    @property
+    def choice(self) -> str:
+        how = "x".join(map(str, self.transform.radices)) or str(self.transform.size)
+        lanes = ", a channel a lane" if self.spec.wide else ""
+        folded = ", folded" if self.fold else ""
+        return f"{how} channels {self.channels}{lanes}{folded}, spectra {'kept' if self.keep else 'made anew'}"
+
+    @property
+    def style(self) -> str:
+        vectors = self.channels // self.spec.vector
+        together = "a vector" if self.channels <= self.spec.vector else f"{vectors} vectors"
+        lanes = ", a channel a lane" if self.spec.wide else ""
+        return f"{_order(self.spec)}, {together}{lanes}, {'kept' if self.keep else 'made anew'}"
+
+    @property
+    def _places(self) -> str:
+        return f"{self.transform.size} points of {2 * self.transform.size} places"
+
+    def _who(self, problem: FftConvProblem) -> str:
+        return f"kernel    {self.spec.name}, {self.channels} channels a work item"
+
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvCppSpec, ...]:
+        kept = (replace(self.spec, kept=True), replace(self.spec, part="spectrum")) if self.keep else ()
+        return (self.spec, *kept, *((self.bwd,) if gradients else ()))
+
+    def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
+        return Terms(cost.native_values(problem, self.spec, self.channels, limits), FORMULAS["native", part])
+
+    def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+        return cost.native_estimates(problem, self.spec, self.channels, limits)
+
+    def __str__(self) -> str:
+        return f"(native-conv {self.transform} (channels {self.channels}){' (fold)' * self.fold} {self.spec.name})"
+
+
+def _runs(items: Iterable[str], times: str) -> list[str]:
+    """Equal neighbours written once: 3, 2, 2, 2 as 3, 2^3."""
+    counted = [(item, len(list(run))) for item, run in groupby(items)]
+    return [item if count == 1 else f"{item}{times}{count}" for item, count in counted]
+
+
+def _order(spec: FftConvCppSpec) -> str:
+    """Where odd radices and eights stand among the passes."""
+    radices = [radix for radix in spec.radices if radix > 1]
+    twos = [radix for radix in radices if radix % 2 == 0]
+    words = []
+    if twos and radices[0] % 2:
+        words.append("odd first")
+    if twos and radices[0] % 2 == 0 and radices[-1] % 2:
+        words.append("odd last")
+    falls = twos == sorted(twos, reverse=True)
+    words.append("no eights" if 8 not in twos else "twos last" if twos[-1] == 2 else "falling" if falls else "rising")
+    return " ".join(words)

@@ -1,1 +1,0 @@
-"""Ways of doing a problem, one file each."""

@@ -1,0 +1,124 @@
+"""What a plan is made of, whatever the op: steps that know their cost, their kernels and how they are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.kernels.spec import KernelSpec
+from m2gen.planner.problem import Problem
+
+P = TypeVar("P", bound=Problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the cost model expects of a step on its device. Estimated, never measured."""
+
+    flop: float = 0.0  # floating-point operations, a multiply-add counts two
+    bytes: float = 0.0  # bytes moved between memory (or cache) and the units
+    launches: float = 0.0  # library calls or kernel launches
+    working_set: float = 0.0  # bytes in use at once
+    seconds: float = 0.0
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(
+            self.flop + other.flop,
+            self.bytes + other.bytes,
+            self.launches + other.launches,
+            max(self.working_set, other.working_set),
+            self.seconds + other.seconds,
+        )
+
+
+class Cost(NamedTuple):
+    """A value, or an expression, for each quantity of an `Estimate`."""
+
+    flop: Any = 0
+    bytes: Any = 0
+    launches: Any = 0
+    working_set: Any = 0
+    seconds: Any = 0
+
+    def plus(self, other: Cost, count: Any = 1) -> Cost:
+        return Cost(*(a + count * b for a, b in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The functions of a formula beyond + - * /."""
+
+    ceiling: Callable[[Any], Any]
+    maximum: Callable[[Any, Any], Any]
+    minimum: Callable[[Any, Any], Any]
+    log2: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A step's cost as `explain` prints it: a formula, and the numbers that were put in."""
+
+    numbers: Any  # a NamedTuple, whose fields are the symbols
+    whole: Callable[[Any, Arithmetic], Cost]
+    stage: Callable[[Any, Arithmetic, Any], Cost] | None = None  # with a radix, summed over those of the transform
+    work: tuple[str, Callable[[Any, Arithmetic], Any], str] | None = None  # (symbol, its formula, what is put in)
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[P]):
+    """One thing to do, with what it should cost."""
+
+    estimate: Estimate
+
+    def terms(self, problem: P, body: Body[P], limits: DeviceLimits) -> Terms | None:
+        """Where the estimate comes from; None where no formula is printed. `body` is the plan's."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Body(Step[P]):
+    """A plan's last step, which gives the result: it tells the plan from others."""
+
+    @property
+    def choice(self) -> str:
+        """What tells it from the other candidates of its problem and solver, in a few words."""
+        raise NotImplementedError
+
+    @property
+    def style(self) -> str:
+        """How it differs from others of its solver, in words that mean the same for a problem of other sizes."""
+        raise NotImplementedError
+
+    @property
+    def what(self) -> str:
+        """What is done, in a few words."""
+        raise NotImplementedError
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The cells of `m2gen plan`'s table, under the titles of its problem's class."""
+        raise NotImplementedError
+
+    def lines(self, problem: P) -> list[str]:
+        """Sizes and blocks, for `explain`."""
+        raise NotImplementedError
+
+    def kernels(self, problem: P, gradients: bool = True) -> tuple[KernelSpec, ...]:
+        """Every generated kernel that calls may load, with `gradients` those of training too."""
+        return ()
+
+    def expected(self, problem: P, limits: DeviceLimits) -> float:
+        """The seconds that `limits` let one expect, of a plan that may have been made with others."""
+        raise NotImplementedError
+
+
+def duration(seconds: float) -> str:
+    """A time with three digits and its unit."""
+    if seconds >= 100:
+        return f"{seconds:.0f} s"
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
