@@ -53,7 +53,7 @@ def explain(plan: Explained, limits: DeviceLimits | None = None) -> str:
     lines += [f"left out  {warning}" for warning in plan.left_out]
     for step in plan.steps:
         lines += ["", *_step_lines(plan, step, row)]
-    return "\n".join([*lines, "", f"Symbols: {plan.problem.legend}.", plan.problem.notes])
+    return "\n".join([*lines, "", f"Symbols: {plan.body.legend}.", plan.body.notes])
 
 
 def _figures(row: DeviceLimits) -> str:

@@ -97,8 +97,6 @@ class Problem:
     grammar: ClassVar[Grammar]
     nearness: ClassVar[Nearness]
     columns: ClassVar[tuple[str, ...]]  # titles of `Body.row`
-    legend: ClassVar[str]  # of the symbols in its formulas
-    notes: ClassVar[str]
     dtype: str
     layout: str  # of its tensors, "BHL" or "BLH"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.spec import KernelSpec
@@ -80,6 +80,9 @@ class Step(Generic[P]):
 @dataclass(frozen=True, slots=True)
 class Body(Step[P]):
     """A plan's last step, which gives the result: it tells the plan from others."""
+
+    legend: ClassVar[str]  # the symbols of the formulas
+    notes: ClassVar[str]  # on the figures
 
     @property
     def choice(self) -> str:

@@ -55,21 +55,6 @@ class FftConvProblem(Problem):
     grammar: ClassVar = _GRAMMAR
     nearness: ClassVar = _NEARNESS
     columns: ClassVar = ("order", "size", "radices", "blocks", "channels")
-    legend: ClassVar = (
-        "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a "
-        "computed number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix "
-        "rate, U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the "
-        "FFT, n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a tile, s transforms "
-        "stacked, Q bytes of an operand, X rate of its products, V vector rate, A threads of a block, I instructions "
-        "that a warp issues for a tile, l seconds that a tile waits, m multiprocessors, O blocks that each holds at "
-        "once, J operations a point of a native transform, X their rate, L 1 where numbers are gathered into rows, Y "
-        "numbers a second"
-    )
-    notes: ClassVar = (
-        "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
-        "shape of FlashFFTConv's cost model, remembered and not checked against the paper; its constants are not used. "
-        "With equal radices, 8 N sum(r) is four times the 2 p N^(1 + 1/p) of an order-p Monarch matrix of real blocks."
-    )
 
     n: int
     h: int = 1

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import log2
-from typing import Literal
+from typing import ClassVar, Literal
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.fftconv import cost
-from m2gen.planner.fftconv.formulas import FORMULAS, monarch_stage, transform_work
+from m2gen.planner.fftconv.formulas import FORMULAS, LEGEND, NOTES, monarch_stage, transform_work
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.step import Body, Estimate, Step, Terms
@@ -27,6 +27,9 @@ class Conv(Body[FftConvProblem]):
     `fold`: the problem is circular and the transform is longer than n, so the tail of the linear result is added onto
     its head.
     """
+
+    legend: ClassVar = LEGEND
+    notes: ClassVar = NOTES
 
     transform: Transform
     channels: int
