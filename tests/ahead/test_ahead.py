@@ -210,7 +210,7 @@ def test_a_plan_lists_every_kernel_that_it_loads(monkeypatch: pytest.MonkeyPatch
     for x in (Operands(u, k), Operands(u, kept.tensors[0])):
         kernel.forward(x)
     kernel.backward(u, Operands(u, k), Gradients(u=torch.empty_like(u), k=torch.zeros_like(k)))
-    assert loaded == set(step.kernels()) and loaded > set(step.kernels(gradients=False))
+    assert loaded == set(step.kernels(problem)) and loaded > set(step.kernels(problem, gradients=False))
 
 
 def native_step(problem: Problem) -> Any:

@@ -18,7 +18,7 @@ from m2gen.kernels.survey import blocks
 from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.search import rank
 from m2gen.runtime.cross_compile import TARGETS, Compiled, Job, compile_all
-from m2gen.show import PARTS, of_part
+from m2gen.show import PARTS
 from m2gen.testing.corpus import corpus
 
 
@@ -76,7 +76,7 @@ def corpus_jobs(arch: str) -> Iterator[Job | str]:
             yield f"{arch:<7} {entry.name:<24} none: {dict(ranking.rejections)['fused']}"
         elif isinstance(best.body, FusedConv):
             parts = PARTS if "train" in entry.tags else ("fwd",)
-            for one in (of_part(best.body, part, entry.problem) for part in parts):
+            for one in (best.body.part(part, entry.problem) for part in parts):
                 if one not in seen:
                     seen.add(one)
                     yield Job(one, arch)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from kept_structure import Adapters, add_gain, can_be_parametrized, filters, hook, layers
+from kept_structure import Adapters, add_gain, can_be_parametrized, filters, hook, layers, tie_again
 from kept_subjects import GAINS, KINDS, LENGTHS, MODES, build, call, difference, fresh, results, signal
 from kept_writes import CHANGES, OPTIMIZERS, WAYS, Place, changed
 from torch import Tensor, nn
@@ -126,6 +126,8 @@ class Written(RuleBasedStateMachine):
         with torch.inference_mode(inside):
             new = changed(place.tensor, how, self.count)
             WAYS[way](place, new, self.look)
+            if tie_again(self.module):
+                DONE["tie_head after a write"] += 1
         self.end_declaration(index)
         DONE[f"change: {how}"] += 1
         self.done(f"write: {way}")

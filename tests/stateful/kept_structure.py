@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.utils import parametrize
 
+from m2gen.models import M2GPT
 from m2gen.modules.hyena_filter import ExponentialModulation, HyenaFilter, Sine
 
 
@@ -133,3 +134,14 @@ class Adapters:
 
 def _tuned(module: nn.Module) -> Iterator[Any]:
     return (part for part in module.modules() if isinstance(part, BaseTunerLayer))
+
+
+def tie_again(module: nn.Module) -> bool:
+    """After a write that gave an M2-GPT's embedding another parameter, which is an error until `tie_head`."""
+    if not isinstance(module, M2GPT):
+        return False
+    head, embedding = (layer._parameters.get("weight") for layer in (module.head, module.embedding))
+    if head is None or embedding is None or head is embedding:
+        return False
+    module.tie_head()
+    return True
