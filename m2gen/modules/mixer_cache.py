@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -205,9 +205,20 @@ class _ShortConvs:
         self.tail = like.new_zeros(count - 1, batch, layers, channels)
         self.now = like.new_zeros(batch, layers, channels)
         self.known = like.new_zeros(batch, layers, channels)
-        # of each layer: what a single position needs
-        self.of_layer = list(zip(self.known.unbind(1), self.now.unbind(1), self.taps[-1].unbind(0), strict=True))
+        self._views()
         self.prepare()
+
+    def _views(self) -> None:
+        """Of each layer, what a single position needs: views, so that a token makes none."""
+        self.of_layer = list(zip(self.known.unbind(1), self.now.unbind(1), self.taps[-1].unbind(0), strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the views: pickle would make tensors of their own of them, which nothing writes to."""
+        return {name: value for name, value in self.__dict__.items() if name != "of_layer"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._views()
 
     @property
     def nbytes(self) -> int:

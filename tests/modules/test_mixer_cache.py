@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -107,12 +111,46 @@ def test_rows_reordered_and_copies_apart(kind: str) -> None:
         return torch.cat(parts, dim=1)
 
     go_on(cache, u[:, :100])
-    copy = cache.clone()
-    assert copy.long.bank is cache.long.bank
+    twin = cache.clone()
+    assert twin.long.bank is cache.long.bank
     cache.reorder(rows)
     swapped = torch.cat([u[rows, :100], u[:, 100:]], dim=1)
     torch.testing.assert_close(go_on(cache, swapped), m(swapped)[:, 100:], rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(go_on(copy, u), m(u)[:, 100:], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(go_on(twin, u), m(u)[:, 100:], rtol=1e-11, atol=1e-11)
+
+
+def pickled(cache: MixerCache) -> MixerCache:
+    found: MixerCache = pickle.loads(pickle.dumps(cache))
+    return found
+
+
+def saved(cache: MixerCache) -> MixerCache:
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    found: MixerCache = torch.load(file, weights_only=False)
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("copied", [MixerCache.clone, copy.deepcopy, pickled, saved])
+def test_copies_go_on_by_themselves(kind: str, copied: Callable[[MixerCache], MixerCache]) -> None:
+    """Token by token, the copy and the original in turn: neither reads what the other writes."""
+    torch.manual_seed(0)
+    m = mixer(**KINDS[kind])
+    u, other = torch.randn(2, 2, 90, WIDTH, dtype=torch.float64)
+    other[:, :50] = u[:, :50]
+    cache, found = MixerCache([m], 2), []
+    m(u[:, :50], None, cache.layer(0))
+    cache.advance(50)
+    both = (cache, copied(cache))
+    for i in range(50, 90):
+        for one, x in zip(both, (u, other), strict=True):
+            found.append(m(x[:, i : i + 1], None, one.layer(0)))
+            one.advance(1)
+    for at, x in enumerate((u, other)):
+        torch.testing.assert_close(torch.cat(found[at::2], dim=1), m(x)[:, 50:], rtol=1e-11, atol=1e-11)
 
 
 @torch.no_grad()
