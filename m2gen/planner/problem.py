@@ -108,7 +108,9 @@ class Problem:
     def of(cls, problem: Problem) -> Self:
         """`problem`, which is one of this op. Raises ProblemError."""
         if not isinstance(problem, cls):
-            raise ProblemError(str(problem), f"not a problem of {cls.grammar.op}", f"ask it of {cls.grammar.example!r}")
+            raise ProblemError(
+                str(problem), f"not a problem of {cls.grammar.op}", f"give one such as {cls.grammar.example!r}"
+            )
         return problem
 
     @property

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,3 +145,13 @@ def test_taps_and_linear_size(n, k, mode):
             assert wraps[problem.linear_size - 1]
     else:
         assert problem.linear_size == n + k - 1
+
+
+def test_a_problem_of_another_op_is_refused():
+    class Other(Problem):
+        grammar = dataclasses.replace(FftConvProblem.grammar, op="other", example="other n=8")
+
+    problem = FftConvProblem(n=8)
+    assert FftConvProblem.of(problem) is problem
+    with pytest.raises(ProblemError, match="not a problem of other"):
+        Other.of(problem)
