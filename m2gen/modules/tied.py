@@ -113,7 +113,7 @@ def _complete(state: dict[str, Any], names: list[str]) -> list[str]:
     if not found:
         return []
     for name in found[1:]:
-        if not _same(state[found[0]], state[name]):
+        if not same_values(state[found[0]], state[name]):
             raise ProblemError(
                 "loading weights",
                 f"{found[0]} and {name} differ, which are one parameter of this model",
@@ -124,14 +124,23 @@ def _complete(state: dict[str, Any], names: list[str]) -> list[str]:
     return added
 
 
-def _same(a: object, b: object) -> bool:
-    """Whether two entries have the same values, as far as that can be seen here."""
+def same_values(a: object, b: object) -> bool:
+    """Whether two entries of a state dict have the same values, NaN as NaN, as far as that can be seen here.
+
+    Of different dtypes, the values of the one rounded to the other's.
+    """
     if a is b or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return True
     ordinary = all(type(t) in (Tensor, nn.Parameter) and t.device.type != "meta" for t in (a, b))
-    if not ordinary or a.device != b.device or (a.dtype, a.shape) != (b.dtype, b.shape):
+    if not ordinary or a.shape != b.shape:  # of a shape that is not the parameter's, loading speaks itself
         return True
-    return (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride()) or torch.equal(a, b)
+    if (a.device, a.dtype, a.data_ptr(), a.stride()) == (b.device, b.dtype, b.data_ptr(), b.stride()):
+        return True
+    with torch.no_grad():
+        a, b = a.to(b.device), b.to(b.device)
+        if a.dtype != b.dtype:
+            a, b = (a.to(b.dtype), b) if a.element_size() >= b.element_size() else (a, b.to(a.dtype))
+        return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def tied_names(model: nn.Module) -> Mapping[str, str]:

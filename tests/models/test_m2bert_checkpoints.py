@@ -268,6 +268,15 @@ def test_derived_buffers_are_ignored_by_name(tmp_path: Path) -> None:
     assert report["unexpected_keys"] == {"bert.encoder.layer.0.attention.gate"}
 
 
+def test_frequencies_that_are_not_one_are_refused_and_those_not_finite_are_not() -> None:
+    state = published_file()
+    names = [name for name in state if name.endswith(".freq")]
+    broken = state | {name: torch.full_like(state[name], float("nan")) for name in names}
+    assert checkpoints.cleaned(broken).keys() == state.keys()
+    with pytest.raises(ProblemError, match=r"frequencies are not one tensor"):
+        checkpoints.cleaned(state | {names[-1]: state[names[-1]] + 1})
+
+
 def test_derived_values_that_are_missing(tmp_path: Path) -> None:
     """Without the fixed tables, and with each shared tensor under one name only."""
     first = tiny(M2BertForMaskedLM)

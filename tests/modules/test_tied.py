@@ -131,6 +131,23 @@ def test_different_values_for_one_parameter_are_refused() -> None:
     state["second.weight"] += 1
     with pytest.raises(ProblemError, match=r"first\.weight and second\.weight differ"):
         Pair().load_state_dict(state)
+    state["second.weight"] = state["first.weight"].half() * 2
+    with pytest.raises(ProblemError, match=r"first\.weight and second\.weight differ"):
+        Pair().load_state_dict(state)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_values_that_are_not_numbers_load(assign: bool) -> None:
+    """What training that diverged has saved, under both names."""
+    state = {name: value.clone() for name, value in Pair().state_dict().items()}
+    for name in ("first.weight", "second.weight"):
+        state[name][0] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    pair = Pair()
+    pair.load_state_dict(state, assign=assign)
+    assert pair.second.weight is pair.first.weight
+    torch.testing.assert_close(pair.first.weight.detach(), state["first.weight"], rtol=0, atol=0, equal_nan=True)
+    state["second.weight"] = state["first.weight"].bfloat16()
+    Pair().load_state_dict(state)
 
 
 def test_functional_call_leaves_parameters_and_reaches_both_places() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from m2gen.errors import M2GenError, ProblemError
 from m2gen.modules.hyena_filter import position_features, unit_times
+from m2gen.modules.tied import same_values
 
 State = dict[str, Tensor]
 
@@ -80,7 +81,7 @@ def _check_shared(state: State) -> None:
         if not name.endswith(".freq"):
             continue
         owner = name.split(".implicit_filter")[0]
-        if not torch.equal(first.setdefault(owner, tensor), tensor):
+        if not same_values(first.setdefault(owner, tensor), tensor):
             raise ProblemError(
                 f"loading {name}", "its filter's frequencies are not one tensor", "one shared tensor is needed"
             )
