@@ -62,8 +62,9 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
 
     \b
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated skip --target sm90
-    words: n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
-           gated pre_gated post_gated skip   bhl blh   wide
+    fftconv    n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
+               gated pre_gated post_gated skip   bhl blh   wide
+    blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu
     """
     from m2gen.planner import search
     from m2gen.planner.problems import parse
@@ -107,7 +108,7 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
 @main.command(context_settings=_CONTEXT)
 @click.argument("problem", nargs=-1, required=True)
 @click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942 ...")
-@click.option("--part", type=click.Choice(["fwd", "transpose", "dk"]), default="fwd", show_default=True)
+@click.option("--part", default="fwd", show_default=True, help="Of the kernels that do PROBLEM, see below.")
 @click.option("--source", "view", flag_value="source", default=True, help="The generated source.  [default]")
 @click.option("--asm", "view", flag_value="asm", help="The assembly of a CPU kernel, for any CPU.")
 @click.option("--ptx", "view", flag_value="ptx", help="The compiler's assembly (AMD's own for gfx942).")
@@ -120,7 +121,8 @@ def show(problem: tuple[str, ...], target: str, part: str, view: str) -> None:
 
     \b
     m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90 --resources
-    parts: fwd, transpose (gradients of the input and the gates), dk (gradient of the filter)
+    parts of fftconv: fwd, transpose (gradients of the input and the gates), dk (gradient of the filter)
+    parts of blockdiag: fwd, pack (of its weight), dw (gradient of the weight)
     """
     from m2gen.planner.problems import parse
     from m2gen.show import show as text

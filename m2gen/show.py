@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from m2gen.errors import M2GenError
-from m2gen.kernels.fftconv_cpp import FftConvCppSpec
-from m2gen.planner.fftconv.problem import FftConvProblem
 
 if TYPE_CHECKING:
-    from m2gen.kernels.fftconv import FftConvSpec
     from m2gen.kernels.spec import KernelSpec
     from m2gen.planner.problem import Problem
     from m2gen.runtime.cross_compile import Compiled
 
 VIEWS = ("source", "asm", "ptx", "sass", "resources")
-PARTS = ("fwd", "transpose", "dk")  # a C++ kernel does all that is not "fwd" in one
 
 
 def show(problem: Problem, target: str, view: str = "source", part: str = "fwd") -> str:
@@ -27,7 +23,7 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
         return render(spec).text.rstrip("\n")
     if view == "asm":
         return assembly(spec, arch)
-    if isinstance(spec, FftConvCppSpec):
+    if spec.template.startswith("cpp/"):
         raise M2GenError(f"{view} of {spec.name}", "it is a C++ kernel", "use --source or --asm")
     compiled = _compile(spec, arch, problem)
     if view == "resources":
@@ -39,19 +35,18 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
     return compiled.texts[view].rstrip("\n")
 
 
-def _spec(problem: Problem, target: str, part: str) -> tuple[FftConvSpec | FftConvCppSpec, str]:
-    """The spec of one part of the best plan that is one generated kernel, and the architecture it is for."""
+def _spec(problem: Problem, target: str, part: str) -> tuple[KernelSpec, str]:
+    """The spec of one part of the best plan that has a generated kernel, and the architecture it is for."""
     from m2gen.planner import search
-    from m2gen.planner.fftconv.steps import FusedConv, NativeConv
     from m2gen.runtime.planning import limits_of
 
     ranking = search.rank(problem, limits_of(target))
-    best = ranking.best("fused") or ranking.best("native")
-    if best is not None and isinstance(best.body, FusedConv):
-        return best.body.part(part, FftConvProblem.of(problem)), best.arch
-    if best is not None and isinstance(best.body, NativeConv):
-        return (best.body.spec if part == "fwd" else best.body.bwd), best.arch
-    why = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections if solver in ("fused", "native"))
+    for plan in ranking.plans:
+        if parts := plan.body.parts(problem):
+            if part not in parts:
+                raise M2GenError(f"part {part!r} of {problem}", "it has no such kernel", f"use {', '.join(parts)}")
+            return parts[part], plan.arch
+    why = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections)
     raise M2GenError(f"a generated kernel for {problem} on {target}", why, "name another --target, or see m2gen plan")
 
 
@@ -64,16 +59,16 @@ def assembly(spec: KernelSpec, arch: str) -> str:
     return compile_text(spec, arch).rstrip("\n")
 
 
-def _compile(spec: FftConvSpec, arch: str, problem: Problem) -> Compiled:
+def _compile(spec: KernelSpec, arch: str, problem: Problem) -> Compiled:
     from m2gen.runtime.cross_compile import Job, compile_one
 
-    compiled = compile_one(Job(spec, arch, "BLH" if problem.layout == "BLH" else "BHL"))
+    compiled = compile_one(Job(spec, arch, "BLH" if problem.layout == "BLH" else "BHL"))  # type: ignore[arg-type]
     if compiled.error:
         raise M2GenError(f"{spec.name} compiled for {arch}", compiled.error, "see the source with --source")
     return compiled
 
 
-def _resources(spec: FftConvSpec, compiled: Compiled) -> str:
+def _resources(spec: KernelSpec, compiled: Compiled) -> str:
     mma = ", ".join(f"{count} {kind}" for kind, count in compiled.mma if count) or "none"
     rows = (
         ("kernel", compiled.name),

@@ -107,11 +107,15 @@ def test_the_problems_of_models(tmp_path: Path) -> None:
     M2BertConfig.preset("80M").save_pretrained(tmp_path / "model")
     here = limits.live(limits.default_device())
     found = tuning.problems_of_models([str(tmp_path / "model")], Sizes((64, 100), (3,)), here)
-    assert {(problem.n, problem.h, problem.b, problem.mode) for problem in found} == {
+    assert {(problem.n, problem.h, problem.b, problem.mode) for problem in found if problem.op == "fftconv"} == {
         (64, 768, 3, "bidirectional"),
         (100, 768, 3, "bidirectional"),
     }
-    assert {problem.n for problem in tuning.problems_of_models(["80M", "M2-ViT-b"], Sizes(), here)} == {128, 196}
+    assert {str(problem) for problem in found if problem.op == "blockdiag" and problem.glu} == {
+        f"blockdiag in=768 out=6144 blocks=4 rows={3 * length} fp32 gelu glu" for length in (64, 100)
+    }
+    both = tuning.problems_of_models(["80M", "M2-ViT-b"], Sizes(), here)
+    assert {problem.n for problem in both if problem.op == "fftconv"} == {128, 196}
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(M2GenError, match="is not understood"):
         tuning.problems_of_models([str(tmp_path)], Sizes(), here)

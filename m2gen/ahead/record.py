@@ -84,8 +84,9 @@ def _recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
 
 def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
     """What to note of each operator's call."""
+    from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
     from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
-    from m2gen.runtime.executor import problem_of
+    from m2gen.runtime.executor import problem_of, product_problem
     from m2gen.runtime.spectral import Operands
 
     def long(gradients: bool, *args: Any) -> None:
@@ -96,51 +97,44 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         k = z.new_empty((dc.shape[1], length))
         long(True, z, k, k if mode == "bidirectional" else None, None, None, None, mode, precision)
 
-    convolutions: dict[Any, Callable[..., Any]] = {
+    def product(x: Any, weight: Any, bias: Any = None, glu: bool = False, activation: str | None = None) -> None:
+        if x.numel() and weight.numel():
+            rows = x.numel() // (weight.shape[0] * weight.shape[2])
+            wanted.add(product_problem(weight.shape, rows, x.dtype, bias is not None, glu, activation), of, False)
+
+    def outer(dy: Any, x: Any, nblocks: int) -> None:
+        if x.numel() and dy.numel():
+            shape = (nblocks, dy.shape[1] // nblocks, x.shape[1] // nblocks)
+            wanted.add(product_problem(shape, x.shape[0], x.dtype), of, True)
+
+    planned: dict[Any, Callable[..., Any]] = {
         fftconv_op: lambda *args: long(False, *args),
         fftconv_bwd_op: lambda dy, *args: long(True, *args[:-1]),
         fftconv_dk_op: taps,  # where gradients are differentiated again
+        blockdiag_linear_op: product,
+        blockdiag_glu_op: lambda x, weight, activation: product(x, weight, None, True, activation),
+        blockdiag_outer_op: outer,
     }
-    return convolutions | (_notes_of_kernels(wanted, limits) if limits.kind == "cpu" else {})
+    return planned | (_notes_of_kernels(wanted, limits) if limits.kind == "cpu" else {})
 
 
 def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
     """Of the operators that pose no Problem: their kernels follow from shapes alone."""
     from m2gen.ops import monarch_matmul
-    from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
     from m2gen.ops.gate import gated_bwd_op, gated_op
-    from m2gen.runtime.blockdiag import parts_of, specs_of
     from m2gen.runtime.depthwise import spec_of
     from m2gen.runtime.gate import spec_of as gate_spec
 
     def short(part: Any, x: Any, width: int) -> None:
         wanted.add_kernels("depthwise_conv1d", [spec_of(part, x, width, limits.vector_bytes)])
 
-    def product(x: Any, weight: Any, **glu: Any) -> list[Any]:
-        nblocks, outputs, inputs = weight.shape
-        rows = x.numel() // (nblocks * inputs)
-        specs = specs_of(parts_of(rows), x, outputs, rows, limits, **glu)
-        wanted.add_kernels("blockdiag_linear", specs)
-        return specs
-
     def gate(part: Any, z: Any, activation: str | None) -> None:
         wanted.add_kernels("gated", [gate_spec(part, z, activation, limits.vector_bytes)])
-
-    def gated_product(x: Any, weight: Any, activation: str | None) -> None:
-        if not product(x, weight, glu=True, activation=activation):
-            gate("fwd", x, activation)  # behind PyTorch's product
-
-    def outer(dy: Any, x: Any, nblocks: int) -> None:
-        inputs = x.shape[1] // nblocks
-        wanted.add_kernels("blockdiag_linear", specs_of(("outer",), x, inputs, x.shape[0], limits))
 
     return {
         depthwise_conv1d_op: lambda x, weight, *_: short("fwd", x, weight.shape[1]),
         depthwise_conv1d_dw_op: lambda x, dy, width, *_: short("dw", x, width),
-        blockdiag_linear_op: lambda x, weight, *_: product(x, weight),
-        blockdiag_glu_op: gated_product,
-        blockdiag_outer_op: outer,
         gated_op: lambda z, activation: gate("fwd", z, activation),
         gated_bwd_op: lambda dy, z, activation: gate("bwd", z, activation),
         monarch_matmul.monarch_matmul_op: monarch_matmul.run,

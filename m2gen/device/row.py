@@ -51,6 +51,10 @@ class DeviceLimits:
     languages: tuple[str, ...] = ("cpp",)  # that generated kernels can be written in for it
     sources: tuple[tuple[str, str], ...] = ()  # (fields, where the figure is from)
 
+    def __hash__(self) -> int:
+        """Of what differs between devices: it is asked at every call."""
+        return hash((self.arch, self.description, self.cores, self.memory_bytes, self.languages))
+
     def bandwidth(self, working_set: float) -> float:
         """Bytes/s for temporaries where `working_set` bytes are in use."""
         return _between(self.bandwidths, working_set)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.ops import _check as check
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, multilinear_jvp, register
 from m2gen.ops.gate import ACTIVATIONS, gated
-from m2gen.runtime import blockdiag as native
+from m2gen.runtime import executor
+from m2gen.runtime.blockdiag import as_rows
+from m2gen.runtime.blockdiag import matmul_blocks as matmul_blocks
 
 
 def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
@@ -50,30 +50,9 @@ def blockdiag_glu(x: Tensor, weight: Tensor, activation: str | None = "gelu") ->
     return y
 
 
-def as_rows(x: Tensor) -> Tensor:
-    """x (..., n) as (rows, n); of no size at all, too, where reshape does not know how many rows there are."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def matmul_blocks(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., nblocks * block_in) by weight (nblocks, block_out, block_in), as plain differentiable torch."""
-    nblocks, block_out, block_in = weight.shape
-    if nblocks == 1:
-        return F.linear(x, weight[0])
-    rows = as_rows(x)
-    rows = rows.reshape(rows.shape[0], nblocks, block_in).transpose(0, 1)
-    y = torch.bmm(rows, weight.transpose(1, 2))
-    return y.transpose(0, 1).reshape(*x.shape[:-1], nblocks * block_out)
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The operator's own computation, of operands that have been checked."""
-    y = native.product(x, weight, bias)
-    if y is not None:
-        return y
-    y = matmul_blocks(x, weight)
-    y = y if bias is None else y.add_(bias)
-    return y.contiguous()
+    return executor.product(x, weight, bias)
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -139,15 +118,6 @@ def outer_blocks(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return dw
 
 
-def _outer_impl(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
-    dw = native.outer(dy, x, nblocks)
-    if dw is not None:
-        return dw
-    rows = x.shape[0]
-    columns = dy.reshape(rows, nblocks, dy.shape[1] // nblocks).permute(1, 2, 0)
-    return torch.bmm(columns, x.reshape(rows, nblocks, x.shape[1] // nblocks).transpose(0, 1))
-
-
 def _outer_vjp(args: Args, grad: Tensor, needs: Args) -> Args:
     dy, x, _ = args
     return [
@@ -172,7 +142,7 @@ blockdiag_outer_op: Any = register(
     Definition(
         schema="blockdiag_outer(Tensor dy, Tensor x, int nblocks) -> Tensor",
         check=operands.blockdiag_outer,
-        impl=_outer_impl,
+        impl=executor.product_outer,
         fake=lambda dy, x, nblocks: x.new_empty((nblocks, dy.shape[1] // nblocks, x.shape[1] // nblocks)),
         vjp=_outer_vjp,
         jvp=lambda args, tangents: multilinear_jvp(blockdiag_outer_op, ((0,), (1,)))(args, tangents),
@@ -182,8 +152,7 @@ blockdiag_outer_op: Any = register(
 
 
 def _glu_impl(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:
-    y = native.gated_product(x, weight, activation)
-    return gated(product(x, weight, None), activation) if y is None else y
+    return executor.product(x, weight, None, True, activation)
 
 
 def _glu_composed(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:

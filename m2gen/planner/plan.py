@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from m2gen.errors import PlanError
-from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv
-from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.step import Body, Estimate, Step
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from m2gen.device.limits import DeviceLimits
 
 _STEPS: dict[str, type[Step[Any]]] = {
-    kind.__name__: kind for kind in (FilterSpectrum, SpectralConv, FusedConv, NativeConv)
+    kind.__name__: kind for kind in (FilterSpectrum, SpectralConv, FusedConv, NativeConv, LibraryProduct, NativeProduct)
 }
 
 
@@ -95,11 +93,21 @@ class Plan:
 
 
 def _step(data: Mapping[str, Any]) -> Step[Any]:
-    transform = Transform(**{**data["transform"], "radices": tuple(data["transform"]["radices"])})
-    fields = {**data, "estimate": Estimate(**data["estimate"]), "transform": transform}
-    if "dk" in data:
-        fields |= {name: FftConvSpec(**data[name]) for name in ("spec", "dk")}
-    if "bwd" in data:
-        specs = {name: {**data[name], "radices": tuple(data[name]["radices"])} for name in ("spec", "bwd")}
-        fields |= {name: FftConvCppSpec(**spec) for name, spec in specs.items()}
-    return _STEPS[fields.pop("step")](**fields)
+    fields = dict(data)
+    step: Step[Any] = _revived(_STEPS[fields.pop("step")], fields)
+    return step
+
+
+def _revived(kind: Any, value: Any) -> Any:
+    """What `asdict` and JSON made of a value of this type, as such a value again."""
+    if isinstance(value, dict) and (of := next((one for one in _alternatives(kind) if is_dataclass(one)), None)):
+        kinds = get_type_hints(of)
+        return of(**{name: _revived(kinds[name], one) for name, one in value.items()})  # type: ignore[operator]
+    if isinstance(value, list):
+        return tuple(_revived(None, one) for one in value)
+    return value
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """A | B as (A, B)."""
+    return get_args(kind) or (kind,)

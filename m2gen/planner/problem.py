@@ -25,15 +25,15 @@ class Grammar:
     """The words of an op's problems.
 
     op          the word that names it
-    sizes       the fields that are whole numbers, written n=8
+    sizes       words of whole numbers, written n=8, each with its field
     words       what every other word sets: {"skip": {"skip": True}}
-    required    the fields that have no default
+    required    the sizes that have no default
     example     a problem as text, for errors
     kinds       what the fields are, for an error about a word that says one of them again
     """
 
     op: str
-    sizes: tuple[str, ...]
+    sizes: Mapping[str, str]
     words: Mapping[str, Mapping[str, object]]
     required: tuple[str, ...]
     example: str
@@ -47,19 +47,23 @@ class Grammar:
                 if field in found:
                     raise ProblemError(
                         f"problem {text!r}",
-                        f"{word!r} says {field} a second time",
+                        f"{word!r} says {self._word(field)} a second time",
                         f"keep one word for each of {self.kinds}",
                     )
                 found[field] = value
-        for field in self.required:
-            if field not in found:
-                raise ProblemError(f"problem {text!r}", f"{field} is missing", f"write for example {self.example!r}")
+        for word in self.required:
+            if self.sizes[word] not in found:
+                raise ProblemError(f"problem {text!r}", f"{word} is missing", f"write for example {self.example!r}")
         return found
 
     def knows(self, word: str) -> bool:
         """Whether a word may stand in a problem of this op."""
         name, equals, _ = word.partition("=")
         return word == self.op or word in self.words or (bool(equals) and name in self.sizes)
+
+    def _word(self, field: str) -> str:
+        """How a field is called in a problem's text."""
+        return next((word for word, name in self.sizes.items() if name == field), field)
 
     def _read(self, word: str, text: str) -> Mapping[str, object]:
         """The fields that one word sets."""
@@ -69,7 +73,7 @@ class Grammar:
                 raise ProblemError(
                     f"problem {text!r}", f"{word!r} is not a whole number", f"write for example {name}=8, digits only"
                 )
-            return {name: int(digits)}
+            return {self.sizes[name]: int(digits)}
         if word in self.words:
             return self.words[word]
         raise ProblemError(
@@ -98,7 +102,7 @@ class Problem:
     nearness: ClassVar[Nearness]
     columns: ClassVar[tuple[str, ...]]  # titles of `Body.row`
     dtype: str
-    layout: str  # of its tensors, "BHL" or "BLH"
+    layout: str = "BHL"  # of its sequences, or "BLH"
 
     @property
     def op(self) -> str:

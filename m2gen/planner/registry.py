@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from m2gen.device.limits import DeviceLimits
+from m2gen.planner.blockdiag import library as blockdiag_library
+from m2gen.planner.blockdiag import native as blockdiag_native
 from m2gen.planner.fftconv.composed import Composed
 from m2gen.planner.fftconv.fused import Fused
 from m2gen.planner.fftconv.library import Library
@@ -30,4 +32,7 @@ class Solver(Protocol):
         """(kernel, reason) of what would fit and must not run."""
 
 
-SOLVERS: dict[str, tuple[Solver, ...]] = {"fftconv": (Library(), Composed(), Fused(), Native())}
+SOLVERS: dict[str, tuple[Solver, ...]] = {
+    "fftconv": (Library(), Composed(), Fused(), Native()),
+    "blockdiag": (blockdiag_library.Library(), blockdiag_native.Native()),
+}

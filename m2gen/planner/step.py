@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -56,6 +57,9 @@ class Arithmetic:
     log2: Callable[[Any], Any]
 
 
+NUMBERS = Arithmetic(math.ceil, max, min, math.log2)
+
+
 @dataclass(frozen=True)
 class Terms:
     """A step's cost as `explain` prints it: a formula, and the numbers that were put in."""
@@ -104,6 +108,11 @@ class Body(Step[P]):
         """The cells of `m2gen plan`'s table, under the titles of its problem's class."""
         raise NotImplementedError
 
+    @property
+    def kept_otherwise(self) -> Body[P] | None:
+        """The step that keeps from call to call what this one makes anew, or the other way; None without one."""
+        return None
+
     def lines(self, problem: P) -> list[str]:
         """Sizes and blocks, for `explain`."""
         raise NotImplementedError
@@ -111,6 +120,10 @@ class Body(Step[P]):
     def kernels(self, problem: P, gradients: bool = True) -> tuple[KernelSpec, ...]:
         """Every generated kernel that calls may load, with `gradients` those of training too."""
         return ()
+
+    def parts(self, problem: P) -> Mapping[str, KernelSpec]:
+        """The generated kernels by what they do, "fwd" the first: what `m2gen show` can print."""
+        return {}
 
     def expected(self, problem: P, limits: DeviceLimits) -> float:
         """The seconds that `limits` let one expect, of a plan that may have been made with others."""

@@ -6,23 +6,27 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.step import Body
+from m2gen.runtime import blockdiag
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import SpectralKernel
 
-Kernel = SpectralKernel | FusedKernel | NativeKernel
-
-BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Kernel]] = {
+BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     SpectralConv: SpectralKernel,
     FusedConv: FusedKernel,
     NativeConv: NativeKernel,
+    LibraryProduct: blockdiag.LibraryKernel,
+    NativeProduct: blockdiag.NativeKernel,
 }
 
 
 @lru_cache(maxsize=1024)
-def kernel_of(chosen: Plan) -> Kernel:
-    """The computation of a plan, bound once. Raises CompileError where its kernel does not compile."""
+def kernel_of(chosen: Plan) -> Any:
+    """The computation of a plan, bound once; what it can be asked depends on the op.
+
+    Raises CompileError where its kernel does not compile."""
     return BINDINGS[type(chosen.body)](chosen.problem, chosen.body)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +14,18 @@ from m2gen import log
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.errors import CompileError
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.problem import Problem
 from m2gen.planner.search import plan
 from m2gen.runtime import ahead, tune, wisdom
-from m2gen.runtime.binding import Kernel, kernel_of
+from m2gen.runtime.binding import kernel_of
+from m2gen.runtime.blockdiag import LibraryKernel, applied, matmul_blocks, outer_blocks
+from m2gen.runtime.blockdiag import NativeKernel as NativeProductKernel
+from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
-from m2gen.runtime.spectral import Gradients, Operands
+from m2gen.runtime.native import NativeKernel
+from m2gen.runtime.spectral import Gradients, Operands, SpectralKernel
 
 _SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.values()}
 
@@ -41,7 +49,7 @@ def problem_of(x: Operands, mode: str, precision: str) -> FftConvProblem:
 
 
 @lru_cache(maxsize=1024)
-def bound(problem: FftConvProblem, limits: DeviceLimits, threads: int, generation: int) -> Kernel:
+def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int) -> Any:
     """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile.
 
     `generation` is that of wisdom: plans of an older one are not used."""
@@ -52,19 +60,92 @@ def bound(problem: FftConvProblem, limits: DeviceLimits, threads: int, generatio
         return kernel_of(plan(problem, replace(limits, languages=())))
 
 
-def _kernel(x: Operands, mode: str, precision: str) -> Kernel:
+def _of_conv(x: Operands, mode: str, precision: str) -> SpectralKernel | FusedKernel | NativeKernel:
     problem = problem_of(x, mode, precision)
-    return bound(problem, live(x.u.device), torch.get_num_threads(), wisdom.generation())
+    kernel: SpectralKernel | FusedKernel | NativeKernel
+    kernel = bound(problem, live(x.u.device), torch.get_num_threads(), wisdom.generation())
+    return kernel
 
 
 def fftconv(x: Operands, mode: str, precision: str) -> Tensor:
     """The convolution of `x`; an empty tensor where there is nothing to compute."""
     if x.u.numel() == 0:
         return torch.empty_like(x.u)
-    return _kernel(x, mode, precision).forward(x)
+    return _of_conv(x, mode, precision).forward(x)
 
 
 def fftconv_gradients(dy: Tensor, x: Operands, mode: str, precision: str, out: Gradients) -> None:
     """Fill the gradients wanted in `out`, given zeroed tensors for k, k_rev and skip."""
     if x.u.numel() != 0:
-        _kernel(x, mode, precision).backward(dy, x, out)
+        _of_conv(x, mode, precision).backward(dy, x, out)
+
+
+# -- products with block-diagonal weights ------------------------------------------------------------------------------
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, glu: bool = False, activation: str | None = None) -> Tensor:
+    """activation(x W^T + bias), or with `glu` activation(first half) * second half: x (..., n_in) by weight (nblocks,
+    block_out, block_in) -> (..., results), contiguous."""
+    if not x.numel() or not weight.numel():
+        y = matmul_blocks(x, weight) if bias is None else matmul_blocks(x, weight) + bias
+        return applied(y, glu, activation).contiguous()
+    rows = x.numel() // (weight.shape[0] * weight.shape[2])
+    kernel = _of_product(weight.shape, rows, x, bias is not None, glu, activation)
+    return kernel.product(x, weight, bias)
+
+
+def product_outer(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
+    """(nblocks, block_out, block_in): for each block the sum over rows of dy x^T."""
+    if not x.numel() or not dy.numel():
+        return outer_blocks(dy, x, nblocks)
+    shape = torch.Size((nblocks, dy.shape[1] // nblocks, x.shape[1] // nblocks))
+    return _of_product(shape, x.shape[0], x).outer(dy, x)
+
+
+def product_problem(
+    shape: Sequence[int],
+    rows: int,
+    dtype: torch.dtype,
+    bias: bool = False,
+    glu: bool = False,
+    activation: str | None = None,
+) -> BlockDiagProblem:
+    """The problem that a weight of this shape and so many rows pose."""
+    nblocks, block_out, block_in = shape
+    return BlockDiagProblem(
+        n_in=nblocks * block_in,
+        n_out=nblocks * block_out,
+        blocks=nblocks,
+        rows=rows,
+        dtype=_SHORT_NAME[dtype],
+        bias=bias,
+        activation=activation,
+        glu=glu,
+    )
+
+
+def _of_product(
+    shape: torch.Size, rows: int, x: Tensor, bias: bool = False, glu: bool = False, activation: str | None = None
+) -> LibraryKernel | NativeProductKernel:
+    limits = live(x.device)
+    return _bound_product(
+        shape, rows, x.dtype, bias, glu, activation, limits, torch.get_num_threads(), wisdom.generation()
+    )
+
+
+@lru_cache(maxsize=4096)
+def _bound_product(
+    shape: torch.Size,
+    rows: int,
+    dtype: torch.dtype,
+    bias: bool,
+    glu: bool,
+    activation: str | None,
+    limits: DeviceLimits,
+    threads: int,
+    generation: int,
+) -> LibraryKernel | NativeProductKernel:
+    """The kernel, by what a call has at hand: to make a problem takes longer than to multiply a row."""
+    kernel: LibraryKernel | NativeProductKernel
+    kernel = bound(product_problem(shape, rows, dtype, bias, glu, activation), limits, threads, generation)
+    return kernel

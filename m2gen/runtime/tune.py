@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -25,21 +27,16 @@ from m2gen import log
 from m2gen.cache import wisdom as store
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import M2GenError
-from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner import search
 from m2gen.planner.choice import digest
-from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import NativeConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.runtime import cpp_kernel, trial, wisdom
-from m2gen.runtime.binding import Kernel, kernel_of
-from m2gen.runtime.kept_spectra import KeptFilter
+from m2gen.runtime.binding import kernel_of
+from m2gen.runtime.case import Case
+from m2gen.runtime.cases import case_of
 from m2gen.runtime.limits import default_device, live
-from m2gen.runtime.spectral import Operands
 from m2gen.runtime.timer import Samples, best_of, interleaved
-from m2gen.runtime.verify import Oracle, negated, oracle
-from m2gen.testing.operands import operands
 
 BEST = 8  # candidates of the likely solver
 # A plan that is not faster by more than this is not faster. Within a process ratios are known to half a percent; from
@@ -52,7 +49,6 @@ SECONDS = 6.0  # of timing a problem, at most
 _LIKELY = 1.6  # times the best estimate: candidates beyond are not tried
 _HOPELESS = 1.5  # times the best time of the first rounds: not timed further
 _SLOWEST = 0.5  # seconds a call: another solver's best is not tried beyond, by estimate
-_NUMBERS = 2**26  # in a tensor: larger problems are timed on fewer channels
 _FIRST_ROUNDS = 3
 
 
@@ -66,7 +62,7 @@ class Outcome:
     dropped: dict[str, str] = field(default_factory=dict)
     samples: dict[str, Samples] = field(default_factory=dict)
     unchanging: dict[str, Samples] = field(default_factory=dict)  # with filters that stay
-    measured: FftConvProblem | None = None  # with fewer channels, where it was too large
+    measured: Problem | None = None  # a smaller one, where it was too large
 
 
 def tune_all(
@@ -108,7 +104,7 @@ def _known(problem: Problem, limits: DeviceLimits) -> bool:
 def tune(problem: Problem, limits: DeviceLimits, *, seconds: float = SECONDS, best: int = BEST) -> Outcome:
     """Tune one problem on the live device `limits`, about `seconds` of timing. With several ranks rank 0 measures and
     all take its entry: a collective call."""
-    outcome = _measured(FftConvProblem.of(problem), limits, seconds, best) if wisdom.rank() == 0 else Outcome(problem)
+    outcome = _measured(problem, limits, seconds, best) if wisdom.rank() == 0 else Outcome(problem)
     outcome.entry = wisdom.agreed(outcome.entry)
     if outcome.entry is not None:
         if wisdom.rank() == 0:
@@ -123,26 +119,23 @@ def measure(problem: Problem, limits: DeviceLimits) -> store.Entry | None:
     return tune(problem, limits).entry
 
 
-def _measured(problem: FftConvProblem, limits: DeviceLimits, seconds: float, best: int) -> Outcome:
+def _measured(problem: Problem, limits: DeviceLimits, seconds: float, best: int) -> Outcome:
     outcome = Outcome(problem)
     ranking = search.rank(problem, limits)
     plans = contenders(ranking, best)
-    outcome.measured = reduced(problem)
-    args = operands(outcome.measured, device=_device(limits))
-    layout, _ = args.pop("layout"), args.pop("mode")
-    if layout == "BLH":
-        args |= {name: args[name].mT for name in ("u", "pre_gate", "post_gate") if name in args}
-    x = Operands(**args)
-    kernels = _sound(plans, x, outcome)
+    kind = case_of(problem)
+    outcome.measured = kind.reduced(problem)
+    case = kind(outcome.measured, _device(limits))
+    kernels = _sound(plans, case, outcome)
     if not kernels:
         outcome.why = "; ".join(f"{name}: {why}" for name, why in outcome.dropped.items()) or "no solver can do it"
         return outcome
-    outcome.samples = _contest(kernels, x, limits, seconds)
+    outcome.samples = _contest(kernels, case, seconds)
     default = next(iter(kernels))
     # a plan that left the contest early was slower than the noise allows
     finalists = {name: one for name, one in outcome.samples.items() if len(one.seconds) > _FIRST_ROUNDS}
     winner = plans[best_of(finalists or outcome.samples, default, NOISE)]
-    winner, outcome.unchanging = _keeping(winner, ranking, x, limits, seconds / 4)
+    winner, outcome.unchanging = _keeping(winner, ranking, case, seconds / 4)
     outcome.entry = _entry(problem, limits, ranking, winner, plans[default], outcome)
     return outcome
 
@@ -168,34 +161,24 @@ def contenders(ranking: search.Ranking, best: int) -> dict[str, Plan]:
 
 
 def _other_keep(plan: Plan) -> Plan:
-    """A native plan with spectra kept where it makes them anew, and the other way; any other plan as it is."""
-    conv = plan.body
-    if not isinstance(conv, NativeConv):
-        return plan
-    return replace(plan, steps=(*plan.steps[:-1], replace(conv, keep=not conv.keep)))
+    """The plan that keeps from call to call what this one makes anew, or the other way; itself where there is none."""
+    other = plan.body.kept_otherwise
+    return plan if other is None else replace(plan, steps=(*plan.steps[:-1], other))
 
 
-def reduced(problem: FftConvProblem) -> FftConvProblem:
-    """The problem with as few channels as keep its tensors small: channels do not know of one another."""
-    most = max(16, _NUMBERS // (problem.b * problem.n))
-    return problem if problem.h <= most else replace(problem, h=most)
-
-
-def _sound(plans: dict[str, Plan], x: Operands, outcome: Outcome) -> dict[str, Kernel]:
+def _sound(plans: dict[str, Plan], case: Case[Any], outcome: Outcome) -> dict[str, Any]:
     """The kernels that compile, run and are right, in the planner's order.
 
     What may take the process with it is tried in another before.
     """
-    measured = outcome.measured or FftConvProblem.of(outcome.problem)
-    plans = {name: plan for name, plan in plans.items() if not _faulty(name, plan, x.u.device, outcome)}
-    reference, opposite = oracle(measured, x), negated(x)
+    plans = {name: plan for name, plan in plans.items() if not _faulty(name, plan, case.device, outcome)}
+    both = case, case.opposite()
     _compile(plans.values())
-    found: dict[str, Kernel] = {}
+    found: dict[str, Any] = {}
     for i, (name, plan) in enumerate(plans.items()):
-        sign = -1.0 if i % 2 else 1.0  # what another candidate left in memory is wrong for this one
-        why = _trial(plan, measured, opposite if i % 2 else x, reference, sign)
+        why = _trial(plan, both[i % 2])  # what another candidate left in memory is wrong for this one
         if why is None:
-            found[name] = kernel_of(_for(plan, measured))
+            found[name] = kernel_of(_for(plan, case.problem))
         else:
             outcome.dropped[name] = why
     return found
@@ -211,24 +194,25 @@ def _faulty(name: str, plan: Plan, device: torch.device, outcome: Outcome) -> bo
     return why is not None
 
 
-def _for(plan: Plan, measured: FftConvProblem) -> Plan:
+def _for(plan: Plan, measured: Problem) -> Plan:
     """The plan, for the problem that is measured in its stead."""
     return replace(plan, problem=measured)
 
 
-def _trial(plan: Plan, measured: FftConvProblem, x: Operands, reference: Oracle, sign: float) -> str | None:
-    """Why a plan is dropped, None where it computes `sign` times the reference's answer."""
+def _trial(plan: Plan, case: Case[Any]) -> str | None:
+    """Why a plan is dropped, None where it computes the reference's answer."""
     try:
-        return reference.wrong(kernel_of(_for(plan, measured)).forward(x), sign)
+        return case.wrong(case.call(kernel_of(_for(plan, case.problem))))
     except (M2GenError, RuntimeError, ValueError, OSError) as error:
         return f"it fails: {' '.join(str(error).split())[:300]}"
 
 
 def _compile(plans: Iterable[Plan]) -> None:
     """Compile generated C++ of all plans at once; what does not compile is found again, and dropped, at its trial."""
-    specs = [plan.body.spec for plan in plans if isinstance(plan.body, NativeConv)]
+    kernels = [spec for plan in plans for spec in plan.body.kernels(plan.problem, gradients=False)]
+    specs = [spec for spec in dict.fromkeys(kernels) if spec.template.startswith("cpp/")]
 
-    def load(spec: FftConvCppSpec) -> None:
+    def load(spec: Any) -> None:
         with suppress(M2GenError, OSError):
             cpp_kernel.load(spec)
 
@@ -236,13 +220,13 @@ def _compile(plans: Iterable[Plan]) -> None:
         list(pool.map(load, specs))
 
 
-def _contest(kernels: dict[str, Kernel], x: Operands, limits: DeviceLimits, seconds: float) -> dict[str, Samples]:
+def _contest(kernels: dict[str, Any], case: Case[Any], seconds: float) -> dict[str, Samples]:
     """A few rounds of all; then, for the time that is left, of those that can still win, and of the default."""
-    device, started = _device(limits), time.perf_counter()
+    started = time.perf_counter()
 
     def run(names: Iterable[str], seconds: float, least: int, most: int) -> dict[str, Samples]:
-        calls = {name: (lambda kernel=kernels[name]: kernel.forward(x)) for name in names}
-        return interleaved(calls, device, seconds=seconds, least=least, most=most)
+        calls = {name: partial(case.call, kernels[name]) for name in names}
+        return interleaved(calls, case.device, seconds=seconds, least=least, most=most)
 
     found = run(kernels, 0.0, _FIRST_ROUNDS, _FIRST_ROUNDS)
     default = next(iter(found))
@@ -253,32 +237,15 @@ def _contest(kernels: dict[str, Kernel], x: Operands, limits: DeviceLimits, seco
     return found
 
 
-def _keeping(
-    winner: Plan, ranking: search.Ranking, x: Operands, limits: DeviceLimits, seconds: float
-) -> tuple[Plan, dict[str, Samples]]:
-    """The winner with spectra kept or made anew, whichever is faster where filters stay."""
+def _keeping(winner: Plan, ranking: search.Ranking, case: Case[Any], seconds: float) -> tuple[Plan, dict[str, Samples]]:
+    """The winner with what it keeps or makes anew, whichever is faster where weights stay."""
     both = [plan for plan in ranking.plans if plan in (winner, _other_keep(winner))]
     if len(both) < 2:
         return winner, {}
-    measured = reduced(FftConvProblem.of(winner.problem))
-    kernels = {plan.choice: kernel_of(_for(plan, measured)) for plan in both}
-
-    filters = {name: _kept(x) for name in kernels}
-    calls = {}
-    for name, kernel in kernels.items():
-        k, k_rev, skip = filters[name].tensors
-        own = replace(x, k=k, k_rev=k_rev, skip=skip)
-        kernel.forward(own)  # from now on it is kept
-        calls[name] = lambda kernel=kernel, own=own: kernel.forward(own)
-    samples = interleaved(calls, _device(limits), seconds=seconds, least=7)
+    calls = {plan.choice: case.staying(kernel_of(_for(plan, case.problem))) for plan in both}
+    samples = interleaved(calls, case.device, seconds=seconds, least=7)
     best = best_of(samples, both[0].choice, KEEP_NOISE)
     return next(plan for plan in both if plan.choice == best), samples
-
-
-def _kept(x: Operands) -> KeptFilter:
-    """A copy of x's filter that is kept."""
-    k_rev, skip = (None if t is None else t.clone() for t in (x.k_rev, x.skip))
-    return KeptFilter(x.k.clone(), k_rev, skip)
 
 
 def _entry(

@@ -60,6 +60,8 @@ def fitting() -> list[tuple[str, Problem]]:
     found = []
     for entry in corpus():
         p = entry.problem
+        if p.op != "fftconv":
+            continue
         points = max(1, 2**22 // p.n)
         b = min(p.b, 5 if p.n < 2**20 else 2)
         found.append((entry.name, replace(p, b=b, h=max(1, min(p.h, points // b)))))

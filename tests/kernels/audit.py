@@ -18,7 +18,6 @@ from m2gen.kernels.survey import blocks
 from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.search import rank
 from m2gen.runtime.cross_compile import TARGETS, Compiled, Job, compile_all
-from m2gen.show import PARTS
 from m2gen.testing.corpus import corpus
 
 
@@ -70,13 +69,14 @@ def corpus_jobs(arch: str) -> Iterator[Job | str]:
     """A job for each different kernel of the corpus; a line for each problem that has none."""
     seen: set[FftConvSpec] = set()
     for entry in corpus():
+        if entry.problem.op != "fftconv":
+            continue
         ranking = rank(entry.problem, target(arch))
         best = ranking.best("fused")
         if best is None:
             yield f"{arch:<7} {entry.name:<24} none: {dict(ranking.rejections)['fused']}"
         elif isinstance(best.body, FusedConv):
-            parts = PARTS if "train" in entry.tags else ("fwd",)
-            for one in (best.body.part(part, entry.problem) for part in parts):
+            for one in best.body.kernels(entry.problem, "train" in entry.tags):
                 if one not in seen:
                     seen.add(one)
                     yield Job(one, arch)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m2gen.device.limits import target
-from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.fftconv.steps import Conv, FusedConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
@@ -44,12 +44,16 @@ def decisions() -> Iterator[str]:
 
 def _essence(plan: Plan) -> object:
     """What makes two plans different decisions: warps and stages do not, nor the order of a native kernel's radices."""
+    if not isinstance(plan.body, Conv):
+        return plan.solver, plan.body.style
     transform, native = plan.body.transform, plan.solver == "native"
     radices = sorted(transform.radices) if native else transform.radices
     return plan.solver, transform.size, tuple(radices), plan.body.fold, plan.body.channels
 
 
 def _describe(plan: Plan) -> str:
+    if not isinstance(plan.body, Conv):
+        return f"{plan.solver} {plan.body.style} {duration(plan.estimate.seconds)}"
     transform, conv = plan.body.transform, plan.body
     radices = f" = {'x'.join(map(str, transform.radices))}" if transform.radices else ""
     fold = " fold" if conv.fold else ""

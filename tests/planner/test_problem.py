@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2gen.errors import ProblemError
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import LARGEST, Problem
 from m2gen.planner.problems import parse, parse_all
@@ -37,8 +38,24 @@ def problems(draw: st.DrawFn) -> Problem:
     )
 
 
+@st.composite
+def products(draw: st.DrawFn) -> Problem:
+    glu, blocks = draw(st.booleans()), draw(st.integers(1, 64))
+    blocks *= 2 if glu else 1
+    return BlockDiagProblem(
+        n_in=blocks * draw(st.integers(1, 10**4)),
+        n_out=blocks * draw(st.integers(1, 10**4)),
+        blocks=blocks,
+        rows=draw(sizes),
+        dtype=draw(st.sampled_from(("fp16", "bf16", "fp32", "fp64"))),
+        bias=draw(st.booleans()),
+        activation=draw(st.sampled_from((None, "gelu", "relu", "silu"))),
+        glu=glu,
+    )
+
+
 @settings(max_examples=300)
-@given(problems(), st.randoms())
+@given(problems() | products(), st.randoms())
 def test_round_trip_in_any_order(problem, random):
     words = str(problem).split()
     assert parse(str(problem)) == problem
@@ -61,6 +78,9 @@ def test_canonical_text():
     assert str(parse("fftconv n=8 post_gated bhl")) == "fftconv n=8 h=1 b=1 fp32 causal post_gated"
     assert FftConvProblem(n=8, k=8) == FftConvProblem(n=8)
     assert parse(text) is parse(text)
+    text = "blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 bias gelu glu"
+    assert str(parse("glu gelu bias bf16 rows=32768 blocks=4 out=6144 in=768 blockdiag")) == text
+    assert str(parse("blockdiag in=8 out=6")) == "blockdiag in=8 out=6 blocks=1 rows=1 fp32"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +107,14 @@ def test_canonical_text():
         ("fftconv n=8 same", ("k=8 is even",)),
         ("fftconv n=9 k=4 same", ("k=4 is even",)),
         ("fftconv n=8 k=9 circular", ("at most n=8 taps",)),
+        ("blockdiag in=8", ("out is missing",)),
+        ("blockdiag in=8 in=9 out=8", ("says in a second time",)),
+        ("blockdiag in=8 out=8 gelu silu", ("says activation a second time",)),
+        ("blockdiag in=8 out=9 blocks=2", ("out=9 is no multiple of blocks=2",)),
+        ("blockdiag in=9 out=8 blocks=2", ("in=9 is no multiple of blocks=2",)),
+        ("blockdiag in=9 out=9 blocks=3 glu", ("blocks=3 is odd",)),
+        ("blockdiag in=8 out=8 causal", ("'causal' is unknown", "in=", "gelu", "with blockdiag")),
+        ("blockdiag in=8 out=8 fftconv", ("'fftconv' says op a second time",)),
     ],
 )
 def test_errors_name_the_trouble(text, parts):

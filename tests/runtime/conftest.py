@@ -15,7 +15,7 @@ from m2gen.cache import store
 from m2gen.config import Config
 from m2gen.device.limits import target
 from m2gen.errors import CompileError
-from m2gen.runtime import blockdiag, compiler, cpp_kernel, depthwise, gate
+from m2gen.runtime import binding, blockdiag, compiler, cpp_kernel, depthwise, executor, gate
 
 
 @pytest.fixture
@@ -66,18 +66,26 @@ def two_threads() -> Iterator[None]:
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have products, gates and short convolutions generated for another row of the device table: its vectors, tiles and
     instructions. Skips what this machine does not run."""
-    modules: tuple[Any, ...] = (blockdiag, gate, depthwise)
+    modules: tuple[Any, ...] = (gate, depthwise)
+
+    def forget_products() -> None:
+        for cache in (executor.bound, executor._bound_product, binding.kernel_of):
+            cache.cache_clear()
 
     def become(arch: str) -> None:
         try:
             compiler.arch_flags(arch)
         except CompileError as error:
             pytest.skip(str(error))
+        forget_products()
         for module in modules:
             module._bound.cache_clear()
+        for module in (*modules, executor):
             monkeypatch.setattr(module, "live", lambda device: target(arch))
+        for module in (*modules, blockdiag):
             monkeypatch.setattr(module, "load", lambda spec: cpp_kernel.load(replace(spec, arch=arch)))
 
     yield become
+    forget_products()
     for module in modules:
         module._bound.cache_clear()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import m2gen
 from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec
-from m2gen.runtime import blockdiag
+from m2gen.planner.blockdiag.steps import NativeProduct
 from m2gen.runtime.cpp_kernel import available, compile_text
+from m2gen.runtime.executor import product, product_outer, product_problem
 from m2gen.testing.tolerances import check
 
 pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
@@ -34,8 +38,7 @@ def test_product(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
         reference, size = blocks(x.double(), w.double()), blocks(x.double().abs(), w.double().abs())
         wide = torch.cat([x, torch.full_like(x, torch.nan)], 1)[:, : nblocks * k]  # rows farther apart
         for one, weight in ((x, w), (wide, w.mT.contiguous().mT), (x.t().contiguous().t(), w[:, :, :])):
-            y = blockdiag.product(one, weight, bias)
-            assert y is not None
+            y = product(one, weight, bias)
             check(y, reference + bias, size + bias.abs(), k + 1)
 
 
@@ -43,12 +46,12 @@ def test_product(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("sizes", SIZES)
 def test_outer(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     nblocks, n, k = sizes
-    for rows in (24, 255, 257, 600):
+    for rows in (1, 24, 255, 257, 600):
         dy, x = torch.randn(rows, nblocks * n, dtype=dtype), torch.randn(rows, nblocks * k, dtype=dtype)
-        found = blockdiag.outer(dy, x, nblocks)
-        if found is None:
-            assert n < 16  # fewer rows than a tile has
-            continue
+        found = product_outer(dy, x, nblocks)
+        step = m2gen.plan(product_problem(sizes, rows, dtype)).body
+        assert isinstance(step, NativeProduct)
+        assert step.outer is not None or rows < 24 or n < 16, "else PyTorch's is as good"
         parts = dy.double().view(rows, nblocks, n), x.double().view(rows, nblocks, k)
         reference, size = (torch.einsum("rcn,rck->cnk", *(f(p) for p in parts)) for f in (lambda p: p, torch.abs))
         check(found, reference, size, rows)
@@ -64,9 +67,22 @@ def test_gated_product(name: str | None, activation: object, dtype: torch.dtype)
         x, w = torch.randn(70, nblocks * k, dtype=dtype), torch.randn(nblocks, n, k, dtype=dtype)
         gate, value = blocks(x.double(), w.double()).chunk(2, -1)
         big, wide = blocks(x.double().abs(), w.double().abs()).chunk(2, -1)
-        y = blockdiag.gated_product(x, w, name)
-        assert y is not None
+        y = product(x, w, None, True, name)
         check(y, activation(gate) * value, big * wide, 2 * k)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits_are_rounded_once(dtype: torch.dtype, cpu: Callable[[str], None]) -> None:
+    """On a CPU without units for them; in any company as alone."""
+    cpu("avx2")
+    x, w = torch.randn(300, 4 * 20).to(dtype), torch.randn(4, 48, 20).to(dtype)
+    bias, dy = torch.randn(4 * 48).to(dtype), torch.randn(300, 4 * 48).to(dtype)
+    y = product(x, w, bias)
+    assert torch.equal(y, product(x.float(), w.float(), bias.float()).to(dtype)) and y.is_contiguous()
+    assert torch.equal(product(x[7:20], w, bias), y[7:20])
+    gated = product(x.float(), w.float(), None, True, "gelu").to(dtype)
+    assert torch.equal(product(x, w, None, True, "gelu"), gated)
+    assert torch.equal(product_outer(dy, x, 4), product_outer(dy.float(), x.float(), 4).to(dtype))
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "relu"])
@@ -78,8 +94,7 @@ def test_activations_over_the_whole_range(name: str) -> None:
     w = torch.zeros(2, 1, 2)
     w[0, 0, 0] = w[1, 0, 1] = 1
     x = torch.stack([z, torch.zeros_like(z), torch.zeros_like(z), torch.ones_like(z)], 1)
-    y = blockdiag.gated_product(x.nan_to_num(0, 3e38), w, name)
-    assert y is not None
+    y = product(x.nan_to_num(0, 3e38), w, None, True, name)
     finite = x[:, 0].nan_to_num(0, 3e38)
     exact = getattr(F, name)(finite.double())
     if name == "gelu":  # torch's own loses the tail
@@ -88,8 +103,8 @@ def test_activations_over_the_whole_range(name: str) -> None:
     # exp(-z^2 / 2) turns a rounding of z into z^2 of them, 90 eps at z = 14; below 1e-35 nothing is told apart
     assert (error <= 2e-5 * exact.abs() + 1e-35).all()
     assert (error / exact.abs())[exact.abs() > 1e-3].max() < 2e-6
-    nan = blockdiag.gated_product(torch.full((24, 4), torch.nan), w, name)
-    assert nan is not None and nan.isnan().all()
+    nan = product(torch.full((24, 4), torch.nan), w, None, True, name)
+    assert nan.isnan().all()
 
 
 def test_the_same_bits_with_any_number_of_threads_and_rows() -> None:
@@ -101,9 +116,8 @@ def test_the_same_bits_with_any_number_of_threads_and_rows() -> None:
         found = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            y, dw = blockdiag.product(x, w, None), blockdiag.outer(dy, x, 2)
-            part = blockdiag.product(x[100:151], w, None)
-            assert y is not None and dw is not None and part is not None
+            y, dw = product(x, w, None), product_outer(dy, x, 2)
+            part = product(x[100:151], w, None)
             assert torch.equal(part, y[100:151])
             found.append((y, dw))
     finally:

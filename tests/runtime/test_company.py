@@ -17,8 +17,9 @@ from m2gen.device.limits import target
 from m2gen.modules.linear import dense_linear
 from m2gen.ops.blockdiag_linear import blockdiag_linear
 from m2gen.planner.problems import parse
-from m2gen.runtime import blockdiag, depthwise, gate
+from m2gen.runtime import depthwise, gate
 from m2gen.runtime.cpp_kernel import available
+from m2gen.runtime.executor import product
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import Operands
@@ -40,19 +41,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def check_rows(product: Callable[[Tensor], Tensor | None], x: Tensor) -> None:
-    """`product` of all rows of x, and of some of them."""
-    whole = product(x)
+def check_rows(function: Callable[[Tensor], Tensor | None], x: Tensor) -> None:
+    """`function` of all rows of x, and of some of them."""
+    whole = function(x)
     assert whole is not None
     for count in FEW:
         begin = count * 7 % (len(x) - count)
-        part = product(x[begin : begin + count])
+        part = function(x[begin : begin + count])
         assert part is not None
         assert torch.equal(part, whole[begin : begin + count]), f"{count} rows from {begin} on"
     for threads in (2, 3):
         torch.set_num_threads(threads)
         for rows in (slice(0, 19), slice(0, len(x))):
-            again = product(x[rows])
+            again = function(x[rows])
             assert again is not None and torch.equal(again, whole[rows]), f"{threads} threads"
         torch.set_num_threads(1)
 
@@ -67,13 +68,13 @@ def test_rows_of_a_product(arch: str, vectors: int, dtype: torch.dtype, cpu: Cal
     for nblocks, n, k in ((2, vectors * lanes, 300), (1, vectors * lanes - 1, 20)):
         x, w = torch.randn(ROWS, nblocks * k, dtype=dtype), torch.randn(nblocks, n, k, dtype=dtype)
         bias = torch.randn(nblocks * n, dtype=dtype)
-        check_rows(lambda x, w=w, bias=bias: blockdiag.product(x, w, bias), x)
+        check_rows(lambda x, w=w, bias=bias: product(x, w, bias), x)
         # the gradient in x: the weight's transpose, as a view
         turned = w.mT.contiguous().mT
-        whole = blockdiag.product(x, w, None)
+        whole = product(x, w, None)
         assert whole is not None
-        check_rows(lambda x, turned=turned: blockdiag.product(x, turned, None), x)
-        assert torch.equal(blockdiag.product(x, turned, None), whole)  # type: ignore[arg-type]
+        check_rows(lambda x, turned=turned: product(x, turned, None), x)
+        assert torch.equal(product(x, turned, None), whole)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,10 +85,10 @@ def test_rows_of_a_gated_product(
 ) -> None:
     cpu(arch)
     x, w = torch.randn(ROWS, 4 * 260, dtype=dtype), torch.randn(4, 51, 260, dtype=dtype)
-    check_rows(lambda x: blockdiag.gated_product(x, w, activation), x)
+    check_rows(lambda x: product(x, w, None, True, activation), x)
     # in two steps, as where gradients are on
-    z = blockdiag.product(x, w, None)
-    whole = blockdiag.gated_product(x, w, activation)
+    z = product(x, w, None)
+    whole = product(x, w, None, True, activation)
     assert z is not None and whole is not None
     assert torch.equal(gate.gated(z, activation), whole)  # type: ignore[arg-type]
 

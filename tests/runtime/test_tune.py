@@ -22,7 +22,7 @@ from m2gen.planner.problems import parse
 from m2gen.reference.fftconv import fftconv as reference
 from m2gen.reference.fftconv import fftconv_at
 from m2gen.runtime import tune, wisdom
-from m2gen.runtime.binding import Kernel
+from m2gen.runtime.cases import case_of
 from m2gen.runtime.limits import live
 from m2gen.runtime.spectral import SpectralKernel
 from m2gen.runtime.timer import Samples
@@ -96,7 +96,7 @@ def test_wrong_and_failing_candidates_are_dropped(
         def forward(self, x: object) -> Tensor:
             return super().forward(replace(x, u=x.u.abs()))  # type: ignore[arg-type, attr-defined, type-var]
 
-    def broken(plan: search.Plan) -> Kernel:
+    def broken(plan: search.Plan) -> object:
         library = search.rank(plan.problem, HERE).best("library")
         assert library is not None
         if plan.choice == names[0]:
@@ -127,7 +127,15 @@ def test_nothing_right_leaves_no_entry(folder: Path, monkeypatch: pytest.MonkeyP
     assert store.load(folder) == []
 
 
-@pytest.mark.parametrize("text", ["fftconv n=5 h=3 b=2 fp32 circular", "fftconv n=64 h=20 b=1 bf16 same k=17 blh"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fftconv n=5 h=3 b=2 fp32 circular",
+        "fftconv n=64 h=20 b=1 bf16 same k=17 blh",
+        "blockdiag in=40 out=60 blocks=4 rows=150 fp32 gelu glu",
+        "blockdiag in=40 out=60 blocks=4 rows=30 bf16 bias silu",
+    ],
+)
 def test_real_measurements(folder: Path, text: str) -> None:
     outcome = tune.tune(parse(text), HERE, seconds=0.02, best=2)
     assert outcome.entry is not None and outcome.dropped == {}
@@ -156,8 +164,10 @@ def test_measuring_at_the_first_call(folder: Path, rigged: list[str], monkeypatc
 
 def test_large_problems_are_timed_on_fewer_channels() -> None:
     large = parse("fftconv n=1000000 h=256 b=1 bf16 causal gated skip")
-    assert tune.reduced(large) == replace(large, h=67)
-    assert tune.reduced(PROBLEM) == PROBLEM
+    assert case_of(large).reduced(large) == replace(large, h=67)
+    assert case_of(PROBLEM).reduced(PROBLEM) == PROBLEM
+    many = parse("blockdiag in=768 out=768 rows=1000000")
+    assert case_of(many).reduced(many) == replace(many, rows=2**26 // 768)
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "same", "circular"])
@@ -174,7 +184,7 @@ from m2gen.cache import wisdom as store
 from m2gen.config import Config
 from m2gen.planner.problems import parse
 from m2gen.runtime import tune, wisdom
-from m2gen.runtime.binding import Kernel
+from m2gen.runtime.cases import case_of
 from m2gen.runtime.limits import live
 from m2gen.runtime.timer import Samples
 import m2gen

@@ -245,11 +245,12 @@ TestModels = pytest.mark.slow(OfModels.TestCase)
 TestLayers = pytest.mark.slow(OfLayers.TestCase)
 
 
-def main(sequences: int) -> None:
+def main(sequences: int, at_once: int = 100) -> None:
+    """Run so many, drawn anew; told after each hundred, so that a run that is stopped has counted, too."""
     started = time.time()
     quick = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
     options = settings(
-        max_examples=sequences,
+        max_examples=min(at_once, sequences),
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
@@ -257,13 +258,14 @@ def main(sequences: int) -> None:
         suppress_health_check=quick,
         phases=[Phase.generate],
     )
-    try:
-        run_state_machine_as_test(KeptState, settings=options)
-    finally:
-        for what, times in sorted(DONE.items()):
-            print(f"{what:60s} {times:7d} {SEEN[what]:7d} seen")
-        writes = sum(times for what, times in DONE.items() if what.startswith(("write", "step")))
-        print(f"{DONE['sequence']} sequences, {writes} writes in {time.time() - started:.0f} s")
+    while sequences > DONE["sequence"]:
+        try:
+            run_state_machine_as_test(KeptState, settings=options)
+        finally:
+            writes = sum(times for what, times in DONE.items() if what.startswith(("write", "step")))
+            print(f"{DONE['sequence']} sequences, {writes} writes in {time.time() - started:.0f} s", flush=True)
+    for what, times in sorted(DONE.items()):
+        print(f"{what:60s} {times:7d} {SEEN[what]:7d} seen")
 
 
 if __name__ == "__main__":

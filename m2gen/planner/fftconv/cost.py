@@ -16,7 +16,6 @@ from m2gen.planner.fftconv.formulas import (
     BLUESTEIN_ABOVE,
     FETCH,
     FORMULAS,
-    NUMBERS,
     SPILL,
     Values,
     monarch_stage,
@@ -26,7 +25,7 @@ from m2gen.planner.fftconv.formulas import (
 )
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.transform import Transform
-from m2gen.planner.step import Estimate
+from m2gen.planner.step import NUMBERS, Estimate
 
 
 def work_case(size: int) -> tuple[str, int]:

@@ -25,7 +25,6 @@ Every figure is an estimate; none was fitted on a device but those of rows in de
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,9 +89,6 @@ class Values(NamedTuple):
     O: Any = 1  # noqa: E741
     L: Any = 0
     Y: Any = 1.0
-
-
-NUMBERS = Arithmetic(math.ceil, max, min, math.log2)
 
 
 def user_bytes(v: Values) -> Any:

@@ -14,7 +14,7 @@ LAYOUTS = ("BHL", "BLH")
 
 _GRAMMAR = Grammar(
     op="fftconv",
-    sizes=("n", "k", "h", "b"),
+    sizes={name: name for name in "nkhb"},
     words={
         **{dtype: {"dtype": dtype} for dtype in DTYPES},
         **{mode: {"mode": mode} for mode in MODES},

@@ -159,18 +159,17 @@ class FusedConv(Conv):
     def _who(self, problem: FftConvProblem) -> str:
         return f"kernel    {self.spec.name}, {self.programs} programs, {self.spec.ring} ring"
 
-    def part(self, part: str, problem: FftConvProblem) -> FftConvSpec:
-        """The kernel of the forward pass "fwd", of the input's gradient "transpose", or of the filter's "dk"."""
+    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec]:
+        """The kernel of the forward pass "fwd", of the input's gradient "transpose", and of the filter's "dk"."""
         spec = self.spec
-        if part == "dk":
-            return replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
-        if part == "transpose":
-            return replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate)
-        return spec
+        return {
+            "fwd": spec,
+            "transpose": replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate),
+            "dk": replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip),
+        }
 
     def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec, ...]:
-        parts = ("fwd", "transpose", "dk") if gradients else ("fwd",)
-        return tuple(self.part(part, problem) for part in parts)
+        return tuple(self.parts(problem).values()) if gradients else (self.spec,)
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
         return Terms(cost.fused_values(problem, self.spec, limits), FORMULAS["fused", part])
@@ -210,11 +209,19 @@ class NativeConv(Conv):
         return f"{_order(self.spec)}, {together}{lanes}, {'kept' if self.keep else 'made anew'}"
 
     @property
+    def kept_otherwise(self) -> NativeConv:
+        return replace(self, keep=not self.keep)
+
+    @property
     def _places(self) -> str:
         return f"{self.transform.size} points of {2 * self.transform.size} places"
 
     def _who(self, problem: FftConvProblem) -> str:
         return f"kernel    {self.spec.name}, {self.channels} channels a work item"
+
+    def parts(self, problem: FftConvProblem) -> dict[str, FftConvCppSpec]:
+        """All that is not "fwd" is done by one kernel."""
+        return {"fwd": self.spec, "transpose": self.bwd, "dk": self.bwd}
 
     def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvCppSpec, ...]:
         kept = (replace(self.spec, kept=True), replace(self.spec, part="spectrum")) if self.keep else ()

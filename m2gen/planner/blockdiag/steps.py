@@ -1,0 +1,137 @@
+"""Two ways of multiplying by a block-diagonal weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
+from m2gen.kernels.gate import GateSpec
+from m2gen.planner.blockdiag import cost
+from m2gen.planner.blockdiag.formulas import LEGEND, NOTES, library, native
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
+from m2gen.planner.step import Body, Estimate, Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Product(Body[BlockDiagProblem]):
+    """The product and what is done to its result; the weight's gradient goes with it."""
+
+    legend: ClassVar = LEGEND
+    notes: ClassVar = NOTES
+
+    def estimated(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Estimate:
+        """What it costs on a device."""
+        raise NotImplementedError
+
+    def expected(self, problem: BlockDiagProblem, limits: DeviceLimits) -> float:
+        return self.estimated(problem, limits).seconds
+
+    def lines(self, problem: BlockDiagProblem) -> list[str]:
+        of, dense = problem, problem.n_out * problem.n_in
+        found = [
+            f"blocks    {of.blocks} x {of.block_out} x {of.block_in}   (nblocks x out x in)",
+            f"weight    {of.weights} numbers, a {dense // of.weights}th of a dense one's {dense}",
+        ]
+        return [*found, self._who()]
+
+    def _who(self) -> str:
+        """The line that says what computes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryProduct(Product):
+    """PyTorch's batched product, and its elementwise operators behind it; on a CPU a generated kernel does the `gate`
+    of a gated linear unit."""
+
+    blocks: int
+    gate: GateSpec | None
+
+    @property
+    def choice(self) -> str:
+        return "bmm" if self.blocks > 1 else "gemm"
+
+    @property
+    def style(self) -> str:
+        return self.choice
+
+    @property
+    def what(self) -> str:
+        return f"a product of PyTorch's for {self.blocks} blocks"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        return str(self.blocks), "", "the library's", "as it lies"
+
+    def _who(self) -> str:
+        return f"library   {self.choice}"
+
+    def kernels(self, problem: BlockDiagProblem, gradients: bool = True) -> tuple[GateSpec, ...]:
+        return () if self.gate is None else (self.gate,)
+
+    def terms(self, problem: BlockDiagProblem, body: Body[BlockDiagProblem], limits: DeviceLimits) -> Terms | None:
+        return Terms(cost.library_values(problem, limits), library)
+
+    def estimated(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Estimate:
+        return cost.library_estimate(problem, limits)
+
+    def __str__(self) -> str:
+        return f"(library-product {self.choice})"
+
+
+@dataclass(frozen=True, slots=True)
+class NativeProduct(Product):
+    """Generated C++ kernels: `spec` multiplies, `pack` puts the weight into the order of its tiles before, or it does
+    so itself panel by panel where there is none; `outer` is the weight's gradient, of PyTorch where there is none.
+
+    `pieces`: how many the rows are split into. `items`: pieces of work for each thread, at least; a thread alone does
+    what is not `parallel`.
+    """
+
+    spec: BlockdiagMmSpec
+    pack: BlockdiagMmSpec | None
+    outer: BlockdiagMmSpec | None
+    pieces: int
+    items: int
+    parallel: bool
+    parallel_pack: bool
+    parallel_outer: bool
+
+    @property
+    def choice(self) -> str:
+        return f"{self.style}, {self.spec.name}"
+
+    @property
+    def style(self) -> str:
+        return f"tiles of {self.spec.columns} vectors, weight packed {'before' if self.pack else 'panel by panel'}"
+
+    @property
+    def what(self) -> str:
+        return f"tiles of {self.spec.rows} rows x {self.spec.width} columns"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        tile = f"{self.spec.rows} x {self.spec.width}"
+        return "", "", tile, "packed before" if self.pack else "packed panel by panel"
+
+    def _who(self) -> str:
+        return f"kernel    {self.spec.name}, {self.what}"
+
+    def parts(self, problem: BlockDiagProblem) -> dict[str, BlockdiagMmSpec]:
+        """The product "fwd", the order of its weight "pack", and the weight's gradient "dw"."""
+        found = {"fwd": self.spec, "pack": self.pack, "dw": self.outer}
+        return {part: spec for part, spec in found.items() if spec is not None}
+
+    def kernels(self, problem: BlockDiagProblem, gradients: bool = True) -> tuple[BlockdiagMmSpec, ...]:
+        return tuple(spec for spec in (self.spec, self.pack, self.outer if gradients else None) if spec is not None)
+
+    def terms(self, problem: BlockDiagProblem, body: Body[BlockDiagProblem], limits: DeviceLimits) -> Terms | None:
+        return Terms(cost.native_values(problem, self.spec, self.pack is not None, limits), native)
+
+    def estimated(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Estimate:
+        return cost.native_estimate(problem, self.spec, self.pack is not None, limits)
+
+    def __str__(self) -> str:
+        return f"(native-product {self.choice})"

@@ -1,0 +1,104 @@
+"""Products with block-diagonal weights to be measured and tried: held against the same product in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2gen.dtypes import DTYPES
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
+from m2gen.planner.plan import Plan
+from m2gen.runtime.binding import kernel_of
+from m2gen.runtime.blockdiag import ACTIVATIONS, matmul_blocks
+from m2gen.runtime.case import Case
+from m2gen.testing.tolerances import check
+
+_NUMBERS = 2**26  # in a tensor: larger problems are timed on fewer rows
+_SMALL = 300  # rows of the small problem: several tiles, and a rest
+_LOOKED_AT = 16  # rows of a large result, the first and the last among them
+# what an activation may do to an error, and what a sum in one order may differ from another's in 16 bits
+_BEHIND = 4.0
+
+
+class BlockDiagCase(Case[BlockDiagProblem]):
+    """A product of normal numbers with a weight whose results are about as large."""
+
+    def __init__(self, problem: BlockDiagProblem, device: torch.device, sign: float = 1.0) -> None:
+        super().__init__(problem, device)
+        generator = torch.Generator().manual_seed(0)
+        dtype = getattr(torch, DTYPES[problem.dtype].torch_name)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator, dtype=torch.float32).to(device, dtype)
+
+        self.sign = sign
+        self.x = sign * normal(problem.rows, problem.n_in)
+        self.weight = normal(problem.blocks, problem.block_out, problem.block_in) / problem.block_in**0.5
+        self.bias = normal(problem.n_out) if problem.bias else None
+
+    @staticmethod
+    def reduced(problem: BlockDiagProblem) -> BlockDiagProblem:
+        """With fewer rows, which do not know of one another; so many that they are packed and split as all are."""
+        most = max(4096, _NUMBERS // max(problem.n_in, problem.n_out))
+        return problem if problem.rows <= most else replace(problem, rows=most)
+
+    @staticmethod
+    def small(problem: BlockDiagProblem) -> BlockDiagProblem:
+        return replace(problem, rows=min(problem.rows, _SMALL))
+
+    @property
+    def large(self) -> bool:
+        return self.problem.rows * max(self.problem.n_in, self.problem.n_out) > self.LARGE
+
+    def call(self, kernel: Any) -> Tensor:
+        y: Tensor = kernel.product(self.x, self.weight, self.bias)
+        return y
+
+    def opposite(self) -> BlockDiagCase:
+        return BlockDiagCase(self.problem, self.device, -self.sign)
+
+    def wrong(self, y: Tensor) -> str | None:
+        rows = self.problem.rows
+        at = torch.tensor(sorted({*range(0, rows, max(1, rows // _LOOKED_AT)), rows - 1}), device=self.device)
+        return self._off("result", y[at], *self._exact(self.x[at]), self.problem.block_in)
+
+    def wrong_somewhere(self, plan: Plan) -> str | None:
+        kernel = kernel_of(plan)
+        return self._off(
+            "result", self.call(kernel), *self._exact(self.x), self.problem.block_in
+        ) or self._wrong_gradient(kernel)
+
+    def wrong_in_a_sample(self, plan: Plan) -> str | None:
+        kernel = kernel_of(plan)
+        return self.wrong(self.call(kernel)) or self._wrong_gradient(kernel)
+
+    def _wrong_gradient(self, kernel: Any) -> str | None:
+        """Of the weight; that of x is a product of its own."""
+        of = self.problem
+        dy = torch.randn(of.rows, of.n_out, device=self.device).to(self.x.dtype)
+        a = dy.double().reshape(of.rows, of.blocks, of.block_out).permute(1, 2, 0)
+        b = self.x.double().reshape(of.rows, of.blocks, of.block_in).transpose(0, 1)
+        return self._off("gradient of weight", kernel.outer(dy, self.x), a @ b, a.abs() @ b.abs(), of.rows)
+
+    def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result in float64, and the size of the terms of its sums."""
+        y = matmul_blocks(x.double(), self.weight.double())
+        scale = matmul_blocks(x.double().abs(), self.weight.double().abs())
+        if self.bias is not None:
+            y, scale = y + self.bias.double(), scale + self.bias.double().abs()
+        act = ACTIVATIONS[self.problem.activation]
+        if not self.problem.glu:
+            return act(y), scale
+        gate, rest = y.chunk(2, dim=-1)
+        # an error of either half, times the other
+        return act(gate) * rest, scale.chunk(2, dim=-1)[0] * (1 + rest.abs()) + act(gate).abs() * scale.chunk(2, -1)[1]
+
+    def _off(self, what: str, found: Tensor, expected: Tensor, scale: Tensor, terms: int) -> str | None:
+        try:
+            check(found, expected, _BEHIND * scale, terms)
+        except AssertionError as error:
+            return f"it is wrong: {what}: {error}"
+        return None

@@ -1,0 +1,19 @@
+"""What can be measured and tried: one row an op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.problem import Problem
+from m2gen.runtime.blockdiag_case import BlockDiagCase
+from m2gen.runtime.case import Case
+from m2gen.runtime.fftconv_case import FftConvCase
+
+_CASES: dict[type[Problem], type[Case[Any]]] = {FftConvProblem: FftConvCase, BlockDiagProblem: BlockDiagCase}
+
+
+def case_of(problem: Problem) -> type[Case[Any]]:
+    """The class of a problem's cases."""
+    return _CASES[type(problem)]

@@ -1,0 +1,80 @@
+"""Plans of products with block-diagonal weights: which there are, what they say, what they cost."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2gen.device.limits import LIMITS, target
+from m2gen.kernels.blockdiag_mm import columns_for
+from m2gen.planner import search
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
+from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
+from m2gen.planner.plan import Plan
+from m2gen.planner.problems import parse
+from m2gen.show import show
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> BlockDiagProblem:
+    glu, blocks = draw(st.booleans()), 2 * draw(st.integers(1, 40))
+    return BlockDiagProblem(
+        n_in=blocks * draw(st.integers(1, 300)),
+        n_out=blocks * draw(st.integers(1, 300)),
+        blocks=blocks,
+        rows=draw(st.integers(1, 10**5)),
+        dtype=draw(st.sampled_from(("fp16", "bf16", "fp32", "fp64"))),
+        bias=draw(st.booleans()) and not glu,
+        activation=draw(st.sampled_from((None, "gelu", "relu", "silu"))),
+        glu=glu,
+    )
+
+
+@settings(max_examples=200)
+@given(problems(), st.sampled_from(sorted(LIMITS)))
+def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
+    limits = target(arch)
+    ranking = search.rank(problem, limits)
+    assert {solver for solver, _ in ranking.rejections} <= {"library", "native"} and ranking.plans
+    for plan in ranking.plans:
+        assert Plan.from_json(plan.to_json()) == plan
+        body, of = plan.body, plan.estimate
+        assert body.expected(problem, limits) == of.seconds > 0
+        assert of.flop >= problem.flop and of.bytes >= problem.least_bytes and of.launches >= 1
+        if isinstance(body, LibraryProduct):
+            assert limits.kind == "gpu" or problem.dtype in ("fp16", "bf16"), "a row is not to depend on its company"
+            continue
+        assert isinstance(body, NativeProduct) and limits.kind == "cpu"
+        assert (body.spec.part, body.spec.glu, body.spec.activation) == ("fwd", problem.glu, problem.activation)
+        assert (body.pack is not None) == (problem.rows >= 128)
+        assert body.pack is None or (body.pack.columns, body.pack.glu) == (body.spec.columns, False)
+        assert set(body.kernels(problem)) == {s for s in (body.spec, body.pack, body.outer) if s is not None}
+        assert body.pieces == max(1, problem.rows // 64)
+
+
+@pytest.mark.parametrize("out", [1, 7, 48, 96, 100, 192, 768])
+@pytest.mark.parametrize("arch", ["avx512", "avx2", "neon"])
+def test_the_tile_that_computes_least_in_vain_is_chosen(arch: str, out: int) -> None:
+    """Of equals the one with the fewest loads for each product."""
+    plan = search.plan(BlockDiagProblem(n_in=64, n_out=2 * out, blocks=2, rows=512), target(arch))
+    assert isinstance(plan.body, NativeProduct)
+    spec = plan.body.spec
+    assert spec.columns == columns_for(out, spec.vector, spec.registers)
+
+
+def test_16_bits_are_widened_where_the_cpu_has_no_units_for_them() -> None:
+    problem = parse("blockdiag in=768 out=768 rows=512 bf16")
+    assert search.plan(problem, target("avx2")).solver == "native"
+    assert search.plan(problem, target("avx512")).solver == "library"
+
+
+def test_explain_and_show() -> None:
+    problem = parse("blockdiag in=768 out=6144 blocks=4 rows=512 fp32 gelu glu")
+    plan = search.plan(problem, target("avx2"))
+    text = plan.explain()
+    for part in ("4 x 1536 x 192", "a 4th of a dense one's 4718592", "blockdiag_mm_fwd_c3_fp32_glu_gelu", "seconds ="):
+        assert part in text
+    assert f"= {plan.estimate.seconds:.6g} s" in text
+    assert dict(search.rank(problem, target("avx2")).rejections)["library"].startswith("its sums depend on the number")
+    assert "blockdiag_mm_pack" in show(problem, "avx2", part="pack")
