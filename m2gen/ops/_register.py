@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from m2gen.ops._operands import in_memory
+from m2gen.runtime.cpp_kernel import gradients_follow
 
 Args = list[Any]
 
@@ -241,7 +242,8 @@ def _function_class(op: Any, definition: Definition) -> Any:
         spec, modes = how
         with torch._C._AutoDispatchBelowAutograd():
             if modes is None:
-                return op(*_unflatten(flat, spec))
+                with gradients_follow():
+                    return op(*_unflatten(flat, spec))
             with _gradients(*modes):
                 return op(*_unflatten(flat, spec))
 

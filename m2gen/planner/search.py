@@ -20,7 +20,7 @@ RIGORS = ("estimate", "measure", "wisdom_only")
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The legal plans, cheapest first, (solver, reason) for every solver that has none, and (kernel, reason) for every
+    """The legal plans, best first, (solver, reason) for every solver that has none, and (kernel, reason) for every
     kernel that would fit and must not run."""
 
     columns: tuple[str, ...]  # titles of the plans' `body.row`
@@ -29,13 +29,14 @@ class Ranking:
     left_out: tuple[tuple[str, str], ...] = ()
 
     def best(self, solver: str) -> Plan | None:
-        """The cheapest plan of `solver`."""
+        """The first plan of `solver`."""
         return next((plan for plan in self.plans if plan.solver == solver), None)
 
 
 @lru_cache(maxsize=1024)
 def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
-    """All candidates by estimated seconds, equals in the order of SOLVERS and of each solver's own preference."""
+    """All candidates by estimated seconds, equals in the order of SOLVERS and of each solver's own preference; one
+    whose kernels few problems share stands behind others that are a little slower (`Body.reluctance`)."""
     plans: list[Plan] = []
     rejections: list[tuple[str, str]] = []
     left_out: list[tuple[str, str]] = []
@@ -46,7 +47,7 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
         else:
             rejections.append((solver.name, reason))
         left_out += solver.left_out(problem, limits)
-    cheapest = sorted(plans, key=lambda plan: plan.estimate.seconds)
+    cheapest = sorted(plans, key=lambda plan: plan.estimate.seconds * plan.body.reluctance)
     if warnings := _warnings(left_out):
         cheapest = [replace(plan, left_out=warnings) for plan in cheapest]
     return Ranking(problem.columns, tuple(cheapest), tuple(rejections), tuple(dict.fromkeys(left_out)))

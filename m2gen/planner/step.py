@@ -99,6 +99,12 @@ class Body(Step[P]):
         raise NotImplementedError
 
     @property
+    def reluctance(self) -> float:
+        """By how much its estimate is multiplied where plans are ordered: above 1 for one whose kernels few other
+        problems share, so that problems of many sizes do with few kernels."""
+        return 1.0
+
+    @property
     def what(self) -> str:
         """What is done, in a few words."""
         raise NotImplementedError

@@ -20,7 +20,7 @@ from m2gen.log import fallback
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
 from m2gen.runtime import gate
-from m2gen.runtime.cpp_kernel import load
+from m2gen.runtime.cpp_kernel import compile_together, load
 from m2gen.runtime.scratch import on_huge_pages
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -54,6 +54,7 @@ class NativeKernel:
     def __init__(self, problem: BlockDiagProblem, step: NativeProduct) -> None:
         self.problem, self.step = problem, step
         self.dtype = torch.float64 if step.spec.dtype == "fp64" else torch.float32
+        compile_together(step.spec, step.pack, step.outer)
         self.kernel = load(step.spec)
         self.pack = None if step.pack is None else load(step.pack)
         self.panels = -(-problem.block_out // step.spec.width)

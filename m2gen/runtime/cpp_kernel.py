@@ -15,8 +15,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -75,10 +77,33 @@ def load_source(source: Source, arch: str = "native") -> CppKernel:
 
 
 def load_all(specs: Iterable[KernelSpec]) -> None:
-    """Compile several kernels at once, so that `load` finds them."""
+    """Compile several kernels at once, so that `load` finds them. Raises CompileError for the first that fails."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(load, specs):
             pass
+
+
+_following: ContextVar[bool] = ContextVar("following", default=False)
+
+
+@contextmanager
+def gradients_follow() -> Iterator[None]:
+    """What is called in here will be differentiated: kernels of gradients are compiled at once with the forward's."""
+    before = _following.set(True)
+    try:
+        yield
+    finally:
+        _following.reset(before)
+
+
+def compile_together(*specs: KernelSpec | None) -> None:
+    """Where gradients follow, compile the kernels that a forward and a backward pass need at once. `load` finds them;
+    one that does not compile says so there."""
+    wanted = [spec for spec in specs if spec is not None]
+    if _following.get() and len(wanted) > 1:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for spec in wanted:
+                pool.submit(load, spec)
 
 
 def compile_text(spec: KernelSpec, arch: str) -> str:

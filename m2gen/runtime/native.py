@@ -18,7 +18,7 @@ from m2gen.log import fallback
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import NativeConv
 from m2gen.runtime import kept_spectra
-from m2gen.runtime.cpp_kernel import load
+from m2gen.runtime.cpp_kernel import compile_together, load
 from m2gen.runtime.native_table import table
 from m2gen.runtime.ring import Ring
 from m2gen.runtime.scratch import on_huge_pages
@@ -42,6 +42,7 @@ class NativeKernel:
         self.kept = replace(spec, kept=True)
         self.how = (spec.size, spec.radices, spec.vector, spec.wide, spec.compute, ring.lo, ring.hi, ring.centre)
         self.parallel = problem.b * problem.h * step.spec.size >= _ALONE
+        compile_together(step.spec, step.bwd)
         load(step.spec)
 
     def forward(self, x: Operands) -> Tensor:

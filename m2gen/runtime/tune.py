@@ -148,15 +148,17 @@ def contenders(ranking: search.Ranking, best: int) -> dict[str, Plan]:
     """By choice: the `best` cheapest plans that differ in more than whether spectra are kept, those much dearer left
     out, and the cheapest of each other solver unless it would take seconds."""
     found: dict[str, Plan] = {}
-    for plan in ranking.plans:
+    first, *others = ranking.plans
+    others.sort(key=lambda plan: plan.estimate.seconds)  # which kernels are shared is no matter here
+    for plan in (first, *others):
         alike = _other_keep(plan) in found.values()
-        likely = plan.estimate.seconds <= _LIKELY * ranking.plans[0].estimate.seconds
+        likely = plan.estimate.seconds <= _LIKELY * first.estimate.seconds
         if likely and len(found) < best and not alike:
             found[plan.choice] = plan
     for solver in {plan.solver: None for plan in ranking.plans}:
-        first = ranking.best(solver)
-        if first is not None and first.estimate.seconds < _SLOWEST:
-            found.setdefault(first.choice, first)
+        best_of_it = ranking.best(solver)
+        if best_of_it is not None and best_of_it.estimate.seconds < _SLOWEST:
+            found.setdefault(best_of_it.choice, best_of_it)
     return found
 
 

@@ -263,3 +263,24 @@ def test_the_choice_and_its_reason_are_logged_once(monkeypatch):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("arch", ["avx512", "avx2"])
+def test_lengths_share_rings(arch):
+    """A data loader of random lengths needs few kernels, and loses little by it; rings off the ladder stay candidates."""
+    rings, logs = set(), []
+    for n in range(1900, 15, -41):
+        ranking = search.rank(FftConvProblem(n=n, h=768, b=4), target(arch))
+        natives = [plan for plan in ranking.plans if plan.solver == "native"]
+        rings.add(natives[0].body.spec.size)
+        logs.append(log2(natives[0].estimate.seconds / min(plan.estimate.seconds for plan in natives)))
+        seconds = [plan.estimate.seconds * plan.body.reluctance for plan in natives]
+        assert seconds == sorted(seconds)
+    assert len(rings) <= 10
+    assert 2 ** (sum(logs) / len(logs)) < 1.1
+    sizes = {
+        plan.body.spec.size
+        for plan in search.rank(FftConvProblem(n=1100), target(arch)).plans[:40]
+        if plan.solver == "native"
+    }
+    assert len(sizes) > 2, "which tuning may choose"

@@ -19,6 +19,11 @@ from m2gen.planner.step import Body, Estimate, Step, Terms
 
 Part = Literal["filter", "conv"]
 
+_LEAST_THREE = 384  # points of a ring; below, 2^k alone: a call's fixed cost is most of it
+# times that another ring has to be faster: short sequences are those of many lengths, and compiling takes the same
+_SHORT, _OFF_LADDER_SHORT = 2048, 1.4
+_LONG, _OFF_LADDER = 65536, 1.1
+
 
 @dataclass(frozen=True, slots=True)
 class Conv(Body[FftConvProblem]):
@@ -207,6 +212,16 @@ class NativeConv(Conv):
         together = "a vector" if self.channels <= self.spec.vector else f"{vectors} vectors"
         lanes = ", a channel a lane" if self.spec.wide else ""
         return f"{_order(self.spec)}, {together}{lanes}, {'kept' if self.keep else 'made anew'}"
+
+    @property
+    def reluctance(self) -> float:
+        """Rings of 2^k and of 3 2^k points are the ladder. Any other has to be estimated clearly faster: a data loader
+        of random lengths would have a kernel compiled for each of them."""
+        size = self.spec.size
+        power = size // 3 if size % 3 == 0 and size >= _LEAST_THREE else size
+        if power.bit_count() == 1 or size > _LONG:
+            return 1.0
+        return _OFF_LADDER_SHORT if size <= _SHORT else _OFF_LADDER
 
     @property
     def kept_otherwise(self) -> NativeConv:
