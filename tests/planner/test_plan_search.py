@@ -267,7 +267,7 @@ def test_durations(seconds, text):
 
 @pytest.mark.parametrize("arch", ["avx512", "avx2"])
 def test_lengths_share_rings(arch):
-    """A data loader of random lengths needs few kernels, and loses little by it; rings off the ladder stay candidates."""
+    """A data loader of random lengths needs few kernels, and loses little; rings off the ladder stay candidates."""
     rings, logs = set(), []
     for n in range(1900, 15, -41):
         ranking = search.rank(FftConvProblem(n=n, h=768, b=4), target(arch))
