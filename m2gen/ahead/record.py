@@ -113,6 +113,7 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
     from m2gen.runtime.blockdiag import parts_of, specs_of
     from m2gen.runtime.depthwise import spec_of
     from m2gen.runtime.gate import spec_of as gate_spec
+    from m2gen.runtime.monarch import specs_of as monarch_specs
 
     def short(part: Any, x: Any, width: int) -> None:
         wanted.add_kernels("depthwise_conv1d", [spec_of(part, x, width, limits.vector_bytes)])
@@ -135,6 +136,19 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
         inputs = x.shape[1] // nblocks
         wanted.add_kernels("blockdiag_linear", specs_of(("outer",), x, inputs, x.shape[0], limits))
 
+    def monarch(x: Any, *parts: Any) -> bool:
+        specs = monarch_specs(parts, x, limits)
+        wanted.add_kernels("monarch_matmul", specs)
+        return bool(specs)
+
+    def monarch_product(x: Any, factors: Any) -> None:
+        if not monarch(x, "fwd"):
+            monarch_matmul.run(x, factors)
+
+    def monarch_backward(dy: Any, x: Any, factors: Any, needs: Any) -> None:
+        if not monarch(x, "bwd", "sum"):
+            monarch_matmul.backward_by_stages(dy, x, factors, needs)
+
     return {
         depthwise_conv1d_op: lambda x, weight, *_: short("fwd", x, weight.shape[1]),
         depthwise_conv1d_dw_op: lambda x, dy, width, *_: short("dw", x, width),
@@ -143,5 +157,6 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
         blockdiag_outer_op: outer,
         gated_op: lambda z, activation: gate("fwd", z, activation),
         gated_bwd_op: lambda dy, z, activation: gate("bwd", z, activation),
-        monarch_matmul.monarch_matmul_op: monarch_matmul.run,
+        monarch_matmul.monarch_matmul_op: monarch_product,
+        monarch_matmul.monarch_backward_op: monarch_backward,
     }

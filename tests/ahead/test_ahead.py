@@ -37,7 +37,7 @@ from m2gen.planner import search
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
-from m2gen.runtime import ahead, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, native, planning
+from m2gen.runtime import ahead, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, monarch, native, planning
 from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
@@ -122,7 +122,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> tuple[set[Problem], set[str]]:
     loaded: set[str] = set()
     bound, load = executor.bound, cpp_kernel.load
     monkeypatch.setattr(executor, "bound", lambda problem, *how: (met.add(problem), bound(problem, *how))[1])
-    for module in (blockdiag, depthwise, gate):
+    for module in (blockdiag, depthwise, gate, monarch):
         module._bound.cache_clear()
         monkeypatch.setattr(module, "load", lambda spec: (loaded.add(spec.name), load(spec))[1])
     return met, loaded

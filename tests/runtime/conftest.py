@@ -15,7 +15,7 @@ from m2gen.cache import store
 from m2gen.config import Config
 from m2gen.device.limits import target
 from m2gen.errors import CompileError
-from m2gen.runtime import blockdiag, compiler, cpp_kernel, depthwise, gate
+from m2gen.runtime import blockdiag, compiler, cpp_kernel, depthwise, gate, monarch
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def two_threads() -> Iterator[None]:
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have products, gates and short convolutions generated for another row of the device table: its vectors, tiles and
     instructions. Skips what this machine does not run."""
-    modules: tuple[Any, ...] = (blockdiag, gate, depthwise)
+    modules: tuple[Any, ...] = (blockdiag, gate, depthwise, monarch)
 
     def become(arch: str) -> None:
         try:

@@ -48,7 +48,10 @@ def environment(cache: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_no_arguments_make_an_operator_touch_foreign_memory(tmp_path: Path) -> None:
     """A sample of the operators' random arguments (tests/ops/boundary.py), of those whose kernels compile quickly."""
-    names = ("depthwise_conv1d", "depthwise_conv1d_dw", "blockdiag_linear", "blockdiag_outer", "blockdiag_glu", "gated")
+    names = (
+        "depthwise_conv1d", "depthwise_conv1d_dw", "blockdiag_linear", "blockdiag_outer", "blockdiag_glu", "gated",
+        "monarch_matmul", "monarch_backward",
+    )  # fmt: skip
     words = [sys.executable, str(BOUNDARY), "50000", "60", *names]
     done = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-400:] + done.stderr[-4000:]
