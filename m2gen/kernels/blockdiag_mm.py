@@ -10,7 +10,7 @@ from typing import Literal
 
 from m2gen.kernels.activation import EXPONENTIAL, erfcx
 from m2gen.kernels.spec import Resources
-from m2gen.kernels.square import levels
+from m2gen.kernels.square import Level, levels
 
 TILE_ROWS = {
     32: {3: 8, 4: 6, 2: 12, 1: 16},
@@ -73,8 +73,9 @@ class BlockdiagMmSpec:
         return tuple(2**i for i in reversed(range((self.rows - 1).bit_length())))
 
     @property
-    def levels(self) -> list[tuple[int, str, str]]:
-        return levels(self.vector)
+    def levels(self) -> list[Level]:
+        """The transpose of a square of vectors."""
+        return levels(self.vector, self.real_bytes)
 
     @property
     def erfcx(self) -> list[float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2gen.kernels.spec import Resources
-from m2gen.kernels.square import levels
+from m2gen.kernels.square import Level, levels
 
 # by registers: (vectors, outputs) of the tiles; sums, a row of vectors and a weight fit the registers
 TILES = {
@@ -60,8 +60,9 @@ class MonarchSpec:
         return TILES[self.registers]
 
     @property
-    def levels(self) -> list[tuple[int, str, str]]:
-        return levels(self.vector)
+    def levels(self) -> list[Level]:
+        """The transpose of a square of vectors."""
+        return levels(self.vector, self.real_bytes)
 
     def resources(self) -> Resources:
         return Resources(shared_bytes=0, threads=1)

@@ -40,7 +40,7 @@ def product(x: Tensor, factors: Sequence[Tensor], widths: Sequence[int]) -> Tens
     x2 = _as_rows(x, places.n_in)
     y = on_huge_pages(x.new_empty((*x.shape[:-1], places.n_out)))
     run = forward_run(len(x2), shapes, spec)
-    pointers = [x2.data_ptr(), y.data_ptr(), *places.maps, *(f.data_ptr() for f in factors)]
+    pointers = [_address(t) for t in (x2, y, *places.maps, *factors)]
     sizes = [len(x2), x2.stride(0), places.n_out, places.n_in, places.n_out, run.lanes, widest(shapes), len(shapes)]
     kernel.run(pointers, [*sizes, *_stages(factors)], run.parts, parallel=run.parallel)
     return y
@@ -62,8 +62,7 @@ def gradients(
     run = backward_run(rows, shapes, spec, any(needs[1:]))
     dx = on_huge_pages(torch.empty(x.shape, dtype=x.dtype)) if needs[0] else None
     dws = [torch.empty(f.shape, dtype=f.dtype) if need else None for f, need in zip(factors, needs[1:], strict=True)]
-    fixed = [x2.data_ptr(), dy2.data_ptr(), _address(dx), *places.maps, *places.inverses]
-    fixed += [f.data_ptr() for f in factors]
+    fixed = [_address(t) for t in (x2, dy2, dx, *places.maps, *places.inverses, *factors)]
     sizes = [rows, x2.stride(0), dy2.stride(0), places.n_in, places.n_out, run.lanes, widest(shapes), run.part]
     sizes += [max(k for _, _, k in shapes), len(shapes), *_stages(factors)]
     if run.parts == 1 or not any(needs[1:]):
@@ -105,13 +104,12 @@ def _stages(factors: Sequence[Tensor]) -> list[int]:
 
 
 class _Places(NamedTuple):
-    """Addresses of order + 1 maps and of their inverses, and what keeps them alive."""
+    """The vector's lengths before and behind, order + 1 maps of 32 bits, and their inverses."""
 
     n_in: int
     n_out: int
-    maps: list[int]
-    inverses: list[int]
-    arrays: list[np.ndarray]
+    maps: list[Tensor]
+    inverses: list[Tensor]
 
 
 @lru_cache(maxsize=64)
@@ -126,8 +124,8 @@ def _places(shapes: tuple[Shape, ...], widths: tuple[int, ...]) -> _Places:
         found.append(natural.reshape(n, nblocks).T.ravel() if len(shapes) > 1 else natural)
     maps = [np.ascontiguousarray(one, dtype=np.int32) for one in found]
     inverses = [np.argsort(one).astype(np.int32) for one in maps]
-    at = [[one.ctypes.data for one in some] for some in (maps, inverses)]
-    return _Places(len(maps[0]), len(maps[-1]), *at, [*maps, *inverses])
+    held = [[torch.from_numpy(one) for one in some] for some in (maps, inverses)]
+    return _Places(len(maps[0]), len(maps[-1]), *held)
 
 
 def _kernel(part: Part, x: Tensor, others: Sequence[Tensor]) -> Bound | None:
