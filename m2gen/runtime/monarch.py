@@ -19,7 +19,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.errors import M2GenError
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.log import fallback
-from m2gen.planner.monarch.native import MonarchRun, Shape, backward_run, forward_run, spec_of, widest
+from m2gen.planner.monarch.native import MonarchRun, Shape, backward_run, forward_run, pitch, spec_of, widest
 from m2gen.runtime.cpp_kernel import CppKernel, available, load
 from m2gen.runtime.limits import live
 from m2gen.runtime.scratch import borrowed, on_huge_pages
@@ -100,7 +100,7 @@ def _shapes(factors: Sequence[Tensor]) -> tuple[Shape, ...]:
 
 def _stages(factors: Sequence[Tensor]) -> list[int]:
     """A row of the kernels' table for each stage."""
-    return [number for f in factors for number in (*f.shape, *f.stride())]
+    return [number for f in factors for number in (*f.shape, *f.stride(), pitch(f.shape[1]), pitch(f.shape[2]))]
 
 
 class _Places(NamedTuple):
@@ -114,7 +114,7 @@ class _Places(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _places(shapes: tuple[Shape, ...], widths: tuple[int, ...]) -> _Places:
-    """Where numbers go between x, the stages and y; a stage's blocks lie one behind the other."""
+    """Where numbers go between x, the stages and y; a stage's blocks lie `pitch` apart."""
     found = []
     for i, (nblocks, n, k) in enumerate(shapes):
         # number a k C + j C + c of the vector is number j of block a C + c
@@ -122,10 +122,16 @@ def _places(shapes: tuple[Shape, ...], widths: tuple[int, ...]) -> _Places:
         found.append(gathered if i == 0 else gathered[found.pop()])
         natural = np.arange(nblocks * n)
         found.append(natural.reshape(n, nblocks).T.ravel() if len(shapes) > 1 else natural)
-    maps = [np.ascontiguousarray(one, dtype=np.int32) for one in found]
-    inverses = [np.argsort(one).astype(np.int32) for one in maps]
-    held = [[torch.from_numpy(one) for one in some] for some in (maps, inverses)]
-    return _Places(len(maps[0]), len(maps[-1]), *held)
+    maps = [_apart(one, k) for one, (_, _, k) in zip(found, shapes, strict=False)]
+    inverses = [_apart(np.argsort(one), n) for one, (_, n, _) in zip(found[1:], shapes, strict=True)]
+    maps, inverses = [*maps, found[-1]], [np.argsort(found[0]), *inverses]
+    held = [[torch.from_numpy(one.astype(np.int32)) for one in some] for some in (maps, inverses)]
+    return _Places(len(found[0]), len(found[-1]), *held)
+
+
+def _apart(places: np.ndarray, block: int) -> np.ndarray:
+    """The places, where blocks do not lie one behind the other but `pitch` apart."""
+    return places // block * pitch(block) + places % block
 
 
 def _kernel(part: Part, x: Tensor, others: Sequence[Tensor]) -> Bound | None:

@@ -57,8 +57,13 @@ def backward_run(rows: int, shapes: Sequence[Shape], spec: MonarchSpec, summed: 
 
 
 def widest(shapes: Sequence[Shape]) -> int:
-    """Numbers of the longest vector on the way."""
-    return max(max(nblocks * n, nblocks * k) for nblocks, n, k in shapes)
+    """Places of the longest vector on the way."""
+    return max(nblocks * pitch(size) for nblocks, *sizes in shapes for size in sizes)
+
+
+def pitch(block: int) -> int:
+    """Places from one block to the next in scratch: an odd number, so that blocks do not meet in a cache set."""
+    return block | 1
 
 
 def _lanes(rows: int, numbers: int, spec: MonarchSpec) -> int:
