@@ -225,11 +225,12 @@ def test_tiles_stay_in_registers(part: str, arch: str) -> None:
     spec = spec_of(part, "fp32", target(arch).vector_bytes, arch)  # type: ignore[arg-type]
     lines = [line.strip() for line in compile_text(spec, arch).splitlines()]
     vectors, outputs = spec.tiles[0]
-    full = [loop for loop in _inner_loops(lines) if sum("vfmadd" in line for line in loop) == vectors * outputs]
+    steps = 4  # of the reduction, which is unrolled
+    full = [loop for loop in _inner_loops(lines) if sum("vfmadd" in line for line in loop) == steps * vectors * outputs]
     assert full
-    for loop in full:
-        assert not [line for line in loop if "(%rsp)" in line or "(%rbp)" in line], spec.name
-        assert sum("(" in line for line in loop) == vectors + outputs, spec.name
+    for loop in full:  # a sum that did not stay would be read, too
+        reads = [line for line in loop if line.startswith("v") and "(" in line]
+        assert len(reads) == steps * (vectors + outputs), spec.name
 
 
 def _inner_loops(lines: list[str]) -> list[list[str]]:

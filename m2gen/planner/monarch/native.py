@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from m2gen.kernels.monarch import MonarchSpec
@@ -38,13 +39,15 @@ def spec_of(part: Literal["fwd", "bwd", "sum"], dtype: str, vector_bytes: int, a
     return MonarchSpec(part=part, dtype=dtype, vector_bytes=vector_bytes, registers=registers)
 
 
-def forward_run(rows: int, shapes: Sequence[Shape], spec: MonarchSpec) -> MonarchRun:
+@lru_cache(maxsize=1024)
+def forward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec) -> MonarchRun:
     """An item is a group: rows do not meet."""
     lanes = _lanes(rows, 2 * widest(shapes), spec)
     return MonarchRun(lanes, lanes, -(-rows // lanes), _parallel(rows, shapes))
 
 
-def backward_run(rows: int, shapes: Sequence[Shape], spec: MonarchSpec, summed: bool) -> MonarchRun:
+@lru_cache(maxsize=1024)
+def backward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec, summed: bool) -> MonarchRun:
     """Where a weight's gradient is wanted (`summed`), the rows' partition, and with it the order of the sums, follows
     from the sizes alone, never from the number of threads."""
     lanes = _lanes(rows, (len(shapes) + 2) * widest(shapes), spec)
