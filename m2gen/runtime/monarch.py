@@ -43,8 +43,8 @@ def product(x: Tensor, factors: Sequence[Tensor], widths: Sequence[int]) -> Tens
     y = on_huge_pages(x.new_empty((*x.shape[:-1], places.n_out)))
     run = forward_run(rows, shapes, spec)
     pointers = [_address(t) for t in (x2, y, *places.maps, *factors)]
-    sizes = [rows, x2.stride(0), places.n_out, places.n_in, places.n_out, run.lanes, places.widest, len(shapes)]
-    kernel.run(pointers, sizes + _stages(factors), run.parts, parallel=run.parallel)
+    sizes = [rows, x2.stride(0), places.n_out, places.n_in, places.n_out, run.lanes, places.widest, int(run.ahead)]
+    kernel.run(pointers, [*sizes, len(shapes), *_stages(factors)], run.parts, parallel=run.parallel)
     return y
 
 

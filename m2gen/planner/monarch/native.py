@@ -12,8 +12,8 @@ from m2gen.kernels.monarch import MonarchSpec
 Shape = tuple[int, int, int]  # nblocks, block_out, block_in
 
 _ALONE = 2**19  # multiplications below which a second thread costs more than it does
-_NEAR_BYTES = 2**18  # of a group's vectors that stay in a second-level cache of 512 KiB beside the weights
-_WIDEST = 8  # vectors of a group
+_AHEAD_BYTES = 2**15  # of a group's rows that are asked for while the group before is multiplied: they stay in cache
+_SUMMED = 32  # rows of a group whose sums are added to a weight's gradient at once, at least
 _PART = 128  # rows over which a weight's gradient is summed by itself, at least
 _PARTS_BYTES = 64 * 2**20  # of the sums of all parts
 _MOST_PARTS = 64
@@ -23,12 +23,14 @@ _CHUNK = 2**13  # numbers that are added up together
 @dataclass(frozen=True, slots=True)
 class MonarchRun:
     """`lanes` rows are a group, turned and multiplied together. An item of work is `part` rows, of which there are
-    `parts`; `parallel`, whether a second thread pays. `together` numbers are an item of adding parts up."""
+    `parts`; `parallel`, whether a second thread pays. `ahead`: the next group's rows are asked for beforehand.
+    `together` numbers are an item of adding parts up."""
 
     lanes: int
     part: int
     parts: int
     parallel: bool
+    ahead: bool = False
     together: int = _CHUNK
 
 
@@ -42,15 +44,16 @@ def spec_of(part: Literal["fwd", "bwd", "sum"], dtype: str, vector_bytes: int, a
 @lru_cache(maxsize=1024)
 def forward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec) -> MonarchRun:
     """An item is a group: rows do not meet."""
-    lanes = _lanes(rows, 2 * widest(shapes), spec)
-    return MonarchRun(lanes, lanes, -(-rows // lanes), _parallel(rows, shapes))
+    lanes = _lanes(rows, spec.tiles[0][0], spec)
+    ahead = widest(shapes) * lanes * spec.real_bytes <= _AHEAD_BYTES
+    return MonarchRun(lanes, lanes, -(-rows // lanes), _parallel(rows, shapes), ahead)
 
 
 @lru_cache(maxsize=1024)
 def backward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec, summed: bool) -> MonarchRun:
     """Where a weight's gradient is wanted (`summed`), the rows' partition, and with it the order of the sums, follows
     from the sizes alone, never from the number of threads."""
-    lanes = _lanes(rows, (len(shapes) + 2) * widest(shapes), spec)
+    lanes = _lanes(rows, max(spec.tiles[0][0], _SUMMED // spec.vector), spec)
     if not summed:
         return MonarchRun(lanes, lanes, -(-rows // lanes), _parallel(rows, shapes))
     size = sum(nblocks * n * k for nblocks, n, k in shapes) * spec.real_bytes
@@ -69,13 +72,10 @@ def pitch(block: int) -> int:
     return block | 1
 
 
-def _lanes(rows: int, numbers: int, spec: MonarchSpec) -> int:
-    """Rows of a group of which `numbers` numbers each stay in cache: whole tiles of vectors, and no more than there
-    are."""
-    wide = spec.tiles[0][0]
-    fitting = _NEAR_BYTES // (numbers * spec.vector_bytes) // wide * wide
-    vectors = min(-(-rows // spec.vector), max(wide, min(fitting, _WIDEST)))
-    return vectors * spec.vector
+def _lanes(rows: int, vectors: int, spec: MonarchSpec) -> int:
+    """Rows of a group: whole vectors, and no more than there are. A group of one tile is best forwards: it stays in
+    cache, and reading the weights again for each costs less."""
+    return min(-(-rows // spec.vector), vectors) * spec.vector
 
 
 def _parallel(rows: int, shapes: Sequence[Shape]) -> bool:
