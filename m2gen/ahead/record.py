@@ -136,17 +136,17 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
         inputs = x.shape[1] // nblocks
         wanted.add_kernels("blockdiag_linear", specs_of(("outer",), x, inputs, x.shape[0], limits))
 
-    def monarch(x: Any, *parts: Any) -> bool:
-        specs = monarch_specs(parts, x, limits)
+    def monarch(x: Any, factors: Any, *parts: Any) -> bool:
+        specs = monarch_specs(parts, x, factors, limits)
         wanted.add_kernels("monarch_matmul", specs)
         return bool(specs)
 
     def monarch_product(x: Any, factors: Any) -> None:
-        if not monarch(x, "fwd"):
+        if not monarch(x, factors, "fwd"):
             monarch_matmul.run(x, factors)
 
     def monarch_backward(dy: Any, x: Any, factors: Any, needs: Any) -> None:
-        if not monarch(x, "bwd", "sum"):
+        if not monarch(x, factors, "bwd", "sum"):
             monarch_matmul.backward_by_stages(dy, x, factors, needs)
 
     return {

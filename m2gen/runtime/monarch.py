@@ -19,7 +19,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.errors import M2GenError
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.log import fallback
-from m2gen.planner.monarch.native import MonarchRun, Shape, backward_run, forward_run, pitch, spec_of, widest
+from m2gen.planner.monarch.native import MonarchRun, Shape, backward_run, fits, forward_run, pitch, spec_of, widest
 from m2gen.runtime.cpp_kernel import CppKernel, available, load
 from m2gen.runtime.limits import live
 from m2gen.runtime.scratch import borrowed, on_huge_pages
@@ -31,7 +31,7 @@ Bound = tuple[CppKernel, MonarchSpec]
 
 def product(x: Tensor, factors: Sequence[Tensor], widths: Sequence[int]) -> Tensor | None:
     """x (..., n_in) by the Monarch matrix with these factors and C_i, (..., n_out), contiguous; None for 16-bit and
-    empty tensors and where there is no C++ compiler."""
+    empty tensors, large blocks, and where there is no C++ compiler."""
     bound = _kernel("fwd", x, factors)
     if bound is None:
         return None
@@ -53,8 +53,8 @@ def gradients(
 ) -> list[Tensor | None] | None:
     """The gradients in x and in each factor, None where `needs` says that one is not wanted; or None where there is no
     kernel. Factors' gradients are contiguous, and have the same bits with any number of threads."""
-    bound = _kernel("bwd", x, [dy, *factors])
-    adding = _kernel("sum", x, [dy, *factors])
+    bound = _kernel("bwd", x, factors, dy)
+    adding = _kernel("sum", x, factors, dy)
     if bound is None or adding is None:
         return None
     kernel, spec = bound
@@ -145,20 +145,24 @@ def _apart(places: np.ndarray, block: int) -> np.ndarray:
     return apart
 
 
-def _kernel(part: Part, x: Tensor, others: Sequence[Tensor]) -> Bound | None:
+def _kernel(part: Part, x: Tensor, factors: Sequence[Tensor], *others: Tensor) -> Bound | None:
     """The kernel for x, or None."""
-    if x.device.type != "cpu" or x.dtype not in _DTYPES:
+    if x.device.type != "cpu" or not _worth(x, factors):
         return None
-    for t in (x, *others):  # at every call: any() takes twice as long
+    for t in (x, *factors, *others):  # at every call: any() takes twice as long
         if t.numel() == 0 or t.is_neg():
             return None
     limits = live(x.device)
     return _bound(part, _DTYPES[x.dtype], limits.vector_bytes, limits.arch)
 
 
-def specs_of(parts: Sequence[Part], x: Tensor, limits: DeviceLimits) -> list[MonarchSpec]:
+def _worth(x: Tensor, factors: Sequence[Tensor]) -> bool:
+    return x.dtype in _DTYPES and fits([(f.shape[0], f.shape[1], f.shape[2]) for f in factors])
+
+
+def specs_of(parts: Sequence[Part], x: Tensor, factors: Sequence[Tensor], limits: DeviceLimits) -> list[MonarchSpec]:
     """The kernels of a product with x, on any device, on a CPU of those limits; none where others do it."""
-    if x.dtype not in _DTYPES:
+    if not _worth(x, factors):
         return []
     return [spec_of(part, _DTYPES[x.dtype], limits.vector_bytes, limits.arch) for part in parts]
 

@@ -185,7 +185,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_what_is_left_to_others() -> None:
-    """16 bits, no numbers, lazily negative ones: None, and the operator takes the steps one after the other."""
+    """16 bits, no numbers, lazily negative ones, large blocks: None, and the operator takes the steps one after the other."""
     x, factors, dy = drawn(NAMED[0], 5, torch.float32)
     half = [f.bfloat16() for f in factors]
     widths = inner_widths([f.shape for f in factors])  # type: ignore[misc]
@@ -198,6 +198,8 @@ def test_what_is_left_to_others() -> None:
         assert monarch.product(*args, widths) is None
         assert monarch.gradients(dy[: len(args[0])].to(args[0].dtype), *args, widths, [True] * 3) is None
     torch.testing.assert_close(m2gen.monarch_matmul(torch._neg_view(x), factors), -m2gen.monarch_matmul(x, factors))
+    large = drawn(((1, 3, 513),), 2, torch.float32)
+    assert monarch.product(*large[:2], [1]) is None
     for sizes in (((0, 2, 2),), ((2, 0, 3), (4, 2, 0))):
         a, b, c = drawn(sizes, 4, torch.float32)
         a.requires_grad_()

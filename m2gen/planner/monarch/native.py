@@ -14,6 +14,7 @@ Shape = tuple[int, int, int]  # nblocks, block_out, block_in
 _ALONE = 2**19  # multiplications below which a second thread costs more than it does
 _AHEAD_BYTES = 2**15  # of a group's rows that are asked for while the group before is multiplied: they stay in cache
 _SUMMED = 32  # rows of a group whose sums are added to a weight's gradient at once, at least
+_LARGEST = 512  # numbers along a block's side; of larger ones, columns are read a line for each number
 _PART = 128  # rows over which a weight's gradient is summed by itself, at least
 _PARTS_BYTES = 64 * 2**20  # of the sums of all parts
 _MOST_PARTS = 64
@@ -60,6 +61,12 @@ def backward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec, summed
     parts = max(1, min(rows // _PART, _MOST_PARTS, _PARTS_BYTES // size))
     part = -(-rows // (parts * lanes)) * lanes
     return MonarchRun(lanes, part, -(-rows // part), _parallel(rows, shapes))
+
+
+def fits(shapes: Sequence[Shape]) -> bool:
+    """Whether the kernels do such factors well: products for each factor are as good, or better, where blocks are large.
+    It depends on no rows: a row's bits are the same in any company."""
+    return all(max(n, k) <= _LARGEST for _, n, k in shapes)
 
 
 def widest(shapes: Sequence[Shape]) -> int:
