@@ -185,7 +185,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_what_is_left_to_others() -> None:
-    """16 bits, no numbers, lazily negative ones, large blocks: None, and the operator takes the steps one after the other."""
+    """16 bits, no numbers, lazily negative ones, large blocks: None, and the operator goes stage by stage."""
     x, factors, dy = drawn(NAMED[0], 5, torch.float32)
     half = [f.bfloat16() for f in factors]
     widths = inner_widths([f.shape for f in factors])  # type: ignore[misc]

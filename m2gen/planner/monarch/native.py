@@ -64,7 +64,7 @@ def backward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec, summed
 
 
 def fits(shapes: Sequence[Shape]) -> bool:
-    """Whether the kernels do such factors well: products for each factor are as good, or better, where blocks are large.
+    """Whether the kernels do such factors well: where blocks are large, a product for each factor is as good or better.
     It depends on no rows: a row's bits are the same in any company."""
     return all(max(n, k) <= _LARGEST for _, n, k in shapes)
 
