@@ -123,9 +123,15 @@ def _fake(x: Tensor, factors: list[Tensor]) -> Tensor:
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
     x, factors = args
     wanted = [bool(needs[0]), *map(bool, needs[1])]
-    found = monarch_backward_op(dy, x, factors, wanted)
+    plain = not any(_of_the_older_vmap(t) for t in (dy, x, *factors))
+    found = (monarch_backward_op if plain else backward_by_stages)(dy, x, factors, wanted)
     grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
     return [grads[0], grads[1:]]
+
+
+def _of_the_older_vmap(x: Tensor) -> bool:
+    """Whether x is a batch of `is_grads_batched` or `vectorize`: that vmap takes no operator with a list of tensors."""
+    return bool(torch._C._dispatch_keys(x).has(torch._C.DispatchKey.AutogradOther))
 
 
 def backward_by_stages(dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool]) -> list[Tensor]:
