@@ -32,11 +32,11 @@ Bound = tuple[CppKernel, MonarchSpec]
 def product(x: Tensor, factors: Sequence[Tensor], widths: Sequence[int]) -> Tensor | None:
     """x (..., n_in) by the Monarch matrix with these factors and C_i, (..., n_out), contiguous; None for 16-bit and
     empty tensors, large blocks, and where there is no C++ compiler."""
-    bound = _kernel("fwd", x, factors)
+    shapes = _shapes(factors)
+    bound = _kernel("fwd", shapes, x, *factors)
     if bound is None:
         return None
     kernel, spec = bound
-    shapes = tuple([tuple(f.shape) for f in factors])
     places = _places(shapes, tuple(widths))
     x2 = _as_rows(x, places.n_in)
     rows = x2.shape[0]
@@ -53,12 +53,11 @@ def gradients(
 ) -> list[Tensor | None] | None:
     """The gradients in x and in each factor, None where `needs` says that one is not wanted; or None where there is no
     kernel. Factors' gradients are contiguous, and have the same bits with any number of threads."""
-    bound = _kernel("bwd", x, factors, dy)
-    adding = _kernel("sum", x, factors, dy)
+    shapes = _shapes(factors)
+    bound, adding = (_kernel(part, shapes, x, dy, *factors) for part in ("bwd", "sum"))
     if bound is None or adding is None:
         return None
     kernel, spec = bound
-    shapes = tuple([tuple(f.shape) for f in factors])
     places = _places(shapes, tuple(widths))
     x2, dy2 = _as_rows(x, places.n_in), _as_rows(dy, places.n_out)
     rows = x2.shape[0]
@@ -145,24 +144,28 @@ def _apart(places: np.ndarray, block: int) -> np.ndarray:
     return apart
 
 
-def _kernel(part: Part, x: Tensor, factors: Sequence[Tensor], *others: Tensor) -> Bound | None:
-    """The kernel for x, or None."""
-    if x.device.type != "cpu" or not _worth(x, factors):
+def _shapes(factors: Sequence[Tensor]) -> tuple[Shape, ...]:
+    return tuple([tuple(f.shape) for f in factors])  # type: ignore[misc]
+
+
+def _kernel(part: Part, shapes: tuple[Shape, ...], x: Tensor, *others: Tensor) -> Bound | None:
+    """The kernel for x and factors of these shapes, or None."""
+    if x.device.type != "cpu" or not _worth(x, shapes):
         return None
-    for t in (x, *factors, *others):  # at every call: any() takes twice as long
+    for t in (x, *others):  # at every call: any() takes twice as long
         if t.numel() == 0 or t.is_neg():
             return None
     limits = live(x.device)
     return _bound(part, _DTYPES[x.dtype], limits.vector_bytes, limits.arch)
 
 
-def _worth(x: Tensor, factors: Sequence[Tensor]) -> bool:
-    return x.dtype in _DTYPES and fits([(f.shape[0], f.shape[1], f.shape[2]) for f in factors])
+def _worth(x: Tensor, shapes: tuple[Shape, ...]) -> bool:
+    return x.dtype in _DTYPES and fits(shapes)
 
 
 def specs_of(parts: Sequence[Part], x: Tensor, factors: Sequence[Tensor], limits: DeviceLimits) -> list[MonarchSpec]:
     """The kernels of a product with x, on any device, on a CPU of those limits; none where others do it."""
-    if not _worth(x, factors):
+    if not _worth(x, _shapes(factors)):
         return []
     return [spec_of(part, _DTYPES[x.dtype], limits.vector_bytes, limits.arch) for part in parts]
 

@@ -12,7 +12,7 @@ from m2gen.codegen.environment import environment
 from m2gen.codegen.loader import templates_dir
 from m2gen.codegen.render import fields, render
 from m2gen.kernels.monarch import TILES, MonarchSpec
-from m2gen.planner.monarch.native import backward_run, forward_run, spec_of
+from m2gen.planner.monarch.native import backward_run, fits, forward_run, spec_of
 
 FOLDER = templates_dir() / "cpp"
 TEMPLATES = [*sorted((FOLDER / "monarch").glob("*.jinja")), FOLDER / "_lib" / "plain.jinja"]
@@ -75,3 +75,9 @@ def test_sums_of_all_parts_stay_in_bounds() -> None:
         size = 4 * sum(nblocks * n * k for nblocks, n, k in shapes)
         assert run.parts == 1 or run.parts * size <= 2**26
         assert run.parts == 1 or run.part >= 128
+
+
+def test_large_blocks_and_long_vectors_are_left_to_others() -> None:
+    assert all(fits(shapes) for shapes in SHAPES[:-1]) and not fits(SHAPES[-1])
+    assert fits(((512, 512, 512),) * 2) and not fits(((1, 513, 1), (513, 1, 1)))
+    assert not fits(((2**20, 2, 2),))

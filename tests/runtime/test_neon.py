@@ -168,7 +168,7 @@ def test_the_monarch_product(
         taken.append(tensor)
         return 0 if tensor is None else tensor.data_ptr()
 
-    def kernel(part: Any, x: Tensor, others: Any) -> tuple[Emulated, Any]:
+    def kernel(part: Any, _: Any, x: Tensor, *others: Tensor) -> tuple[Emulated, Any]:
         spec = spec_of(part, "fp32" if x.dtype == torch.float32 else "fp64", 16, "neon")
         return Emulated(spec, tmp_path, taken), spec
 

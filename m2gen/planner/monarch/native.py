@@ -15,9 +15,10 @@ _ALONE = 2**19  # multiplications below which a second thread costs more than it
 _AHEAD_BYTES = 2**15  # of a group's rows that are asked for while the group before is multiplied: they stay in cache
 _SUMMED = 32  # rows of a group whose sums are added to a weight's gradient at once, at least
 _LARGEST = 512  # numbers along a block's side; of larger ones, columns are read a line for each number
+_LONGEST = 2**20  # places of a vector, of which a group of rows needs so many in scratch, several times
 _PART = 128  # rows over which a weight's gradient is summed by itself, at least
-_PARTS_BYTES = 64 * 2**20  # of the sums of all parts
-_MOST_PARTS = 64
+_PARTS_BYTES = 32 * 2**20  # of the sums of all parts
+_MOST_PARTS = 32
 _CHUNK = 2**13  # numbers that are added up together
 
 
@@ -63,10 +64,11 @@ def backward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec, summed
     return MonarchRun(lanes, part, -(-rows // part), _parallel(rows, shapes))
 
 
-def fits(shapes: Sequence[Shape]) -> bool:
+@lru_cache(maxsize=1024)
+def fits(shapes: tuple[Shape, ...]) -> bool:
     """Whether the kernels do such factors well: where blocks are large, a product for each factor is as good or better.
     It depends on no rows: a row's bits are the same in any company."""
-    return all(max(n, k) <= _LARGEST for _, n, k in shapes)
+    return all(max(n, k) <= _LARGEST for _, n, k in shapes) and widest(shapes) <= _LONGEST
 
 
 def widest(shapes: Sequence[Shape]) -> int:
