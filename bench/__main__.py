@@ -18,14 +18,14 @@ parser = argparse.ArgumentParser(
 parser.add_argument(
     "what",
     choices=["cpu", "models", "products", "short", "generate", "gpu", "report", "compare"],
-    help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal products beside "
-    "the library; the short convolution beside conv1d; M2-GPT's time per token; the convolution on a GPU; a page with "
-    "pictures; what changed",
+    help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal and "
+    "Monarch products beside the library; the short convolution beside conv1d; M2-GPT's time per token; the "
+    "convolution on a GPU; a page with pictures; what changed",
 )
 parser.add_argument("files", nargs="*", help="of results: for report and compare")
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
 parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
-parser.add_argument("--only", help="the groups of the CPU benchmark, or the cases of models, whose name has this in it")
+parser.add_argument("--only", help="what has this in its name: groups of the CPU benchmark, cases of models, products")
 parser.add_argument(
     "--memory",
     choices=["kept", "fresh"],
@@ -75,7 +75,7 @@ elif arguments.what == "generate":
 elif arguments.what == "products":
     from bench import products
 
-    products.main(arguments.rounds, arguments.threads, arguments.out)
+    products.main(arguments.rounds, arguments.threads, arguments.out, arguments.only)
 else:
     from bench import gpu
 

@@ -1,4 +1,4 @@
-"""Dense and block-diagonal products on a CPU: m2gen beside PyTorch's library, and the machine's measured FMA peak."""
+"""Dense, block-diagonal and Monarch products on a CPU: m2gen beside PyTorch's library, and the measured FMA peak."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import m2gen
+from bench import monarch
 from bench.fma import peak_gflops
 from bench.timing import interleaved, provenance, ratios, summary
 from m2gen.ops.blockdiag_linear import blockdiag_glu
@@ -58,14 +59,14 @@ def gated(rows: int, nblocks: int, block_out: int, block_in: int) -> Calls:
     return {"library": library, "m2gen": ours}
 
 
-def main(rounds: int, threads: int, out: str | None) -> None:
+def main(rounds: int, threads: int, out: str | None, only: str | None) -> None:
     torch.set_num_threads(threads)
     found = provenance() | {"fma_peak_gflops": peak_gflops()}
     print(json.dumps(found))
-    results = []
+    results: list[dict[str, Any]] = []
     kinds = {"forward": (forward, 2), "gradients": (backward, 4), "gelu(g) * h": (gated, 2)}
     for (name, sizes), rows, (what, (calls, flop)) in product(SIZES.items(), ROWS, kinds.items()):
-        if what == "gelu(g) * h" and name != "gated_layers":
+        if (what == "gelu(g) * h" and name != "gated_layers") or (only or "") not in f"{name} {what}":
             continue
         nblocks, block_out, block_in = sizes
         times = interleaved(calls(rows, *sizes), rounds)
@@ -76,6 +77,7 @@ def main(rounds: int, threads: int, out: str | None) -> None:
         medians = f"library {ms['library']['median']:8.2f} ms, m2gen {ms['m2gen']['median']:8.2f}"
         spread = f"{gain['median']:.2f} ({gain['q1']:.2f} .. {gain['q3']:.2f})"
         print(f"{name:13} {rows:5} rows {what:12} {medians}: {spread}; {rate:.0f} GFLOP/s", flush=True)
+    results += monarch.results(rounds, only or "")
     if out:
         with open(out, "w") as file:
             json.dump({"provenance": found, "results": results}, file, indent=1)

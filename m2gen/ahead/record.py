@@ -125,6 +125,7 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
     from m2gen.ops.gate import gated_bwd_op, gated_op
     from m2gen.runtime.depthwise import spec_of
     from m2gen.runtime.gate import spec_of as gate_spec
+    from m2gen.runtime.monarch import specs_of as monarch_specs
 
     def short(part: Any, x: Any, width: int) -> None:
         wanted.add_kernels("depthwise_conv1d", [spec_of(part, x, width, limits.vector_bytes)])
@@ -132,10 +133,24 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
     def gate(part: Any, z: Any, activation: str | None) -> None:
         wanted.add_kernels("gated", [gate_spec(part, z, activation, limits.vector_bytes)])
 
+    def monarch(x: Any, factors: Any, *parts: Any) -> bool:
+        specs = monarch_specs(parts, x, factors, limits)
+        wanted.add_kernels("monarch_matmul", specs)
+        return bool(specs)
+
+    def monarch_product(x: Any, factors: Any) -> None:
+        if not monarch(x, factors, "fwd"):
+            monarch_matmul.run(x, factors)
+
+    def monarch_backward(dy: Any, x: Any, factors: Any, needs: Any) -> None:
+        if not monarch(x, factors, "bwd", "sum"):
+            monarch_matmul.backward_by_stages(dy, x, factors, needs)
+
     return {
         depthwise_conv1d_op: lambda x, weight, *_: short("fwd", x, weight.shape[1]),
         depthwise_conv1d_dw_op: lambda x, dy, width, *_: short("dw", x, width),
         gated_op: lambda z, activation: gate("fwd", z, activation),
         gated_bwd_op: lambda dy, z, activation: gate("bwd", z, activation),
-        monarch_matmul.monarch_matmul_op: monarch_matmul.run,
+        monarch_matmul.monarch_matmul_op: monarch_product,
+        monarch_matmul.monarch_backward_op: monarch_backward,
     }

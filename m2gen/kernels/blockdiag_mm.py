@@ -10,6 +10,7 @@ from typing import Literal
 
 from m2gen.kernels.activation import EXPONENTIAL, erfcx
 from m2gen.kernels.spec import Resources
+from m2gen.kernels.square import Level, levels
 
 TILE_ROWS = {
     32: {3: 8, 4: 6, 2: 12, 1: 16},
@@ -72,15 +73,9 @@ class BlockdiagMmSpec:
         return tuple(2**i for i in reversed(range((self.rows - 1).bit_length())))
 
     @property
-    def levels(self) -> list[tuple[int, str, str]]:
-        """The transpose of a square of vectors: at each step s, vectors i and i + s become these lanes of both."""
-        lanes = range(self.vector)
-        found = []
-        for step in (2**i for i in range(self.vector.bit_length() - 1)):
-            low = [j if not j & step else self.vector + j - step for j in lanes]
-            high = [j + step if not j & step else self.vector + j for j in lanes]
-            found.append((step, ", ".join(map(str, low)), ", ".join(map(str, high))))
-        return found
+    def levels(self) -> list[Level]:
+        """The transpose of a square of vectors."""
+        return levels(self.vector, self.real_bytes)
 
     @property
     def erfcx(self) -> list[float]:

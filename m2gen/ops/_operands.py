@@ -98,6 +98,15 @@ def blockdiag_outer(dy: Tensor, x: Tensor, nblocks: int) -> None:
         )
 
 
+def monarch_backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> None:
+    op = "monarch_backward"
+    check.stages(op, x, factors)
+    _gradient(op, dy, x, (*x.shape[:-1], factors[-1].shape[0] * factors[-1].shape[1]), "x")
+    if len(needs) != 1 + len(factors):
+        do = f"give {1 + len(factors)}, one for x and one for each factor"
+        raise ProblemError(f"{op}: needs", f"it has {len(needs)} entries", do)
+
+
 def gated(z: Tensor, activation: str | None) -> None:
     _halves("gated", z, activation)
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from m2gen.errors import ProblemError
 from m2gen.ops import _check as check
+from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, register
 from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks, product
+from m2gen.runtime import monarch as native
 
 
 def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -104,8 +106,14 @@ def run(x: Tensor, factors: list[Tensor]) -> Tensor:
     return _stages(x, factors)[1].contiguous()
 
 
-def _impl(x: Tensor, factors: list[Tensor]) -> Tensor:
+def chain(x: Tensor, factors: list[Tensor]) -> Tensor:
+    """The product where no kernel does all of it: a block-diagonal one for each factor, permutations between."""
     return _stages(x, factors, product)[1].contiguous()
+
+
+def _impl(x: Tensor, factors: list[Tensor]) -> Tensor:
+    y = native.product(x, factors, inner_widths(_shapes(factors)))
+    return chain(x, factors) if y is None else y
 
 
 def _fake(x: Tensor, factors: list[Tensor]) -> Tensor:
@@ -113,19 +121,35 @@ def _fake(x: Tensor, factors: list[Tensor]) -> Tensor:
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
-    """Stage by stage from the last; the forward's intermediates are computed again."""
     x, factors = args
-    many = len(factors) > 1
-    inputs, _ = _stages(x, factors)
-    grads: list[Tensor | None] = [None] * len(factors)
+    wanted = [bool(needs[0]), *map(bool, needs[1])]
+    plain = not any(_of_the_older_vmap(t) for t in (dy, x, *factors))
+    found = (monarch_backward_op if plain else backward_by_stages)(dy, x, factors, wanted)
+    grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
+    return [grads[0], grads[1:]]
+
+
+def _of_the_older_vmap(x: Tensor) -> bool:
+    """Whether x is a batch of `is_grads_batched` or `vectorize`: that vmap takes no operator with a list of tensors."""
+    return bool(torch._C._dispatch_keys(x).has(torch._C.DispatchKey.AutogradOther))
+
+
+def backward_by_stages(dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool]) -> list[Tensor]:
+    """All gradients by differentiable operators, stage by stage from the last; empty where one is not wanted. What the
+    stages read is computed again."""
+    many, widths = len(factors) > 1, inner_widths(_shapes(factors))
+    inputs, _ = _stages(x, factors) if any(needs[1:]) else ([], None)
+    grads = [x.new_empty(0) for _ in needs]
     for i in reversed(range(len(factors))):
-        factor, width = factors[i], inner_widths(_shapes(factors))[i]
-        nblocks, block_out, block_in = factor.shape
+        nblocks, block_out, block_in = factors[i].shape
         dy = swap(dy, block_out, nblocks) if many else dy
-        grads[i] = outer_blocks(dy, inputs[i], factor) if needs[1][i] else None
-        dy = blockdiag_linear_op(dy, factor.transpose(1, 2), None)
-        dy = swap(dy, width, block_in) if many else dy
-    return [dy if needs[0] else None, grads]
+        if needs[1 + i]:
+            grads[1 + i] = outer_blocks(dy, inputs[i], factors[i]).contiguous()
+        if not any(needs[: 1 + i]):
+            return grads
+        dy = blockdiag_linear_op(dy, factors[i].transpose(1, 2), None)
+        dy = swap(dy, widths[i], block_in) if many else dy
+    return [dy.contiguous() if needs[0] else grads[0], *grads[1:]]
 
 
 def _jvp(args: Args, tangents: Args) -> Tensor:
@@ -144,10 +168,7 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, factors: list[Tensor])
     if all(dim is None for dim in dims):
         return monarch_matmul_op(x.movedim(in_dims[0], 0), factors), 0
     samples = [
-        monarch_matmul_op(
-            x if in_dims[0] is None else x.select(in_dims[0], i),
-            [f if dim is None else f.select(dim, i) for f, dim in zip(factors, dims, strict=True)],
-        )
+        monarch_matmul_op(_at(i, in_dims[0], x), [_at(i, dim, f) for f, dim in zip(factors, dims, strict=True)])
         for i in range(info.batch_size)
     ]
     return torch.stack(samples), 0
@@ -163,5 +184,61 @@ monarch_matmul_op: Any = register(
         jvp=_jvp,
         vmap=_vmap,
         autocast=(0, 1),
+    )
+)
+
+
+def _bwd_check(dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> None:
+    operands.monarch_backward(dy, x, factors, needs)
+    inner_widths(_shapes(factors))
+
+
+def _bwd_impl(dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool]) -> list[Tensor]:
+    found = native.gradients(dy, x, factors, inner_widths(_shapes(factors)), needs)
+    if found is None:
+        return backward_by_stages(dy, x, factors, needs)
+    return [x.new_empty(0) if grad is None else grad for grad in found]
+
+
+def _bwd_fake(dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool]) -> list[Tensor]:
+    return [x.new_empty(t.shape if need else 0) for t, need in zip((x, *factors), needs, strict=True)]
+
+
+def _bwd_vmap(
+    info: Any, in_dims: tuple[Any, ...], dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool]
+) -> tuple[list[Tensor], list[int]]:
+    """Sample by sample; all at once where nothing is summed over rows and the factors are shared."""
+    dims = in_dims[2] if isinstance(in_dims[2], list | tuple) else [in_dims[2]] * len(factors)
+    if not any(needs[1:]) and all(dim is None for dim in dims):
+        pairs = ((dy, in_dims[0]), (x, in_dims[1]))
+        dy, x = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs)
+        dx, *none = monarch_backward_op(dy, x, factors, needs)
+        dx = dx if needs[0] else dx.new_empty(info.batch_size, 0)
+        return [dx, *(one.new_empty(info.batch_size, 0) for one in none)], [0] * len(needs)
+    samples = [
+        monarch_backward_op(
+            _at(i, in_dims[0], dy),
+            _at(i, in_dims[1], x),
+            [_at(i, dim, f) for f, dim in zip(factors, dims, strict=True)],
+            needs,
+        )
+        for i in range(info.batch_size)
+    ]
+    return [torch.stack(grads) for grads in zip(*samples, strict=True)], [0] * len(needs)
+
+
+def _at(i: int, dim: int | None, x: Tensor) -> Tensor:
+    """Sample i."""
+    return x if dim is None else x.select(dim, i)
+
+
+monarch_backward_op: Any = register(
+    Definition(
+        schema="monarch_backward(Tensor dy, Tensor x, Tensor[] factors, bool[] needs) -> Tensor[]",
+        check=_bwd_check,
+        impl=_bwd_impl,
+        fake=_bwd_fake,
+        composed=backward_by_stages,
+        vmap=_bwd_vmap,
     )
 )

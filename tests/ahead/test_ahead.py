@@ -37,7 +37,19 @@ from m2gen.planner import search
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
-from m2gen.runtime import ahead, binding, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, native, planning
+from m2gen.runtime import (
+    ahead,
+    binding,
+    blockdiag,
+    compiler,
+    cpp_kernel,
+    depthwise,
+    executor,
+    gate,
+    monarch,
+    native,
+    planning,
+)
 from m2gen.runtime.kept_spectra import KeptFilter
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
@@ -127,9 +139,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> tuple[set[Problem], set[str]]:
         return bound(problem, *how)
 
     monkeypatch.setattr(executor, "bound", noting)
-    for cache in (bound, executor._bound_product, binding.kernel_of, depthwise._bound, gate._bound):
+    for cache in (bound, executor._bound_product, binding.kernel_of, depthwise._bound, gate._bound, monarch._bound):
         cache.cache_clear()
-    for module in (blockdiag, depthwise, gate):
+    for module in (blockdiag, depthwise, gate, monarch):
         monkeypatch.setattr(module, "load", lambda spec: (loaded.add(spec.name), load(spec))[1])
     return met, loaded
 

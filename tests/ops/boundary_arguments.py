@@ -131,10 +131,17 @@ def monarch_matmul(draw: Draw) -> list[Any]:
     return [x, [draw.tensor(*shape, dtype=dtype) for shape in shapes]]
 
 
+def monarch_backward(draw: Draw) -> list[Any]:
+    x, factors = monarch_matmul(draw)
+    last = factors[-1]
+    dy = draw.tensor(*x.shape[:-1], last.shape[0] * last.shape[1], dtype=x.dtype)
+    return [dy, x, factors, [draw.chance(0.7) for _ in range(1 + len(factors))]]
+
+
 BUILDERS = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_glu,
-        blockdiag_outer, gated, gated_bwd, monarch_matmul,
+        blockdiag_outer, gated, gated_bwd, monarch_matmul, monarch_backward,
     )
 }  # fmt: skip

@@ -92,6 +92,12 @@ def monarch_matmul(x: Tensor, factors: list[Tensor], magnitudes: bool) -> Tensor
     return x
 
 
+def monarch_backward(
+    dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool], magnitudes: bool
+) -> tuple[Tensor, ...]:
+    return gradients(monarch_matmul(x, factors, magnitudes), [x, *factors], dy, needs)
+
+
 def _product(numbers: Any) -> int:
     found = 1
     for number in numbers:
@@ -103,6 +109,6 @@ REFERENCES = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_glu,
-        blockdiag_outer, gated, gated_bwd, monarch_matmul,
+        blockdiag_outer, gated, gated_bwd, monarch_matmul, monarch_backward,
     )
 }  # fmt: skip

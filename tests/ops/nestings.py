@@ -20,6 +20,7 @@ from m2gen.ops.blockdiag_linear import blockdiag_glu, blockdiag_outer_op
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op
 from m2gen.ops.gate import gated, gated_bwd_op
+from m2gen.ops.monarch_matmul import monarch_backward_op
 from m2gen.planner.fftconv.problem import MODES
 from m2gen.reference.fftconv import lag_weights
 
@@ -140,6 +141,20 @@ def monarch(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return y.flatten(-2)
 
 
+def monarch_backward_case() -> Case:
+    args = {"dy": normal(2, 3), "x": normal(2, 4), "first": normal(2, 3, 2), "second": normal(3, 1, 2)}
+
+    def found(dy: Tensor, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        grads = monarch_backward_op(dy, x, [first, second], [True, True, True])
+        return torch.cat([one.flatten() for one in grads])
+
+    def reference(dy: Tensor, *inputs: Tensor, **named: Tensor) -> Tensor:
+        _, back = vjp(monarch, named["x"], named["first"], named["second"])
+        return torch.cat([one.flatten() for one in back(dy)])
+
+    return found, reference, args
+
+
 CASES: dict[str, Callable[[], Case]] = {
     **{f"fftconv {mode}": lambda mode=mode: fftconv_case(mode) for mode in MODES},
     "fftconv_bwd": fftconv_bwd_case,
@@ -173,6 +188,7 @@ CASES: dict[str, Callable[[], Case]] = {
         lambda x, first, second: m2gen.monarch_matmul(x, [first, second]), monarch,
         {"x": normal(2, 4), "first": normal(2, 3, 2), "second": normal(3, 1, 2)},
     ),
+    "monarch_backward": monarch_backward_case,
 }  # fmt: skip
 ARGUMENTS = [(name, argument) for name in CASES for argument in (*CASES[name]()[2], "all")]
 

@@ -15,7 +15,7 @@ from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, bl
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
 from m2gen.ops.gate import gated, gated_bwd_op, gated_op
-from m2gen.ops.monarch_matmul import monarch_matmul_op
+from m2gen.ops.monarch_matmul import monarch_backward_op, monarch_matmul_op
 from m2gen.planner.fftconv.problem import MODES, FftConvProblem
 from m2gen.testing.operands import operands
 
@@ -75,6 +75,10 @@ CASES: dict[str, Callable[[], tuple[Function, list[Tensor]]]] = {
     "monarch_matmul order 3": lambda: (
         lambda x, a, b, c: m2gen.monarch_matmul(x, [a, b, c]),
         [normal(2, 12), normal(6, 2, 2), normal(4, 3, 3), normal(6, 2, 2)],
+    ),
+    "monarch_backward": lambda: (
+        lambda dy, x, a, b: torch.cat([g.flatten() for g in monarch_backward_op(dy, x, [a, b], [True] * 3)]),
+        [normal(3, 8), normal(3, 6), normal(2, 4, 3), normal(4, 2, 2)],
     ),
     **{
         f"depthwise_conv1d {padding} {layout}": lambda padding=padding, layout=layout: (
@@ -196,6 +200,11 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
     found.append(
         ("no grad", fftconv_bwd_op, (permuted(g), permuted(u), k, None, None, None, None, "same", "auto", [True] * 6))
     )
+    factors = [permuted(normal(2, 4, 3)), normal(4, 2, 2)]
+    found += [
+        ("no grad", monarch_backward_op, (permuted(normal(4, 3, 8)), normal(4, 3, 6), factors, needs))
+        for needs in ([True] * 3, [False, True, False], [True, False, False])
+    ]
     found.append(("no grad", gated_bwd_op, (permuted(normal(4, 3)), normal(4, 6), "gelu")))
     found.append(("no grad", blockdiag_glu_op, (normal(30, 6), permuted(normal(2, 4, 3)), "gelu")))
     return found

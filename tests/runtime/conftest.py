@@ -15,7 +15,7 @@ from m2gen.cache import store
 from m2gen.config import Config
 from m2gen.device.limits import target
 from m2gen.errors import CompileError
-from m2gen.runtime import binding, blockdiag, compiler, cpp_kernel, depthwise, executor, gate
+from m2gen.runtime import binding, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, monarch
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def two_threads() -> Iterator[None]:
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have products, gates and short convolutions generated for another row of the device table: its vectors, tiles and
     instructions. Skips what this machine does not run."""
-    modules: tuple[Any, ...] = (gate, depthwise)
+    modules: tuple[Any, ...] = (gate, depthwise, monarch)
 
     def forget_products() -> None:
         for cache in (executor.bound, executor._bound_product, binding.kernel_of):

@@ -1,4 +1,5 @@
 """Problems for a process whose kernels are compiled with sanitizers: forward and backward; the first with kept spectra.
+"monarch ROWS BxNxK ..." is a product with factors of these shapes.
 
 Scratch is otherwise mapped memory, of which a sanitizer knows nothing: here it comes from the allocator, to the byte.
 """
@@ -13,7 +14,7 @@ import torch
 
 import m2gen
 from m2gen.planner.problems import parse
-from m2gen.runtime import cpp_kernel
+from m2gen.runtime import cpp_kernel, monarch
 from m2gen.testing.operands import operands
 
 NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
@@ -42,8 +43,24 @@ def run(text: str, again: int) -> None:
     print("ran", text, flush=True)
 
 
+def run_monarch(text: str) -> None:
+    """Forward, and every gradient; the factors transposed in memory, too."""
+    _, rows, *blocks = text.split()
+    shapes = [[int(size) for size in one.split("x")] for one in blocks]
+    for change in (lambda f: f, lambda f: f.mT.contiguous().mT):
+        factors = [change(torch.randn(shape)).requires_grad_() for shape in shapes]
+        x = torch.randn(int(rows), shapes[0][0] * shapes[0][2], requires_grad=True)
+        y = m2gen.monarch_matmul(x, factors)
+        found = torch.autograd.grad(y, [x, *factors], torch.ones_like(y))
+        assert all(bool(one.isfinite().all()) for one in (y, *found)), text
+    print("ran", text, flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    cpp_kernel.borrowed = exact
+    cpp_kernel.borrowed = monarch.borrowed = exact
     for i, problem in enumerate(sys.argv[1:]):
-        run(problem, again=0 if i else 2)
+        if problem.startswith("monarch"):
+            run_monarch(problem)
+        else:
+            run(problem, again=0 if i else 2)

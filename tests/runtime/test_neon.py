@@ -19,8 +19,11 @@ from torch import Tensor
 from m2gen.codegen.render import render
 from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.kernels.spec import KernelSpec
+from m2gen.ops.monarch_matmul import inner_widths
+from m2gen.planner.monarch.native import spec_of
 from m2gen.planner.problems import parse
-from m2gen.runtime import native
+from m2gen.reference.monarch import standard
+from m2gen.runtime import monarch, native
 from m2gen.testing.tolerances import check
 from tests.runtime.test_native import check_everything, kernel_with, native_plan
 
@@ -151,3 +154,41 @@ def test_the_product(dtype: str, tmp_path: Path) -> None:
     gate, value = torch.einsum("rck,cnk->crn", x.double().view(29, 2, 20), w.double())
     big, wide = torch.einsum("rck,cnk->crn", x.double().abs().view(29, 2, 20), w.double().abs())
     check(y, torch.nn.functional.gelu(gate) * value, big * wide, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shapes", [((13, 7, 11), (7, 3, 13)), ((8, 8, 8),) * 3], ids=str)
+def test_the_monarch_product(
+    shapes: tuple[tuple[int, int, int], ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All gradients, and a row alone."""
+    taken: list[Tensor | None] = []
+
+    def address(tensor: Tensor | None) -> int:
+        taken.append(tensor)
+        return 0 if tensor is None else tensor.data_ptr()
+
+    def kernel(part: Any, _: Any, x: Tensor, *others: Tensor) -> tuple[Emulated, Any]:
+        spec = spec_of(part, "fp32" if x.dtype == torch.float32 else "fp64", 16, "neon")
+        return Emulated(spec, tmp_path, taken), spec
+
+    monkeypatch.setattr(monarch, "_address", address)
+    monkeypatch.setattr(monarch, "_kernel", kernel)
+    x = torch.randn(29, shapes[0][0] * shapes[0][2], dtype=dtype)
+    factors, widths = [torch.randn(shape, dtype=dtype) for shape in shapes], inner_widths(shapes)
+    y = monarch.product(x, factors, widths)
+    assert y is not None
+    dy = torch.randn_like(y)
+    one = monarch.product(x[3:4].clone(), factors, widths)
+    assert one is not None and torch.equal(one, y[3:4])
+    grads = monarch.gradients(dy, x, factors, widths, [True] * (1 + len(shapes)))
+    assert grads is not None
+    wanted, sizes = [], []
+    for found, change in ((wanted, lambda t: t), (sizes, torch.abs)):
+        leaves = [change(t.double()).clone().requires_grad_() for t in (x, *factors)]
+        exact = leaves[0] @ standard(leaves[1:]).T
+        found += [exact.detach(), *torch.autograd.grad(exact, leaves, change(dy.double()))]
+    terms = 30 + sum(n + k for _, n, k in shapes)
+    for got, want, size in zip([y, *grads], wanted, sizes, strict=True):
+        assert got is not None
+        check(got, want, size, terms)

@@ -20,6 +20,9 @@ PROBLEMS = (
     "fftconv n=75 h=200 b=2 bf16 circular k=20 pre_gated blh",  # its last group of channels is not full
     "fftconv n=33 h=3 b=2 fp64 bidirectional post_gated skip",
     "fftconv n=130 h=21 b=1 fp16 same k=9 blh",
+    "monarch 300 13x7x11 7x3x13",  # two parts; lanes, blocks and vectors that are not full
+    "monarch 1 4x24x40 4x40x24",
+    "monarch 37 2x6x3 12x1x1 6x2x2 4x5x3",
 )
 
 
@@ -48,7 +51,10 @@ def environment(cache: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_no_arguments_make_an_operator_touch_foreign_memory(tmp_path: Path) -> None:
     """A sample of the operators' random arguments (tests/ops/boundary.py), of those whose kernels compile quickly."""
-    names = ("depthwise_conv1d", "depthwise_conv1d_dw", "blockdiag_linear", "blockdiag_outer", "blockdiag_glu", "gated")
+    names = (
+        "depthwise_conv1d", "depthwise_conv1d_dw", "blockdiag_linear", "blockdiag_outer", "blockdiag_glu", "gated",
+        "monarch_matmul", "monarch_backward",
+    )  # fmt: skip
     words = [sys.executable, str(BOUNDARY), "50000", "60", *names]
     done = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-400:] + done.stderr[-4000:]
