@@ -80,10 +80,12 @@ class BlockdiagSpec:
         return special | ({"dw_ptr": "fp32", "dbias_ptr": "fp32"} if self.part == "dw" else {})
 
     def resources(self, arch: str | None = None) -> Resources:
-        """Operands of `num_stages` steps of the sum; or, where that is more, the tile of results on its way out."""
+        """Operands of `num_stages` steps of the sum, and one less where each is copied to registers first, which is all
+        but Hopper's and Blackwell's units; or, where that is more, the tile of results on its way out."""
         each = DTYPES[self.dtype].bytes
         r, n, k = self.block_r, self.block_n, self.block_k
         operands, result = (r * (n + k), n * k) if self.part == "dw" else (k * (r + n), r * n)
-        pipeline = self.num_stages * operands * each
+        read_where_they_are = arch in (None, "sm90", "sm100") and self.blocks == 1
+        pipeline = (self.num_stages if read_where_they_are else max(1, self.num_stages - 1)) * operands * each
         shared = self.blocks * max(pipeline, 4 * result)
         return Resources(shared_bytes=shared, threads=(64 if arch == "gfx942" else 32) * self.num_warps)

@@ -16,16 +16,16 @@ from m2gen.kernels.spec import Resources
 
 WIDEST = 64  # taps
 UNROLLED = 8  # taps whose code is written out
-NESTED = 4  # taps up to which the mixer's gradients compute the convolutions again at each time that they need
+SUMMED = 4  # taps up to which "mix_dw" has registers for all of its sums
 
-Part = Literal["fwd", "dw", "mix", "mix_dx", "mix_dw", "ds"]
+Part = Literal["fwd", "dw", "mix", "ds", "mix_dw"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortconvSpec:
     """`part` "fwd" is the convolution, "dw" the gradients of weight and bias, each part of the work by itself; "mix"
-    the mixer's form, "mix_dx" and "mix_dw" its gradients. For wide filters there is "ds" instead, the gradient behind
-    the three convolutions, from which the plain kernels go on.
+    the mixer's form, "ds" the gradient behind its three convolutions, which are computed again, and "mix_dw" that and
+    the gradients of their weights and biases.
 
     block_l, block_h  times and channels of a tile
     taps      with "dw": taps of a program, whose sums stay in registers

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import M2GenError
-from m2gen.kernels.shortconv import NESTED, WIDEST, Part, ShortconvSpec
+from m2gen.kernels.shortconv import SUMMED, WIDEST, Part, ShortconvSpec
 from m2gen.kernels.spec import Candidate
 from m2gen.planner.shortconv.fused import ShortconvSizes, candidates
 from m2gen.runtime.blockdiag_triton import add_parts
@@ -136,24 +136,19 @@ def mix_gradients(
 ) -> Gradients:
     """Those of `mix` in h (to `dh`, by default laid out like h), weight and bias, each where it is wanted.
 
-    The convolutions are computed again. Wide filters first get the gradient behind the convolutions, then as any.
+    First the gradient behind the convolutions, which are computed again; then as of any convolution. For short filters
+    the first kernel has the sums of weight and bias as well.
     """
     dz, dg, width = dz.resolve_neg(), dg.resolve_neg(), weight.shape[1]
-    if width > NESTED or h.numel() == 0:
-        ds = torch.empty_like(h)
+    ds = torch.empty_like(h)
+    of_bias = wanted[2] and bias is not None
+    if width > SUMMED or h.numel() == 0 or not (wanted[1] or of_bias):
         if ds.numel():
             _mixed("ds", h, weight, bias, mask, dz, dg, ds)
         return gradients(ds, h, weight, bias is not None, mask=mask, wanted=wanted, dx=dh)
-    if wanted[0]:
-        dh = torch.empty_like(h) if dh is None else dh
-        _mixed("mix_dx", h, weight, bias, mask, dz, dg, dh)
-    of_bias = wanted[2] and bias is not None
-    sums = mix_weight_gradients(dz, dg, h, weight, bias, mask) if wanted[1] or of_bias else None
-    return Gradients(
-        dh if wanted[0] else None,
-        sums[:, :width] if sums is not None and wanted[1] else None,
-        sums[:, width] if sums is not None and of_bias else None,
-    )
+    sums = mix_weight_gradients(dz, dg, h, weight, bias, ds, mask)
+    dx = gradients(ds, h, weight, False, mask=mask, wanted=(wanted[0], False, False), dx=dh).x
+    return Gradients(dx, sums[:, :width] if wanted[1] else None, sums[:, width] if of_bias else None)
 
 
 def mix_weight_gradients(
@@ -162,10 +157,12 @@ def mix_weight_gradients(
     h: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    ds: Tensor,
     mask: Tensor | None = None,
     choice: Candidate[ShortconvSpec] | None = None,
 ) -> Tensor:
-    """(3 D, W + 1): those of every tap and, last, of the bias, for at most NESTED taps and h that is not empty."""
+    """(3 D, W + 1): the sums of every tap and, last, of the bias, for at most SUMMED taps; the gradient behind the
+    convolutions to ds. h is not empty."""
     batch, channels, length = dz.shape
     width = weight.shape[1]
     if choice is None:
@@ -175,7 +172,7 @@ def mix_weight_gradients(
     sums = h.new_empty((parts, 3 * channels, width + 1), dtype=torch.float32) if parts > 1 else total
     programs = -(-channels // choice.spec.block_h) * parts
     counts = (batch * -(-length // choice.spec.block_l), parts)
-    _launch_mixed(choice.spec, programs, h, weight, bias, mask, (dz, dg), sums, counts)
+    _launch_mixed(choice.spec, programs, h, weight, bias, mask, (dz, dg, ds, sums), counts)
     if parts > 1:
         add_parts(sums, total)
     return total
@@ -223,13 +220,13 @@ def _mixed(
     y: Tensor,
     spec: ShortconvSpec | None = None,
 ) -> None:
-    """ "mix" writes z and g, the others read them as gradients and write y."""
+    """ "mix" writes z and g, "ds" reads them as gradients and writes y."""
     _check(weight.shape[1])
     batch, channels, length = z.shape
     if spec is None:
         spec = _choice(part, h, z, weight.shape[1], bias is not None, "no" if mask is None else "in").spec
     programs = batch * -(-length // spec.block_l) * -(-channels // spec.block_h)
-    _launch_mixed(spec, programs, h, weight, bias, mask, (z, g), y, (), y.stride())
+    _launch_mixed(spec, programs, h, weight, bias, mask, (z, g, y))
 
 
 def _launch_mixed(
@@ -239,18 +236,16 @@ def _launch_mixed(
     weight: Tensor,
     bias: Tensor | None,
     mask: Tensor | None,
-    sides: tuple[Tensor, Tensor],
-    y: Tensor,
+    others: tuple[Tensor, ...],
     counts: tuple[int, ...] = (),
-    strides: tuple[int, ...] = (),
 ) -> None:
+    """`others`: z, g, y, and the sums where the kernel has some."""
     h, weight = h.resolve_neg(), weight.resolve_neg()
-    heard, of_mask = _mask(mask, h)
+    heard, strides = _mask(mask, h)
     offset = weight if bias is None else bias.resolve_neg().contiguous()
-    sizes = (sides[0].shape[1], h.shape[2], weight.shape[1] - 1, *counts)
-    before = (*h.stride(), *weight.stride(), *of_mask)
-    between = (*sides[0].stride(), *sides[1].stride())
-    launch(_here(spec, h), programs, h, weight, offset, heard, *sides, y, *sizes, *before, *between, *strides)
+    sizes = (others[0].shape[1], h.shape[2], weight.shape[1] - 1, *counts)
+    strides = (*h.stride(), *weight.stride(), *strides, *(s for other in others[:3] for s in other.stride()))
+    launch(_here(spec, h), programs, h, weight, offset, heard, *others, *sizes, *strides)
 
 
 def _check(width: int) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from m2gen.device.limits import target
+
 BOUND = {torch.float16: 1e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}  # of the largest result
-SIZES = st.sampled_from([1, 2, 3, 5, 7, 13, 16, 17, 31, 32, 33])
+SIZES = st.sampled_from([1, 2, 3, 5, 7, 13, 16, 17, 33])
+SMALL = replace(target("sm90"), cores=1)  # it gets few large tiles: the interpreter's time goes by programs
 dtypes = st.sampled_from(list(BOUND))
 
 

@@ -26,6 +26,11 @@ pytestmark = pytest.mark.usefixtures("poison")
 ACTIVATIONS: dict[str | None, Any] = {None: lambda z: z, "gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "live", lambda device: comparison.SMALL)
+
+
 def exact(x: Tensor, weight: Tensor, after: Epilogue) -> Tensor:
     """(rows, blocks, N) by torch, for autograd."""
     z = torch.einsum("rbk,bnk->rbn", x.flatten(1, 2), weight)
@@ -73,45 +78,42 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Epilogue, Tensor]:
     return x, weight, after, y
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(problems())
 def test_products_and_every_gradient(problem: tuple[Tensor, Tensor, Epilogue, Tensor]) -> None:
     check(*problem)
 
 
-@pytest.mark.parametrize("dtype", comparison.BOUND, ids=str)
-@pytest.mark.parametrize("glu", [False, True])
+@pytest.mark.parametrize("dtype, glu", zip(comparison.BOUND, (True, False, True), strict=True), ids=str)
 def test_blocks_larger_than_a_tile(dtype: torch.dtype, glu: bool) -> None:
-    """More than one tile of rows, outputs, inputs and programs of a group."""
-    x = kernels.blocks_of(comparison.draw(150, 2 * 130, dtype=dtype), 2)
-    weight, bias = comparison.draw(2, 140, 130, dtype=dtype, seed=1), comparison.draw(280, dtype=dtype, seed=2)
-    y = kernels.blocks_of(torch.empty(150, 140 if glu else 280, dtype=dtype), 1 if glu else 2)
-    check(x, weight / 130**0.5, Epilogue(bias, "gelu", glu, comparison.draw(*y.shape, dtype=dtype, seed=3)), y)
+    """More than one tile of rows, outputs and inputs."""
+    x = kernels.blocks_of(comparison.draw(130, 2 * 70, dtype=dtype), 2)
+    weight, bias = comparison.draw(2, 133, 70, dtype=dtype, seed=1), comparison.draw(266, dtype=dtype, seed=2)
+    y = kernels.blocks_of(torch.empty(130, 133 if glu else 266, dtype=dtype), 1 if glu else 2)
+    check(x, weight / 70**0.5, Epilogue(bias, "gelu", glu, comparison.draw(*y.shape, dtype=dtype, seed=3)), y)
 
 
 def test_every_candidate_gives_the_product() -> None:
     """All tiles that planning may choose, not the quickest alone, of both kinds of kernel."""
     limits = target("sm90")
-    x, weight = comparison.draw(70, 4, 4, 40, dtype=torch.float16), comparison.draw(16, 24, 40, dtype=torch.float16)
+    x, weight = comparison.draw(40, 4, 4, 40, dtype=torch.float16), comparison.draw(16, 24, 40, dtype=torch.float16)
     expected = exact(x.double(), weight.double(), Epilogue())
-    sizes = BlockdiagSizes(70, 16, 40, 24, "fp16", apart_x=True)
+    sizes = BlockdiagSizes(40, 16, 40, 24, "fp16", apart_x=True)
     tried = {(one.spec.blocks, one.spec.block_r, one.spec.block_n): one.spec for one in candidates(sizes, limits)}
     assert {blocks for blocks, _, _ in tried} >= {1, 2, 16}
     for spec in list(tried.values())[::3]:
         comparison.close(kernels.product(x, weight, spec=spec).flatten(1, 2), expected, spec.name)
 
 
-@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("blocks", [1, 2])
 def test_rows_are_summed_in_parts_in_their_order(blocks: int) -> None:
-    x, dz = (
-        comparison.draw(200, 6, 1, 17, dtype=torch.float16),
-        comparison.draw(200, 6, 1, 20, dtype=torch.float16, seed=1),
-    )
-    sizes = BlockdiagSizes(200, 6, 17, 20, "fp16", bias=True)
-    spec = next(one.spec for one in candidates(sizes, target("sm90"), "dw") if one.spec.blocks == blocks)
-    spec = replace(spec, block_r=16)
+    x = comparison.draw(150, 3, 1, 17, dtype=torch.float16)
+    dz = comparison.draw(150, 3, 1, 20, dtype=torch.float16, seed=1)
+    sizes = BlockdiagSizes(150, 3, 17, 20, "fp16", bias=True)
+    spec = next(one.spec for one in candidates(sizes, comparison.SMALL, "dw") if one.spec.blocks == blocks)
+    spec = replace(spec, block_r=16, block_n=32, block_k=32)
     wanted = torch.einsum("rbn,rbk->bnk", dz.flatten(1, 2).double(), x.flatten(1, 2).double())
-    for parts in (1, 3, 5):
+    for parts in (1, 3):
         choice = Candidate(spec, 0.0, 0.0, parts)
         first, second = (kernels.weight_gradients(dz, x, True, choice) for _ in range(2))
         comparison.close(first[0], wanted, f"dw in {parts}")
@@ -119,7 +121,7 @@ def test_rows_are_summed_in_parts_in_their_order(blocks: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("shapes", [[(6, 5, 4), (5, 7, 6)], [(12, 2, 4), (8, 6, 3), (16, 3, 3)]])
+@pytest.mark.parametrize("shapes", [[(6, 5, 4), (5, 7, 6)], [(4, 4, 5), (8, 3, 2), (12, 3, 2)]])
 def test_a_monarch_s_stages_are_strides(shapes: list[tuple[int, int, int]]) -> None:
     """Stage by stage on views, with no copy in between, against the matrix in float64."""
     factors = [comparison.draw(*shape, seed=i) for i, shape in enumerate(shapes)]

@@ -15,7 +15,9 @@ Part = Literal["fwd", "dz", "dw"]
 
 _SECTOR = 32  # bytes that memory gives at least
 _REACHED = 0.6  # share of the matrix unit's rate that a full tile reaches
-_ACCUMULATORS = 128  # registers of a thread that hold sums
+_NUMBERS = 128  # of a tile that a thread has at most: sums, and what the epilogue reads beside them
+_IN_THREE = 64  # the same for float32, whose operands are split in registers
+_SIDE_BY_SIDE = 32  # the same where several blocks are taken, whose operands and addresses are in registers
 _STEPS = 8  # tiles of rows that a part of the weight's gradient has at least
 _WAVES = 2  # times the multiprocessors' number, programs of the weight's gradient at least
 _TILES = ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32), (16, 32), (16, 16), (128, 256))
@@ -52,10 +54,10 @@ def candidates(sizes: BlockdiagSizes, limits: DeviceLimits, part: Part = "fwd") 
 
 def _specs(sizes: BlockdiagSizes, limits: DeviceLimits, part: Part) -> Iterator[BlockdiagSpec]:
     """Tiles that the problem can use and the device can hold."""
-    step = 32 if sizes.dtype == "fp32" else 64  # of the sum: 128 bytes
     most = (sizes.width, sizes.depth) if part == "dw" else (sizes.rows, sizes.width)
     summed = sizes.rows if part == "dw" else sizes.depth
     for blocks in _side_by_side(sizes):
+        step = 32 if sizes.dtype == "fp32" or blocks > 1 else 64  # of the sum: 128 bytes where a block stands alone
         for first, second in _TILES:
             if first > _power(most[0]) or second > _power(most[1]):
                 continue
@@ -69,8 +71,9 @@ def _spec(
 ) -> BlockdiagSpec | None:
     """The kernel of a tile, with as many warps as its sums need and stages as fit twice; None where none fits."""
     first, second, summed = tile
-    sums = (2 if sizes.glu and part != "dw" else 1) * blocks * first * second
-    warps = next((w for w in (4, 8) if sums <= _ACCUMULATORS * 32 * w), None)
+    numbers = blocks * first * second * (1 if part == "dw" else 1 + sizes.glu + (sizes.residual or part == "dz"))
+    most = _SIDE_BY_SIDE if blocks > 1 else _IN_THREE if sizes.dtype == "fp32" else _NUMBERS
+    warps = next((w for w in (4, 8) if numbers <= most * 32 * w), None)
     if warps is None:
         return None
     block_r, block_n, block_k = (summed, first, second) if part == "dw" else (first, second, summed)

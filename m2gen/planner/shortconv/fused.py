@@ -12,10 +12,11 @@ from m2gen.dtypes import DTYPES
 from m2gen.kernels.shortconv import Part, ShortconvSpec
 from m2gen.kernels.spec import Candidate
 
-_SECTOR = 32  # bytes that memory gives at least
+_CUT = 8  # bytes that the end of a line costs, where a tile cuts it
+_MOST_WARPS = 64  # of a multiprocessor
+_HIDING = 16  # warps of a multiprocessor that hide how long memory takes to answer
 _TILES = ((64, 64), (32, 64), (64, 32), (32, 32), (128, 32), (32, 128), (128, 16), (16, 128), (16, 16), (256, 1))
 _ISSUE = 1.2e9  # a multiprocessor's instructions a second on 32 numbers each: loads, a third of the clock
-_WAVES = 2  # times the multiprocessors' number, programs of the gradient's sums at least
 _SUMS = 96  # registers of a thread for sums over times
 _STEPS = 4  # tiles that each part of these sums has at least
 
@@ -74,9 +75,9 @@ def _numbers(width: int, part: Part) -> int:
 
 
 def _pieces(spec: ShortconvSpec, last: bool) -> float:
-    """Bytes that memory gives for each that a tile wants: lines are cut where the tile ends."""
+    """What a tile's lines cost, whole ones 1; and a block of many warps, which wait for one another."""
     along = spec.block_h if last else spec.block_l
-    return 1 + _SECTOR / (2 * DTYPES[spec.dtype].bytes * along)
+    return (1 + _CUT / (DTYPES[spec.dtype].bytes * along)) * (1 + spec.num_warps / _MOST_WARPS)
 
 
 def _convolution(sizes: ShortconvSizes, spec: ShortconvSpec, limits: DeviceLimits) -> Candidate[ShortconvSpec]:
@@ -87,7 +88,6 @@ def _convolution(sizes: ShortconvSizes, spec: ShortconvSpec, limits: DeviceLimit
     loads, reads, writes = {  # of a time of a channel: from cache; tensors from and to memory
         "fwd": (w, 1, 1),
         "mix": (3 * w, 3, 2),
-        "mix_dx": (2 * w * (w + 1), 4, 3),
         "ds": (2 * w + 2, 4, 3),
     }[spec.part]
     first, second = one * sizes.length * each * reads, one * sizes.outputs * each * writes
@@ -96,26 +96,26 @@ def _convolution(sizes: ShortconvSizes, spec: ShortconvSpec, limits: DeviceLimit
     wide = first * _pieces(spec, sizes.last_in) + second * _pieces(spec, sizes.last_out)
     aligned = sizes.last_in or spec.width == 1  # else neighbours in time are read one by one
     issued = programs * spec.block_l * spec.block_h / 32 * loads * (each / 8 if aligned else 1)
-    return Candidate(spec, _seconds(limits, moved, wide, issued, programs), moved)
+    return Candidate(spec, _seconds(limits, wide, issued, programs * spec.num_warps), moved)
 
 
 def _gradient(sizes: ShortconvSizes, spec: ShortconvSpec, limits: DeviceLimits) -> Candidate[ShortconvSpec]:
     tiles_l, tiles_h = -(-sizes.outputs // spec.block_l), -(-sizes.channels // spec.block_h)
     mixed = spec.part == "mix_dw"
     groups, items = 1 if mixed else -(-spec.width // spec.taps), sizes.batch * tiles_l
-    parts = max(1, min(-(-_WAVES * limits.cores // (tiles_h * groups)), items // _STEPS))
+    warps = tiles_h * groups * spec.num_warps
+    parts = max(1, min(-(-_HIDING * limits.cores // warps), items // _STEPS))
     each, one = DTYPES[sizes.dtype].bytes, float(sizes.batch * sizes.channels)
     sums = 2 * 4.0 * parts * (3 if mixed else 1) * sizes.channels * (spec.width + 1)
-    tensors = one * each * (5 * sizes.length if mixed else groups * (sizes.length + sizes.outputs))
+    tensors = one * each * (8 * sizes.length if mixed else groups * (sizes.length + sizes.outputs))
     moved, wide = tensors + sums, tensors * _pieces(spec, sizes.last_in) + sums
-    loads = 5 * spec.width + 2 if mixed else groups * (spec.taps + 1)
+    loads = 3 * spec.width + 5 if mixed else groups * (spec.taps + 1)
     issued = items * tiles_h * spec.block_l * spec.block_h / 32 * loads
-    seconds = _seconds(limits, moved, wide, issued, parts * tiles_h * groups) + limits.call_seconds
+    seconds = _seconds(limits, wide, issued, parts * warps) + limits.call_seconds
     return Candidate(spec, seconds, moved, parts)
 
 
-def _seconds(limits: DeviceLimits, moved: float, wide: float, issued: float, programs: int) -> float:
-    """The slower of memory and of issuing loads; with fewer programs than multiprocessors, so much more."""
-    idle = max(1.0, limits.cores / max(programs, 1))
-    busy = max(issued / (limits.cores * _ISSUE), wide / limits.bandwidths[0][1]) * idle
-    return limits.call_seconds + max(moved / limits.dram_bandwidth, busy)
+def _seconds(limits: DeviceLimits, wide: float, issued: float, warps: int) -> float:
+    """The slower of memory and of issuing loads; where warps are too few to hide the latency, so much more."""
+    idle = max(1.0, limits.cores * _HIDING / max(warps, 1))
+    return limits.call_seconds + max(issued / (limits.cores * _ISSUE), wide / limits.dram_bandwidth) * idle
