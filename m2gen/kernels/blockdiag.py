@@ -17,8 +17,9 @@ from typing import Literal
 
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.spec import Resources
+from m2gen.kernels.survey import BARRIERS
 
-MOST_STAGES = 4
+FROM_SHARED = ("sm90", "sm100")  # whose matrix units read operands of a single block from shared memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +81,13 @@ class BlockdiagSpec:
         return special | ({"dw_ptr": "fp32", "dbias_ptr": "fp32"} if self.part == "dw" else {})
 
     def resources(self, arch: str | None = None) -> Resources:
-        """Operands of `num_stages` steps of the sum, and one less where each is copied to registers first, which is all
-        but Hopper's and Blackwell's units; or, where that is more, the tile of results on its way out."""
+        """Operands of `num_stages` steps of the sum, one less where each step's are copied to registers first; or,
+        where that is more, the tile of results on its way out. And sums over rows that warps exchange."""
         each = DTYPES[self.dtype].bytes
         r, n, k = self.block_r, self.block_n, self.block_k
         operands, result = (r * (n + k), n * k) if self.part == "dw" else (k * (r + n), r * n)
-        read_where_they_are = arch in (None, "sm90", "sm100") and self.blocks == 1
-        pipeline = (self.num_stages if read_where_they_are else max(1, self.num_stages - 1)) * operands * each
-        shared = self.blocks * max(pipeline, 4 * result)
+        copied = arch is not None and (arch not in FROM_SHARED or self.blocks > 1)
+        pipeline = max(1, self.num_stages - copied) * operands * each
+        exchanged = 4 * n * self.num_warps if self.part == "dw" and self.bias else 0
+        shared = self.blocks * (max(pipeline, 4 * result) + exchanged) + (BARRIERS.get(arch, 0) if arch else 0)
         return Resources(shared_bytes=shared, threads=(64 if arch == "gfx942" else 32) * self.num_warps)

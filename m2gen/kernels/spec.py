@@ -18,6 +18,8 @@ class Resources:
 class KernelSpec(Protocol):
     """One specialised kernel."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def name(self) -> str:
         """Every field spelled out; what a profiler shows and what a source file is called."""

@@ -41,17 +41,17 @@ class Gradients(NamedTuple):
 
 def blocks_of(x: Tensor, nblocks: int) -> Tensor:
     """(rows, nblocks * K) -> (rows, nblocks, 1, K): blocks that lie one behind another."""
-    return x.unflatten(1, (nblocks, x.shape[1] // nblocks)).unsqueeze(2)
+    return x.view(x.shape[0], nblocks, 1, x.shape[1] // nblocks)
 
 
 def before_stage(x: Tensor, block_in: int, inner: int) -> Tensor:
     """(rows, n) -> (rows, A, C, K): entry j of block (a, c) lies at a K C + j C + c, C = inner."""
-    return x.unflatten(1, (x.shape[1] // (block_in * inner), block_in, inner)).transpose(2, 3)
+    return x.view(x.shape[0], x.shape[1] // (block_in * inner), block_in, inner).transpose(2, 3)
 
 
 def behind_stage(y: Tensor, nblocks: int) -> Tensor:
     """(rows, n) -> (rows, nblocks, 1, N): entry o of block b lies at o nblocks + b."""
-    return y.unflatten(1, (y.shape[1] // nblocks, nblocks)).transpose(1, 2).unsqueeze(2)
+    return y.view(y.shape[0], y.shape[1] // nblocks, nblocks, 1).permute(0, 2, 3, 1)
 
 
 def product(

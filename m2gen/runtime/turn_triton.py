@@ -28,4 +28,5 @@ def turned(x: Tensor, y: Tensor | None = None, spec: TurnSpec | None = None) -> 
 
 def spec_of(x: Tensor) -> TurnSpec:
     """The kernel that is expected to be the fastest."""
-    return candidates(TurnSizes(*x.shape, dtype=DTYPES[x.dtype]), live(x.device))[0].spec
+    batch, rows, columns = x.shape
+    return candidates(TurnSizes(batch, rows, columns, DTYPES[x.dtype]), live(x.device))[0].spec

@@ -8,7 +8,7 @@ from typing import Literal
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
-from m2gen.kernels.blockdiag import BlockdiagSpec
+from m2gen.kernels.blockdiag import FROM_SHARED, BlockdiagSpec
 from m2gen.kernels.spec import Candidate
 
 Part = Literal["fwd", "dz", "dw"]
@@ -16,8 +16,6 @@ Part = Literal["fwd", "dz", "dw"]
 _SECTOR = 32  # bytes that memory gives at least
 _REACHED = 0.6  # share of the matrix unit's rate that a full tile reaches
 _NUMBERS = 128  # of a tile that a thread has at most: sums, and what the epilogue reads beside them
-_IN_THREE = 64  # the same for float32, whose operands are split in registers
-_SIDE_BY_SIDE = 32  # the same where several blocks are taken, whose operands and addresses are in registers
 _STEPS = 8  # tiles of rows that a part of the weight's gradient has at least
 _WAVES = 2  # times the multiprocessors' number, programs of the weight's gradient at least
 _TILES = ((128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (32, 64), (32, 32), (16, 32), (16, 16), (128, 256))
@@ -72,7 +70,9 @@ def _spec(
     """The kernel of a tile, with as many warps as its sums need and stages as fit twice; None where none fits."""
     first, second, summed = tile
     numbers = blocks * first * second * (1 if part == "dw" else 1 + sizes.glu + (sizes.residual or part == "dz"))
-    most = _SIDE_BY_SIDE if blocks > 1 else _IN_THREE if sizes.dtype == "fp32" else _NUMBERS
+    # half as many where operands are in registers (gfx942 has enough), and where float32's are split there
+    crowded = (sizes.dtype == "fp32") + (limits.arch not in (*FROM_SHARED, "gfx942"))
+    most = _NUMBERS >> (2 if blocks > 1 else crowded)
     warps = next((w for w in (4, 8) if numbers <= most * 32 * w), None)
     if warps is None:
         return None
