@@ -84,7 +84,7 @@ def test_products_and_every_gradient(problem: tuple[Tensor, Tensor, Epilogue, Te
     check(*problem)
 
 
-@pytest.mark.parametrize("dtype, glu", zip(comparison.BOUND, (True, False, True), strict=True), ids=str)
+@pytest.mark.parametrize("dtype, glu", list(zip(comparison.BOUND, (True, False, True), strict=True)), ids=str)
 def test_blocks_larger_than_a_tile(dtype: torch.dtype, glu: bool) -> None:
     """More than one tile of rows, outputs and inputs."""
     x = kernels.blocks_of(comparison.draw(130, 2 * 70, dtype=dtype), 2)
@@ -133,6 +133,23 @@ def test_a_monarch_s_stages_are_strides(shapes: list[tuple[int, int, int]]) -> N
         kernels.product(kernels.before_stage(x, depth, inner), factor, y=kernels.behind_stage(y, nblocks))
         x = y
     comparison.close(x, expected)
+
+
+@pytest.mark.parametrize("apart", [0, 1, 3])
+def test_offsets_pass_two_to_the_31(apart: int) -> None:
+    """Rows, blocks or entries further apart than 32 bits count; the memory between them is never touched."""
+    far = 2**31 + 24
+    strides = [2, 4, 4, 1]
+    strides[apart] = far
+    weight = comparison.draw(2, 2, 2, dtype=torch.float16)
+    near, dz = (comparison.draw(2, 2, 1, 2, dtype=torch.float16, seed=seed) for seed in (1, 2))
+    x, y = (torch.empty(far + 64, dtype=torch.float16).as_strided(near.shape, strides) for _ in range(2))
+    x.copy_(near)
+    expected = kernels.product(near, weight)
+    assert torch.equal(kernels.product(x, weight, y=y), expected)
+    y.copy_(dz)
+    found, wanted = (kernels.weight_gradients(*pair, bias=True) for pair in ((y, x), (dz, near)))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_nothing_is_computed_of_nothing() -> None:

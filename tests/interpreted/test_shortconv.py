@@ -158,6 +158,21 @@ def test_the_mixer_s_sums_are_taken_in_parts_in_their_order(parts: int) -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("apart", [0, 1, 2])
+def test_offsets_pass_two_to_the_31(apart: int) -> None:
+    """Rows, channels or times further apart than 32 bits count; the memory between them is never touched."""
+    far = 2**31 + 24
+    strides = [6, 2, 1]
+    strides[apart] = far
+    weight = comparison.draw(3, 2, dtype=torch.float16)[:2]
+    near = comparison.draw(2, 2, 2, dtype=torch.float16, seed=1)
+    x, y = (torch.empty(far + 64, dtype=torch.float16).as_strided(near.shape, strides) for _ in range(2))
+    x.copy_(near)
+    assert torch.equal(kernels.convolve(x, weight, y=y), kernels.convolve(near, weight))
+    y.copy_(near)
+    assert torch.equal(kernels.weight_gradients(y, x, 2, 1), kernels.weight_gradients(near, near, 2, 1))
+
+
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_sums_are_taken_in_parts_in_their_order(parts: int) -> None:
     x, dy = comparison.draw(3, 20, 90, dtype=torch.float16), comparison.draw(3, 20, 90, dtype=torch.float16, seed=1)

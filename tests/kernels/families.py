@@ -78,8 +78,8 @@ def blocks(job: Job, compiled: Compiled) -> int:
 
 
 def reads(job: Job, compiled: Compiled) -> str:
-    """On Hopper, whether its matrix instructions read the shared memory that they should."""
-    if job.arch != "sm90":
+    """On Hopper, whether its wgmmas read the shared memory that they should."""
+    if compiled.matrix_unit != "wgmma":
         return ""
     why = misread(compiled.texts["ptx"], compiled.texts["sass"], compiled.shared_bytes, job.spec.num_warps)
     return f" reads {why or 'right'}"
