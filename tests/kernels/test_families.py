@@ -216,8 +216,8 @@ def test_a_gated_product_moves_what_it_must() -> None:
 
 @pytest.mark.parametrize("last_out", [False, True])
 def test_the_mixer_s_form_moves_what_it_must(last_out: bool) -> None:
-    """Each program reads the times of its tile and width - 1 before it, a row of its channels at a time, and its
-    filters; taps after the first find a row in the multiprocessor's own cache."""
+    """Each program reads the times of its tile and width - 1 before it, which the tile before reads as well, and its
+    filters; taps after the first find what they need in the multiprocessor's own cache."""
     sizes, limits = replace(families.MIXER, masked="no", last_out=last_out), target("sm90")
     choice = shortconv.candidates(sizes, limits, "mix")[0]
     spec, place = choice.spec, place_of(choice.spec)
@@ -227,10 +227,11 @@ def test_the_mixer_s_form_moves_what_it_must(last_out: bool) -> None:
         for pid in range(sizes.batch * tiles[0] * tiles[1]):
             b, time, channel = place(pid, *tiles)
             high, wide = pieces(time, spec.block_l, sizes.length), pieces(channel, spec.block_h, sizes.channels)
-            first = time * spec.block_l
+            late = min(high, sizes.width - 1)
             for stream in range(3):
-                for at in range(max(0, first - sizes.width + 1), first + high):
-                    yield (b, at, channel, stream), 2 * wide, 0
+                yield ("late", b, time - 1, channel, stream), 2 * wide * (sizes.width - 1) * (time > 0), 0
+                yield ("early", b, time, channel, stream), 2 * wide * (high - late), 0
+                yield ("late", b, time, channel, stream), 2 * wide * late, 0
                 yield ("w", channel, stream), 2 * wide * (sizes.width + 1), 0
             yield None, 0, 2 * 2 * high * wide
 
