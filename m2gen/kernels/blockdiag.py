@@ -82,12 +82,15 @@ class BlockdiagSpec:
 
     def resources(self, arch: str | None = None) -> Resources:
         """Operands of `num_stages` steps of the sum, one less where each step's are copied to registers first; or,
-        where that is more, the tile of results on its way out. And sums over rows that warps exchange."""
+        where that is more, the tile of results on its way out. Float32's second operand goes back in two parts where
+        the matrix unit reads it there. And sums over rows that warps exchange."""
         each = DTYPES[self.dtype].bytes
         r, n, k = self.block_r, self.block_n, self.block_k
         operands, result = (r * (n + k), n * k) if self.part == "dw" else (k * (r + n), r * n)
-        copied = arch is not None and (arch not in FROM_SHARED or self.blocks > 1)
-        pipeline = max(1, self.num_stages - copied) * operands * each
+        from_shared = (arch is None or arch in FROM_SHARED) and self.blocks == 1
+        split = 2 * k * (r if self.part == "dw" else n) if from_shared and self.dtype == "fp32" else 0
+        steps = self.num_stages if from_shared and not split else max(1, self.num_stages - 1)
+        pipeline = (steps * operands + split) * each
         exchanged = 4 * n * self.num_warps if self.part == "dw" and self.bias else 0
         shared = self.blocks * (max(pipeline, 4 * result) + exchanged) + (BARRIERS.get(arch, 0) if arch else 0)
         return Resources(shared_bytes=shared, threads=(64 if arch == "gfx942" else 32) * self.num_warps)

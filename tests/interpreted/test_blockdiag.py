@@ -78,7 +78,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Epilogue, Tensor]:
     return x, weight, after, y
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(problems())
 def test_products_and_every_gradient(problem: tuple[Tensor, Tensor, Epilogue, Tensor]) -> None:
     check(*problem)
@@ -101,7 +101,7 @@ def test_every_candidate_gives_the_product() -> None:
     sizes = BlockdiagSizes(40, 16, 40, 24, "fp16", apart_x=True)
     tried = {(one.spec.blocks, one.spec.block_r, one.spec.block_n): one.spec for one in candidates(sizes, limits)}
     assert {blocks for blocks, _, _ in tried} >= {1, 2, 16}
-    for spec in list(tried.values())[::3]:
+    for spec in list(tried.values())[::5]:
         comparison.close(kernels.product(x, weight, spec=spec).flatten(1, 2), expected, spec.name)
 
 
