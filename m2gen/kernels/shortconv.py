@@ -81,6 +81,7 @@ class ShortconvSpec:
             **dict.fromkeys(("left", "parts", "items"), "any"),
             **dict.fromkeys((f"stride_x{x}", f"stride_y{y}", f"stride_z{y}", f"stride_g{y}"), "1"),
             **({"sums_ptr": "fp32"} if self.part in ("dw", "mix_dw") else {}),
+            **({"y_ptr": "fp32"} if self.part == "ds" else {}),
         }
 
     def resources(self, arch: str | None = None) -> Resources:

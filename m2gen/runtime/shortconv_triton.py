@@ -140,9 +140,11 @@ def mix_gradients(
     the first kernel has the sums of weight and bias as well.
     """
     dz, dg, width = dz.resolve_neg(), dg.resolve_neg(), weight.shape[1]
-    ds = torch.empty_like(h)
     of_bias = wanted[2] and bias is not None
-    if width > SUMMED or h.numel() == 0 or not (wanted[1] or of_bias):
+    summed = width <= SUMMED and h.numel() > 0 and (wanted[1] or of_bias)
+    # where another kernel sums it, in float32: rounded terms of a sum that cancels are felt in it
+    ds = torch.empty_like(h, dtype=h.dtype if summed else torch.float32)
+    if not summed:
         if ds.numel():
             _mixed("ds", h, weight, bias, mask, dz, dg, ds)
         return gradients(ds, h, weight, bias is not None, mask=mask, wanted=wanted, dx=dh)
@@ -205,7 +207,7 @@ def _convolve(
     offset = weight if bias is None else bias.resolve_neg().contiguous()
     sizes = (channels, length, y.shape[2], left)
     strides = (*x.stride(), weight.stride(0), step, *strides, *y.stride())
-    launch(_here(spec, x), programs, x, weight, offset, heard, y, *sizes, *strides)
+    launch(_here(spec, x, y), programs, x, weight, offset, heard, y, *sizes, *strides)
     return y
 
 
@@ -260,8 +262,8 @@ def _mask(mask: Tensor | None, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return (x, (0, 0)) if mask is None else (mask.view(torch.int8), mask.stride())
 
 
-def _here(spec: ShortconvSpec, x: Tensor) -> ShortconvSpec:
-    return replace(spec, emulated=True) if emulated(x.dtype) else spec
+def _here(spec: ShortconvSpec, *tensors: Tensor) -> ShortconvSpec:
+    return replace(spec, emulated=True) if any(emulated(x.dtype) for x in tensors) else spec
 
 
 def _choice(part: Part, x: Tensor, y: Tensor, width: int, bias: bool, masked: str) -> Candidate[ShortconvSpec]:

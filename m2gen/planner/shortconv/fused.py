@@ -88,7 +88,7 @@ def _convolution(sizes: ShortconvSizes, spec: ShortconvSpec, limits: DeviceLimit
     loads, reads, writes = {  # of a time of a channel: from cache; tensors from and to memory
         "fwd": (w, 1, 1),
         "mix": (3 * w, 3, 2),
-        "ds": (2 * w + 2, 4, 3),
+        "ds": (2 * w + 2, 4, 3 * 4 / each),  # in float32
     }[spec.part]
     first, second = one * sizes.length * each * reads, one * sizes.outputs * each * writes
     moved = first + second
