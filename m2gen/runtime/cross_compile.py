@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from m2gen.codegen.render import render
 from m2gen.errors import CompileError
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.spec import TritonSpec
 from m2gen.runtime import machine_code
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Compiled:
 class Job:
     """A kernel and the launch it is specialised to, as the just-in-time compiler would: lengths a multiple of 16."""
 
-    spec: FftConvSpec
+    spec: FftConvSpec | TritonSpec
     arch: str
     layout: Layout = "BHL"
 
@@ -201,21 +202,36 @@ def _compile(job: Job) -> Compiled:
 
 
 def specialise(
-    spec: FftConvSpec, arguments: Iterable[str], layout: Layout = "BHL"
+    spec: FftConvSpec | TritonSpec, arguments: Iterable[str], layout: Layout = "BHL"
 ) -> tuple[dict[str, str], dict[str, int], dict[tuple[int], list[list[object]]]]:
     """Signature, constants, attributes of a launch on dense tensors: the stride that is 1 is a constant, pointers,
     lengths and the other strides are multiples of 16."""
-    one = "l" if layout == "BHL" else "h"
     signature: dict[str, str] = {}
     constants: dict[str, int] = {}
     attributes: dict[tuple[int], list[list[object]]] = {}
+    arguments = list(arguments)
+    special = _of_fftconv(spec, arguments, layout) if isinstance(spec, FftConvSpec) else spec.launched()
     for place, name in enumerate(arguments):
-        if name.startswith("stride_") and name.endswith(one):
+        kind = special.get(name, "")
+        if kind == "1":
             signature[name], constants[name] = "constexpr", 1
-        elif name.endswith("_ptr"):
-            signature[name] = "*" + str(getattr(spec, _POINTERS[name]) if name in _POINTERS else "fp32")
+            continue
+        if name.endswith("_ptr"):
+            signature[name] = "*" + (kind or spec.dtype)
         else:
             signature[name] = "i64" if name.startswith("stride_") else "i32"
-        if signature[name] != "constexpr" and name not in _ANY:
+        if kind != "any":
             attributes[(place,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
+
+
+def _of_fftconv(spec: FftConvSpec, arguments: Iterable[str], layout: Layout) -> dict[str, str]:
+    """`TritonSpec.launched` of a fused convolution, which depends on the layout of the user's tensors."""
+    one = "l" if layout == "BHL" else "h"
+    special = dict.fromkeys(_ANY, "any")
+    for name in arguments:
+        if name.startswith("stride_") and name.endswith(one):
+            special[name] = "1"
+        elif name.endswith("_ptr"):
+            special[name] = str(getattr(spec, _POINTERS[name])) if name in _POINTERS else "fp32"
+    return special

@@ -6,14 +6,24 @@ import importlib.util
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from m2gen.cache import store
 from m2gen.codegen.render import render
+from m2gen.config import config
 from m2gen.errors import M2GenError
-from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.spec import KernelSpec, TritonSpec
+
+DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+def emulated(dtype: torch.dtype) -> bool:
+    """Whether Triton's interpreter runs the kernels and its bfloat16 arithmetic, which is wrong, must be avoided."""
+    return config().triton_interpret and dtype == torch.bfloat16
 
 
 @lru_cache(maxsize=1024)
-def load(spec: FftConvSpec) -> Any:
+def load(spec: KernelSpec) -> Any:
     """The kernel of a spec, from its source file: triton reads the text behind a function."""
     source = render(spec)
     path = store.put(source.name, source.digest, source.text)
@@ -23,3 +33,8 @@ def load(spec: FftConvSpec) -> Any:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return getattr(module, source.name)
+
+
+def launch(spec: TritonSpec, programs: int, *arguments: Any) -> None:
+    """Run `programs` programs of the kernel, on the current stream."""
+    load(spec)[(programs,)](*arguments, num_warps=spec.num_warps, num_stages=spec.num_stages)

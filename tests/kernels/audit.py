@@ -2,14 +2,16 @@
 
     python tests/kernels/audit.py > tests/kernels/audit.txt
 
-For each architecture: the kernels of the plans of the whole corpus, or why the planner has none, and some that no plan
-of the corpus wants. Some minutes on two cores; tests compile `sample()` again.
+For each architecture: the kernels of the plans of the whole corpus, or why the planner has none, some that no plan
+of the corpus wants, and those of the other families (`families.py`). Some minutes on two cores; tests compile
+`sample()` again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import families
 import triton
 
 from m2gen.device.limits import target
@@ -89,17 +91,19 @@ def rows() -> Iterator[Job | str]:
         yield from chosen
         more = [Job(spec(words), arch) for words in EVERYWHERE + (ON_SM90 if arch == "sm90" else ())]
         yield from (job for job in more if job not in chosen)
+        yield from families.jobs(arch)
 
 
 def line(job: Job, compiled: Compiled) -> str:
     """One line of the table."""
     if compiled.error:
         return f"{job.arch:<7} {compiled.name:<74} {compiled.error.splitlines()[0][:60]}"
-    held = blocks(job.spec, target(job.arch))
+    fused = isinstance(job.spec, FftConvSpec)
+    held = blocks(job.spec, target(job.arch)) if fused else families.blocks(job, compiled)
     return (
         f"{job.arch:<7} {compiled.name:<74} shared {compiled.shared_bytes:>6} registers {compiled.registers:>3} "
         f"spills {compiled.spills:>3} blocks {held:>2} instructions {compiled.instructions:>5} {compiled.matrix_unit}"
-        f"{' TRAP' if compiled.traps else ''}"
+        f"{' TRAP' if compiled.traps else ''}{'' if fused else families.reads(job, compiled)}"
     )
 
 
@@ -112,10 +116,10 @@ def header() -> str:
 
 def sample() -> list[Job]:
     """The smallest kernel of each part and ring for every architecture, and one with an outer stage. On sm90 one of
-    each kind of arithmetic, too, of each size on chip, and a large staged one."""
+    each kind of arithmetic, too, of each size on chip, and a large staged one. And a few of the other families."""
     smallest: dict[tuple[object, ...], Job] = {}
     for job in rows():
-        if isinstance(job, Job):
+        if isinstance(job, Job) and isinstance(job.spec, FftConvSpec):
             one = job.spec
             large = one.staged and one.radices == (32, 32, 32)
             kinds: list[tuple[object, ...]] = [(job.arch, "staged") if one.staged else (job.arch, one.part, one.ring)]
@@ -125,7 +129,7 @@ def sample() -> list[Job]:
             for kind in kinds:
                 if kind not in smallest or one.size < smallest[kind].spec.size:
                     smallest[kind] = job
-    return list(dict.fromkeys(smallest.values()))
+    return [*dict.fromkeys(smallest.values()), *families.sample()]
 
 
 def compiled(jobs: list[Job]) -> list[tuple[Job, Compiled]]:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import audit
+import families
 import pytest
 import triton
 
@@ -42,9 +43,18 @@ def test_the_sample_has_every_architecture_and_kind() -> None:
     jobs = audit.sample()
     assert {job.arch for job in jobs} == set(TARGETS)
     for arch in TARGETS:
-        assert {(job.spec.part, job.spec.ring) for job in jobs if job.arch == arch} >= {
+        fused = [job.spec for job in jobs if job.arch == arch and isinstance(job.spec, FftConvSpec)]
+        assert {(spec.part, spec.ring) for spec in fused} >= {
             (part, ring) for part in ("fwd", "dk") for ring in ("cyclic", "causal")
         }
+
+
+def convolutions(audited: Audited) -> Audited:
+    return [(job, found) for job, found in audited if isinstance(job.spec, FftConvSpec)]
+
+
+def others(audited: Audited) -> Audited:
+    return [(job, found) for job, found in audited if not isinstance(job.spec, FftConvSpec)]
 
 
 @pytest.mark.slow
@@ -83,7 +93,7 @@ def test_shared_memory_is_never_less_than_the_compilers(audited: Audited) -> Non
 @pytest.mark.slow
 def test_shared_memory_is_exact_for_gated_kernels(audited: Audited) -> None:
     """But for the barriers of sm100's tensor cores, of which there are one or two or none, and an eighth of a tile."""
-    for job, found in audited:
+    for job, found in convolutions(audited):
         if job.spec.pre_gate and job.spec.post_gate and job.spec.part == "fwd" and not job.spec.wrap:
             more = job.spec.resources(job.arch).shared_bytes - found.shared_bytes
             assert 0 <= more <= BARRIERS.get(job.arch, 0), job
@@ -93,7 +103,7 @@ def test_shared_memory_is_exact_for_gated_kernels(audited: Audited) -> None:
 def test_spills_and_occupancy_on_sm90(audited: Audited) -> None:
     """Order 2 up to 4096 points: next to no spills, and two blocks at 4096; staged 32K: at most 24."""
     seen = set()
-    for job, found in audited:
+    for job, found in convolutions(audited):
         spec = job.spec
         if job.arch == "sm90" and spec.part == "fwd" and spec.compute == "fp16" and not spec.staged:
             if spec.size <= 4096:
@@ -112,7 +122,7 @@ def test_spills_and_occupancy_on_sm90(audited: Audited) -> None:
 def test_products_run_on_the_tensor_cores(audited: Audited) -> None:
     """On sm90 a product of 64 rows or more in four warps or more is a wgmma; on sm100 it runs on the fifth
     generation's."""
-    for job, found in audited:
+    for job, found in convolutions(audited):
         if job.spec.staged:
             assert found.matrix_unit != "none", job
         else:
@@ -131,8 +141,22 @@ def expected_unit(spec: FftConvSpec, arch: str) -> str:
 
 @pytest.mark.slow
 def test_sequences_are_addressed_in_64_bits(audited: Audited) -> None:
-    for job, found in audited:
+    for job, found in convolutions(audited):
         for name in ("u_ptr", "y_ptr") if job.spec.part == "fwd" else ("u_ptr", "dy_ptr"):
             bases = re.findall(rf"(%\S+) = tt\.splat %{name}\b", found.texts["ttir"])
             offsets = [re.findall(rf"tt\.addptr {base}, .*xi(\d+)>", found.texts["ttir"]) for base in bases]
             assert {width for widths in offsets for width in widths} == {"64"}, (job, name)
+
+
+@pytest.mark.slow
+def test_the_other_families_use_the_matrix_units_without_spills(audited: Audited) -> None:
+    """And on Hopper their products read what they should; everywhere offsets have 64 bits."""
+    assert {job.spec.name.split("_")[0] for job, _ in others(audited)} >= {"blockdiag", "shortconv"}
+    for job, found in others(audited):
+        units = {"sm90": "wgmma", "sm100": "tcgen05", "gfx942": "mfma"}
+        expected = units.get(job.arch, "mma") if job.spec.name.startswith("blockdiag") else "none"
+        assert found.matrix_unit == expected and found.spills == 0, job
+        assert families.reads(job, found) in ("", " reads right"), job
+        bases = re.findall(r"(%\S+) = tt\.splat %x_ptr\b", found.texts["ttir"])
+        offsets = [re.findall(rf"tt\.addptr {base}, .*xi(\d+)>", found.texts["ttir"]) for base in bases]
+        assert {width for widths in offsets for width in widths} <= {"64"}, job

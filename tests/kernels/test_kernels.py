@@ -20,7 +20,10 @@ from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.survey import FAMILIES, KNOBS, blocks, found, variants
 from m2gen.runtime.cross_compile import TARGETS
 
-TEMPLATES = sorted((templates_dir() / "triton").rglob("*.jinja"))
+TEMPLATES = [
+    *sorted((templates_dir() / "triton" / "fftconv").glob("*.jinja")),
+    *(templates_dir() / "triton" / "_lib" / f"{piece}.jinja" for piece in ("order2", "staged")),
+]
 SPEC = FftConvSpec(part="fwd", ring="causal", n1=16, n2=16, dtype="fp16", compute="fp16")
 SPECS = [
     replace(SPEC, part=part, ring=ring, n0=n0, pre_gate=gated, post_gate=gated, transpose=transpose, wrap=wrap, n1=n1)

@@ -1,0 +1,1 @@
+"""Short convolutions, a filter a channel."""

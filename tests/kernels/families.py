@@ -1,0 +1,85 @@
+"""The kernels of the families beside the long convolution that the audit compiles: those planned for some problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from m2gen.device.limits import target
+from m2gen.device.row import DeviceLimits
+from m2gen.kernels.add_parts import AddPartsSpec
+from m2gen.kernels.spec import TritonSpec
+from m2gen.planner.blockdiag import fused as blockdiag
+from m2gen.planner.blockdiag.fused import BlockdiagSizes
+from m2gen.planner.shortconv import fused as shortconv
+from m2gen.planner.shortconv.fused import ShortconvSizes
+from m2gen.planner.turn import fused as turn
+from m2gen.planner.turn.fused import TurnSizes
+from m2gen.runtime.cross_compile import Compiled, Job
+from m2gen.runtime.operand_reads import misread
+
+GLU = BlockdiagSizes(32768, 4, 192, 1536, "bf16", activation="gelu", glu=True)  # M2-BERT: 768 to 2 x 3072
+OUT = BlockdiagSizes(32768, 4, 768, 192, "bf16", bias=True, residual=True)  # and back, with what is added
+STAGE = BlockdiagSizes(8192, 64, 64, 64, "bf16", apart_x=True, apart_y=True)  # of a Monarch of order 2, 4096 wide
+MIXER = ShortconvSizes(8, 768, 4096, 3, "bf16", bias=True, masked="in", last_in=True)
+SAMPLE = (  # what the tests compile again
+    ("sm90", "blockdiag_fwd_bf16", "glu"),
+    ("sm90", "blockdiag_dw", ""),
+    ("sm90", "shortconv_mix", ""),
+    ("sm80", "blockdiag_fwd_fp32", ""),
+    ("sm100", "blockdiag_fwd_bf16", "residual"),
+    ("gfx942", "blockdiag_dz", ""),
+)
+
+
+def specs(limits: DeviceLimits) -> Iterator[TritonSpec]:
+    """The quickest kernels, by the estimate, of some problems and of all parts."""
+    for sizes, part in (
+        (GLU, "fwd"),
+        (GLU, "dz"),
+        (GLU, "dw"),
+        (OUT, "fwd"),
+        (OUT, "dw"),
+        (STAGE, "fwd"),
+        (STAGE, "dw"),
+    ):
+        yield blockdiag.candidates(sizes, limits, part)[0].spec  # type: ignore[arg-type]
+    yield blockdiag.candidates(replace(GLU, dtype="fp32"), limits)[0].spec
+    yield blockdiag.candidates(replace(GLU, dtype="fp32"), limits, "dw")[0].spec
+    yield turn.candidates(TurnSizes(8, 4096, 768, "bf16"), limits)[0].spec
+    yield turn.candidates(TurnSizes(8, 4096, 768, "fp32"), limits)[0].spec
+    yield shortconv.candidates(MIXER, limits, "mix")[0].spec
+    yield shortconv.candidates(MIXER, limits, "mix_dw")[0].spec
+    yield shortconv.candidates(replace(MIXER, width=5), limits, "ds")[0].spec
+    plain = replace(MIXER, channels=3 * MIXER.channels)
+    yield shortconv.candidates(replace(plain, last_out=True), limits)[0].spec
+    yield shortconv.candidates(replace(plain, last_in=False, masked="out"), limits)[0].spec
+    yield shortconv.candidates(replace(plain, last_out=True), limits, "dw")[0].spec
+    yield AddPartsSpec(dtype="bf16")
+
+
+def jobs(arch: str) -> list[Job]:
+    return [Job(spec, arch) for spec in specs(target(arch))]
+
+
+def sample() -> list[Job]:
+    return [
+        next(job for job in jobs(arch) if job.spec.name.startswith(start) and word in job.spec.name)
+        for arch, start, word in SAMPLE
+    ]
+
+
+def blocks(job: Job, compiled: Compiled) -> int:
+    """Blocks that a multiprocessor holds at once."""
+    limits, threads = target(job.arch), job.spec.resources(job.arch).threads
+    by_registers = limits.registers // (-(-max(compiled.registers, 1) // 8) * 8 * threads)
+    by_shared = (limits.shared_bytes + 1024) // (compiled.shared_bytes + 1024)  # the driver keeps some of each block's
+    return min(by_registers, by_shared, 2048 // threads, 32)
+
+
+def reads(job: Job, compiled: Compiled) -> str:
+    """On Hopper, whether its wgmmas read the shared memory that they should."""
+    if compiled.matrix_unit != "wgmma":
+        return ""
+    why = misread(compiled.texts["ptx"], compiled.texts["sass"], compiled.shared_bytes, job.spec.num_warps)
+    return f" reads {why or 'right'}"
