@@ -176,9 +176,10 @@ def test_recorded_is_what_is_called(called: tuple[set[Problem], set[str]], tmp_p
     assert others == loaded
 
 
-def test_recorded_of_images(called: tuple[set[Problem], set[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"mlp": "monarch", "gated": False}], ids=str)
+def test_recorded_of_images(called: tuple[set[Problem], set[str]], tmp_path: Path, options: dict[str, Any]) -> None:
     met, loaded = called
-    config = M2ViTConfig.preset("M2-ViT-fashion", num_hidden_layers=1)
+    config = M2ViTConfig.preset("M2-ViT-fashion", num_hidden_layers=1, **options)
     wanted, others = recorded(tmp_path, config, (), (2,))
     model = M2ViTModel(config)
     pixels = torch.zeros(2, 1, 28, 28)
