@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from m2gen.errors import PlanError
-from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
+from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from m2gen.device.limits import DeviceLimits
 
 _STEPS: dict[str, type[Step[Any]]] = {
-    kind.__name__: kind for kind in (FilterSpectrum, SpectralConv, FusedConv, NativeConv, LibraryProduct, NativeProduct)
+    kind.__name__: kind
+    for kind in (FilterSpectrum, SpectralConv, FusedConv, NativeConv, LibraryProduct, FusedProduct, NativeProduct)
 }
 
 

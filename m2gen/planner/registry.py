@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from m2gen.device.limits import DeviceLimits
+from m2gen.planner.blockdiag import fused as blockdiag_fused
 from m2gen.planner.blockdiag import library as blockdiag_library
 from m2gen.planner.blockdiag import native as blockdiag_native
 from m2gen.planner.fftconv.composed import Composed
@@ -34,5 +35,5 @@ class Solver(Protocol):
 
 SOLVERS: dict[str, tuple[Solver, ...]] = {
     "fftconv": (Library(), Composed(), Fused(), Native()),
-    "blockdiag": (blockdiag_library.Library(), blockdiag_native.Native()),
+    "blockdiag": (blockdiag_library.Library(), blockdiag_fused.Fused(), blockdiag_native.Native()),
 }

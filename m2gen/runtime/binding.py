@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
+from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.step import Body
-from m2gen.runtime import blockdiag
+from m2gen.runtime import blockdiag, blockdiag_triton
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import SpectralKernel
@@ -21,6 +21,7 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     NativeConv: NativeKernel,
     LibraryProduct: blockdiag.LibraryKernel,
     NativeProduct: blockdiag.NativeKernel,
+    FusedProduct: blockdiag_triton.FusedKernel,
 }
 
 

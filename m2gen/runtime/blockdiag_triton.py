@@ -17,7 +17,9 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.spec import Candidate
-from m2gen.planner.blockdiag.fused import BlockdiagSizes, Part, candidates
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
+from m2gen.planner.blockdiag.steps import FusedProduct
+from m2gen.planner.blockdiag.tiles import BlockdiagSizes, Part, candidates
 from m2gen.runtime.limits import live
 from m2gen.runtime.triton_kernel import DTYPES, emulated, launch
 
@@ -37,6 +39,29 @@ class Gradients(NamedTuple):
     x: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+
+
+class FusedKernel:
+    """One planned product, and the gradient in its weight."""
+
+    def __init__(self, problem: BlockDiagProblem, step: FusedProduct) -> None:
+        self.problem, self.step = problem, step
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
+        of = self.problem
+        rows = x.resolve_neg().reshape(of.rows, of.n_in)
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
+        y = x.new_empty((*x.shape[:-1], of.results))
+        into = blocks_of(y.view(of.rows, of.results), of.blocks // 2 if of.glu else of.blocks)
+        product(blocks_of(rows, of.blocks), weight, Epilogue(bias, of.activation, of.glu), into, self.step.spec)
+        return y
+
+    def outer(self, dy: Tensor, x: Tensor) -> Tensor:
+        """(nblocks, block_out, block_in): for each block the sum over rows of dy x^T."""
+        dy, x = (t.resolve_neg() if t.stride(1) == 1 else t.resolve_neg().contiguous() for t in (dy, x))
+        blocks, (spec, parts) = self.problem.blocks, (self.step.dw, self.step.parts_of_rows)
+        return weight_gradients(blocks_of(dy, blocks), blocks_of(x, blocks), False, Candidate(spec, 0.0, 0.0, parts))[0]
 
 
 def blocks_of(x: Tensor, nblocks: int) -> Tensor:

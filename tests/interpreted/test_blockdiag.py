@@ -17,7 +17,7 @@ from torch import Tensor
 from m2gen.device.limits import target
 from m2gen.kernels.spec import Candidate
 from m2gen.ops.monarch_matmul import inner_widths
-from m2gen.planner.blockdiag.fused import BlockdiagSizes, candidates
+from m2gen.planner.blockdiag.tiles import BlockdiagSizes, candidates
 from m2gen.reference import monarch as oracle
 from m2gen.runtime import blockdiag_triton as kernels
 from m2gen.runtime.blockdiag_triton import Epilogue

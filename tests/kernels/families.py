@@ -9,8 +9,8 @@ from m2gen.device.limits import target
 from m2gen.device.row import DeviceLimits
 from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.spec import TritonSpec
-from m2gen.planner.blockdiag import fused as blockdiag
-from m2gen.planner.blockdiag.fused import BlockdiagSizes
+from m2gen.planner.blockdiag import tiles as blockdiag
+from m2gen.planner.blockdiag.tiles import BlockdiagSizes
 from m2gen.planner.shortconv import fused as shortconv
 from m2gen.planner.shortconv.fused import ShortconvSizes
 from m2gen.planner.turn import fused as turn

@@ -25,8 +25,8 @@ from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.turn import TurnSpec
-from m2gen.planner.blockdiag import fused as blockdiag
-from m2gen.planner.blockdiag.fused import BlockdiagSizes
+from m2gen.planner.blockdiag import tiles as blockdiag
+from m2gen.planner.blockdiag.tiles import BlockdiagSizes
 from m2gen.planner.shortconv import fused as shortconv
 from m2gen.planner.shortconv.fused import ShortconvSizes
 from m2gen.planner.turn import fused as turn

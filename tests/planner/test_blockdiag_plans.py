@@ -10,7 +10,7 @@ from m2gen.device.limits import LIMITS, target
 from m2gen.kernels.blockdiag_mm import columns_for
 from m2gen.planner import search
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
-from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
+from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
 from m2gen.show import show
@@ -36,12 +36,16 @@ def problems(draw: st.DrawFn) -> BlockDiagProblem:
 def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
     limits = target(arch)
     ranking = search.rank(problem, limits)
-    assert {solver for solver, _ in ranking.rejections} <= {"library", "native"} and ranking.plans
+    assert {solver for solver, _ in ranking.rejections} <= {"library", "fused", "native"} and ranking.plans
     for plan in ranking.plans:
         assert Plan.from_json(plan.to_json()) == plan
         body, of = plan.body, plan.estimate
         assert body.expected(problem, limits) == of.seconds > 0
         assert of.flop >= problem.flop and of.bytes >= problem.least_bytes and of.launches >= 1
+        if isinstance(body, FusedProduct):
+            assert limits.kind == "gpu" and problem.dtype != "fp64"
+            assert (body.spec.part, body.dw.part) == ("fwd", "dw")
+            continue
         if isinstance(body, LibraryProduct):
             assert limits.kind == "gpu" or problem.dtype in ("fp16", "bf16"), "a row is not to depend on its company"
             continue
@@ -67,6 +71,14 @@ def test_16_bits_are_widened_where_the_cpu_has_no_units_for_them() -> None:
     problem = parse("blockdiag in=768 out=768 rows=512 bf16")
     assert search.plan(problem, target("avx2")).solver == "native"
     assert search.plan(problem, target("avx512")).solver == "library"
+
+
+def test_kernels_that_no_device_has_run_stand_last() -> None:
+    """They are there for `m2gen tune`, which tries each in a process of its own."""
+    plans = search.rank(parse("blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 gelu glu"), target("sm90")).plans
+    assert [plan.solver for plan in plans] == ["library", *["fused"] * (len(plans) - 1)] and len(plans) > 2
+    assert plans[1].estimate.seconds < plans[0].estimate.seconds
+    assert "not yet run on one" in plans[1].explain()
 
 
 def test_explain_and_show() -> None:

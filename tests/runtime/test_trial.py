@@ -58,11 +58,19 @@ def test_a_right_plan_passes_in_a_process_of_its_own() -> None:
     assert trial.fault(native(), PROBLEM, CPU) is None
 
 
-def test_tritons_kernels_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same code runs generated Triton kernels: forward, gradients, filter's gradient."""
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fftconv n=200 h=2 b=2 fp32 causal gated skip",
+        "blockdiag in=40 out=60 blocks=4 rows=70 fp32 gelu glu",
+        "blockdiag in=40 out=60 blocks=4 rows=70 bf16 bias silu",
+    ],
+)
+def test_tritons_kernels_in_the_interpreter(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same code runs generated Triton kernels: forward, gradients, filter's and weight's gradient."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # the other process's
-    problem = parse("fftconv n=200 h=2 b=2 fp32 causal gated skip")
-    plan = next(plan for plan in rank(problem, target("sm90")).plans if isinstance(plan.body, FusedConv))
+    problem = parse(text)
+    plan = next(plan for plan in rank(problem, target("sm90")).plans if plan.solver == "fused")
     assert trial.fault(plan, problem, CPU) is None
 
 

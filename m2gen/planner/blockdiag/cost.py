@@ -29,6 +29,7 @@ def library_values(problem: BlockDiagProblem, limits: DeviceLimits) -> Values:
         D=limits.dram_bandwidth,
         W=limits.bandwidth(2 * temporaries),
         t=limits.call_seconds,
+        B=int(problem.bias),
     )
 
 

@@ -1,4 +1,4 @@
-"""Two ways of multiplying by a block-diagonal weight."""
+"""Three ways of multiplying by a block-diagonal weight."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from m2gen.device.limits import DeviceLimits
+from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.kernels.gate import GateSpec
 from m2gen.planner.blockdiag import cost
 from m2gen.planner.blockdiag.formulas import LEGEND, NOTES, library, native
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.step import Body, Estimate, Terms
+
+_UNTRIED = 1e9  # times an estimate: behind everything else
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,57 @@ class LibraryProduct(Product):
 
     def __str__(self) -> str:
         return f"(library-product {self.choice})"
+
+
+@dataclass(frozen=True, slots=True)
+class FusedProduct(Product):
+    """One generated Triton kernel, `spec`; `dw` sums the weight's gradient over `parts_of_rows` parts of the rows,
+    which are added in their order. Its estimate is that of its tiles (planner/blockdiag/tiles.py)."""
+
+    spec: BlockdiagSpec
+    dw: BlockdiagSpec
+    parts_of_rows: int
+
+    @property
+    def reluctance(self) -> float:
+        """No device has run it yet: `m2gen tune`, which tries each kernel in a process of its own, may choose it."""
+        return _UNTRIED
+
+    @property
+    def choice(self) -> str:
+        return self.spec.name
+
+    @property
+    def style(self) -> str:
+        spec = self.spec
+        return f"tiles {spec.block_r}x{spec.block_n}x{spec.block_k}, {spec.blocks} blocks, {spec.num_warps} warps"
+
+    @property
+    def what(self) -> str:
+        return f"tiles of {self.spec.block_r} rows x {self.spec.block_n} columns of {self.spec.blocks} blocks"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        return str(self.spec.blocks), "", f"{self.spec.block_r} x {self.spec.block_n}", "as it lies"
+
+    def lines(self, problem: BlockDiagProblem) -> list[str]:
+        return [*Product.lines(self, problem), "device    compiled and interpreted, not yet run on one"]
+
+    def _who(self) -> str:
+        return f"kernel    {self.spec.name}, {self.what}"
+
+    def parts(self, problem: BlockDiagProblem) -> dict[str, BlockdiagSpec]:
+        """The product "fwd", and the weight's gradient "dw"."""
+        return {"fwd": self.spec, "dw": self.dw}
+
+    def kernels(self, problem: BlockDiagProblem, gradients: bool = True) -> tuple[BlockdiagSpec, ...]:
+        return (self.spec, self.dw) if gradients else (self.spec,)
+
+    def estimated(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Estimate:
+        return self.estimate
+
+    def __str__(self) -> str:
+        return f"(fused-product {self.choice})"
 
 
 @dataclass(frozen=True, slots=True)
