@@ -65,6 +65,7 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
     fftconv    n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
                gated pre_gated post_gated skip   bhl blh   wide
     blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu
+    monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  params<=2M  factors=64x64x64,64x64x64
     """
     from m2gen.planner import search
     from m2gen.planner.problems import parse

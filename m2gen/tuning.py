@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 def problems_of_corpus(kind: str) -> list[Problem]:
     """The corpus's problems for a CPU (those that it is meant for) or a GPU."""
+    from m2gen.runtime.cases import is_measured
     from m2gen.testing.corpus import corpus
 
-    return [entry.problem for entry in corpus() if kind == "gpu" or "cpu" in entry.tags]
+    here = [entry.problem for entry in corpus() if kind == "gpu" or "cpu" in entry.tags]
+    return [problem for problem in here if is_measured(problem)]
 
 
 def problems_of_models(names: Iterable[str], sizes: Sizes, limits: DeviceLimits) -> list[Problem]:

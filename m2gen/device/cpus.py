@@ -38,6 +38,7 @@ CPUS = (
         native_rate=80e9,
         native_numbers=3.9e9,
         native_across=4.7e9,
+        permuted_numbers=0.55e9,
         native_streams=((8 * MIB, 42e9), (16 * MIB, 11e9)),
         sources=(
             (
@@ -58,6 +59,10 @@ CPUS = (
             ("fft_pass_points", "unused: fft_rates fall with the size instead"),
             ("native_rate, native_numbers, native_across", "estimated: half of avx512, by the vector's width"),
             ("native_streams", "estimated: as copies"),
+            (
+                "permuted_numbers",
+                "measured 2026-11-27, one core of an AMD EPYC (Zen 3), busy: blocks of 16 to 64, 0.5 to 0.8e9 in cache",
+            ),
             ("chunk_bytes, call_seconds", "measured there: chunks of 2 to 4 MiB best; a chunk costs 0.17 to 0.25 ms"),
             ("memory_bytes", "assumed; the live device's own replaces it"),
         ),
@@ -88,6 +93,7 @@ CPUS = (
         native_streams=((16 * MIB, 251e9), (64 * MIB, 33.9e9)),
         native_numbers=6.49e9,
         native_across=8.36e9,
+        permuted_numbers=0.9e9,
         native_call=21.8e-6,
         sources=(
             (
@@ -98,7 +104,7 @@ CPUS = (
             ),
             ("native_rate", "measured, Zen 5: 768 channels of 1024 to 32768, causal, 160 to 180e9 with g++ 12"),
             ("matrix16", "measured, Zen 5: oneDNN bfloat16 333 to 450e9"),
-            ("dram_bandwidth, vector32, fp64_ratio, matrix_unit", "estimated, after avx2"),
+            ("dram_bandwidth, vector32, fp64_ratio, matrix_unit, permuted_numbers", "estimated, after avx2"),
             ("chunk_bytes", "estimated: chunks of 16 rows of 8192 were best there"),
             ("memory_bytes", "assumed; the live device's own replaces it"),
         ),
@@ -126,6 +132,7 @@ CPUS = (
         native_rate=25e9,
         native_numbers=1.2e9,
         native_across=1.5e9,
+        permuted_numbers=0.3e9,
         native_streams=((8 * MIB, 30e9), (32 * MIB, 10e9)),
         sources=(("all", "estimated: half of avx2, by the vector's width"),),
     ),
@@ -152,6 +159,7 @@ CPUS = (
         native_rate=8e9,
         native_numbers=0.4e9,
         native_across=0.5e9,
+        permuted_numbers=0.1e9,
         native_streams=((4 * MIB, 16e9), (16 * MIB, 8e9)),
         sources=(("all", "estimated: scalar code at a tenth of avx2"),),
     ),

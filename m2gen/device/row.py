@@ -47,6 +47,7 @@ class DeviceLimits:
     native_streams: tuple[tuple[int, float], ...] = ((1, 1e10),)  # (bytes a call, bytes/s of the user's tensors)
     native_numbers: float = 1e9  # numbers/s that are converted, gated and copied into rows and back
     native_across: float = 1e9  # the same, where channels are neighbours in memory
+    permuted_numbers: float = 0.0  # numbers/s of PyTorch's copies that permute small blocks; 0: as the bandwidth lets
     native_call: float = 0.0  # seconds of one call; 0: call_seconds
     languages: tuple[str, ...] = ("cpp",)  # that generated kernels can be written in for it
     sources: tuple[tuple[str, str], ...] = ()  # (fields, where the figure is from)

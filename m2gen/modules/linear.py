@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from m2gen.modules.plain import plain, readable
 from m2gen.monarch import Monarch
 from m2gen.ops.blockdiag_linear import blockdiag_linear
 from m2gen.ops.monarch_matmul import inner_widths, monarch_matmul
+from m2gen.ops.sizes import fewest_blocks, planned_factors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -63,13 +64,24 @@ class BlockDiagLinear(nn.Module):
     Initialised as `nn.Linear` is (Kaiming-uniform with the dense fan-in), times sqrt(dense size / blocked size) =
     sqrt(nblocks): each output sums nblocks times fewer terms, so its variance stays that of a dense layer.
 
+    nblocks="auto" asks the planner for the device at hand: the fewest blocks, so the most parameters, that cost at most
+    a tenth more than the fastest number of them at 4096 rows of float32. Another device may give another number: say it
+    where weights are to be loaded elsewhere.
+
     Raises ProblemError where nblocks does not divide both sizes.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, nblocks: int = 4, bias: bool = True, activation: str | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        nblocks: int | Literal["auto"] = 4,
+        bias: bool = True,
+        activation: str | None = None,
     ) -> None:
         super().__init__()
+        if nblocks == "auto":
+            nblocks = fewest_blocks(in_features, out_features)
         if nblocks < 1 or in_features % nblocks or out_features % nblocks:
             raise ProblemError(
                 f"BlockDiagLinear({in_features}, {out_features}, nblocks={nblocks})",
@@ -115,6 +127,10 @@ class MonarchLinear(nn.Module):
     Initialised uniform with variance 3^(-1 / order) / block_in in each factor: block_in terms are summed at every
     stage, so the output's variance is 1/3 of the input's, that of `nn.Linear` with its default initialisation.
 
+    order="auto" asks the planner for the device at hand: the order and the blocks that are estimated fastest at 4096
+    rows of float32 (`m2gen plan "monarch in=.. out=.. rows=4096"` shows them all), whatever nblocks says. Another
+    device may give others: say them where weights are to be loaded elsewhere.
+
     Raises ProblemError where the blocks do not fit the sizes or each other.
     """
 
@@ -123,12 +139,15 @@ class MonarchLinear(nn.Module):
         in_features: int,
         out_features: int,
         nblocks: int | Sequence[int] = 4,
-        order: int = 2,
+        order: int | Literal["auto"] = 2,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.order = in_features, out_features, order
-        shapes = _factor_shapes(in_features, out_features, nblocks, order)
+        if order == "auto":
+            shapes = planned_factors(in_features, out_features)
+        else:
+            shapes = _factor_shapes(in_features, out_features, nblocks, order)
+        self.in_features, self.out_features, self.order = in_features, out_features, len(shapes)
         self.factors = Parameters(nn.Parameter(torch.empty(shape)) for shape in shapes)
         inner_widths(shapes)  # raises now, not at the first call, if the blocks do not interleave
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2gen.errors import ProblemError
 from m2gen.ops import _check as check
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, register
 from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks, product
+from m2gen.planner.monarch.problem import inner_widths as inner_widths
 from m2gen.runtime import monarch as native
 
 
@@ -42,23 +42,6 @@ def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     check.monarch_matmul(x, factors)
     y: Tensor = monarch_matmul_op(x, factors)
     return y
-
-
-def inner_widths(shapes: Sequence[tuple[int, int, int]]) -> list[int]:
-    """C_i of every stage, from the factors' shapes: how far apart a block's neighbours lie in the vector."""
-    order = len(shapes)
-    widths = [1] * order
-    for i in range(order - 2, 0, -1):
-        widths[i] = widths[i + 1] * shapes[i + 1][2]
-    widths[0] = shapes[0][0] if order > 1 else 1
-    for i, (shape, width) in enumerate(zip(shapes, widths, strict=True)):
-        if shape[0] % width if width else shape[0]:
-            raise ProblemError(
-                f"a standard Monarch of order {order}: factors[{i}] of shape {shape}",
-                f"its {shape[0]} blocks do not split into groups of {width}, the product of the later block_in",
-                "make nblocks of each inner factor a multiple of that product, or use order 2",
-            )
-    return widths
 
 
 def _shapes(factors: Sequence[Tensor]) -> list[tuple[int, int, int]]:

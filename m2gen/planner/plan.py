@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from m2gen.errors import PlanError
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv
+from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.step import Body, Estimate, Step
@@ -17,10 +18,10 @@ from m2gen.planner.step import Body, Estimate, Step
 if TYPE_CHECKING:
     from m2gen.device.limits import DeviceLimits
 
-_STEPS: dict[str, type[Step[Any]]] = {
-    kind.__name__: kind
-    for kind in (FilterSpectrum, SpectralConv, FusedConv, NativeConv, LibraryProduct, FusedProduct, NativeProduct)
-}
+_OF_FFTCONV = (FilterSpectrum, SpectralConv, FusedConv, NativeConv)
+_OF_BLOCKDIAG = (LibraryProduct, FusedProduct, NativeProduct)
+_OF_MONARCH = (StagedMonarch, NativeMonarch)
+_STEPS: dict[str, type[Step[Any]]] = {kind.__name__: kind for kind in (*_OF_FFTCONV, *_OF_BLOCKDIAG, *_OF_MONARCH)}
 
 
 @dataclass(frozen=True, slots=True)

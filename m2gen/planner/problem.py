@@ -8,8 +8,8 @@ The words may come in any order; `str` prints the canonical one, and `parse(str(
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from m2gen.errors import ProblemError
@@ -30,6 +30,8 @@ class Grammar:
     required    the sizes that have no default
     example     a problem as text, for errors
     kinds       what the fields are, for an error about a word that says one of them again
+    values      words of other values, written name=value, each with its field, how it is read (None: not to be
+                understood) and an example
     """
 
     op: str
@@ -38,19 +40,20 @@ class Grammar:
     required: tuple[str, ...]
     example: str
     kinds: str
+    values: Mapping[str, tuple[str, Callable[[str], Any], str]] = field(default_factory=dict)
 
     def fields(self, words: list[str], text: str) -> dict[str, Any]:
         """What the words after the op's name say. Raises ProblemError."""
         found: dict[str, Any] = {}
         for word in words:
-            for field, value in self._read(word, text).items():
-                if field in found:
+            for name, value in self._read(word, text).items():
+                if name in found:
                     raise ProblemError(
                         f"problem {text!r}",
-                        f"{word!r} says {self._word(field)} a second time",
+                        f"{word!r} says {self._word(name)} a second time",
                         f"keep one word for each of {self.kinds}",
                     )
-                found[field] = value
+                found[name] = value
         for word in self.required:
             if self.sizes[word] not in found:
                 raise ProblemError(f"problem {text!r}", f"{word} is missing", f"write for example {self.example!r}")
@@ -59,11 +62,11 @@ class Grammar:
     def knows(self, word: str) -> bool:
         """Whether a word may stand in a problem of this op."""
         name, equals, _ = word.partition("=")
-        return word == self.op or word in self.words or (bool(equals) and name in self.sizes)
+        return word == self.op or word in self.words or (bool(equals) and name in (*self.sizes, *self.values))
 
-    def _word(self, field: str) -> str:
+    def _word(self, name: str) -> str:
         """How a field is called in a problem's text."""
-        return next((word for word, name in self.sizes.items() if name == field), field)
+        return next((word for word, of in self.sizes.items() if of == name), name)
 
     def _read(self, word: str, text: str) -> Mapping[str, object]:
         """The fields that one word sets."""
@@ -76,6 +79,12 @@ class Grammar:
             return {self.sizes[name]: int(digits)}
         if word in self.words:
             return self.words[word]
+        if equals and name in self.values:
+            into, read, example = self.values[name]
+            value = read(digits)
+            if value is None:
+                raise ProblemError(f"problem {text!r}", f"{word!r} is not understood", f"write for example {example}")
+            return {into: value}
         raise ProblemError(
             f"problem {text!r}",
             f"the word {word!r} is unknown",

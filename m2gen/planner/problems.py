@@ -7,9 +7,10 @@ from functools import lru_cache
 from m2gen.errors import ProblemError
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.monarch.problem import MonarchProblem
 from m2gen.planner.problem import Problem
 
-PROBLEMS: tuple[type[Problem], ...] = (FftConvProblem, BlockDiagProblem)
+PROBLEMS: tuple[type[Problem], ...] = (FftConvProblem, BlockDiagProblem, MonarchProblem)
 OPS: dict[str, type[Problem]] = {problem.grammar.op: problem for problem in PROBLEMS}
 
 

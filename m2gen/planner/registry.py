@@ -13,6 +13,7 @@ from m2gen.planner.fftconv.composed import Composed
 from m2gen.planner.fftconv.fused import Fused
 from m2gen.planner.fftconv.library import Library
 from m2gen.planner.fftconv.native import Native
+from m2gen.planner.monarch import solvers as monarch
 from m2gen.planner.plan import Plan
 
 
@@ -36,4 +37,5 @@ class Solver(Protocol):
 SOLVERS: dict[str, tuple[Solver, ...]] = {
     "fftconv": (Library(), Composed(), Fused(), Native()),
     "blockdiag": (blockdiag_library.Library(), blockdiag_fused.Fused(), blockdiag_native.Native()),
+    "monarch": (monarch.Staged(), monarch.Native()),
 }

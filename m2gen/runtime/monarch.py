@@ -19,7 +19,8 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.errors import M2GenError
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.log import fallback
-from m2gen.planner.monarch.native import MonarchRun, Shape, backward_run, fits, forward_run, pitch, spec_of, widest
+from m2gen.planner.monarch.problem import Shape
+from m2gen.planner.monarch.run import MonarchRun, backward_run, fits, forward_run, pitch, spec_of, widest
 from m2gen.runtime.cpp_kernel import CppKernel, available, load
 from m2gen.runtime.limits import live
 from m2gen.runtime.scratch import borrowed, on_huge_pages

@@ -12,7 +12,7 @@ from m2gen.codegen.environment import environment
 from m2gen.codegen.loader import templates_dir
 from m2gen.codegen.render import fields, render
 from m2gen.kernels.monarch import TILES, MonarchSpec
-from m2gen.planner.monarch.native import backward_run, fits, forward_run, spec_of
+from m2gen.planner.monarch.run import backward_run, fits, forward_run, spec_of
 
 FOLDER = templates_dir() / "cpp"
 TEMPLATES = [*sorted((FOLDER / "monarch").glob("*.jinja")), FOLDER / "_lib" / "plain.jinja"]

@@ -16,7 +16,7 @@ import m2gen
 from m2gen.config import config
 from m2gen.device.limits import target
 from m2gen.ops.monarch_matmul import backward_by_stages, chain, inner_widths
-from m2gen.planner.monarch.native import backward_run, spec_of
+from m2gen.planner.monarch.run import backward_run, spec_of
 from m2gen.reference import monarch as oracle
 from m2gen.runtime import monarch
 from m2gen.runtime.cpp_kernel import available, compile_text

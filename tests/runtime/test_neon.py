@@ -20,7 +20,7 @@ from m2gen.codegen.render import render
 from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.kernels.spec import KernelSpec
 from m2gen.ops.monarch_matmul import inner_widths
-from m2gen.planner.monarch.native import spec_of
+from m2gen.planner.monarch.run import spec_of
 from m2gen.planner.problems import parse
 from m2gen.reference.monarch import standard
 from m2gen.runtime import monarch, native

@@ -9,7 +9,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.gate import GateSpec
 from m2gen.planner.blockdiag.cost import library_estimate
-from m2gen.planner.blockdiag.native import unable
+from m2gen.planner.blockdiag.native_products import unable
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import LibraryProduct
 from m2gen.planner.plan import Plan

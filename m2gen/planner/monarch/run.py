@@ -8,8 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 from m2gen.kernels.monarch import MonarchSpec
-
-Shape = tuple[int, int, int]  # nblocks, block_out, block_in
+from m2gen.planner.monarch.problem import Shape
 
 _ALONE = 2**19  # multiplications below which a second thread costs more than it does
 _AHEAD_BYTES = 2**15  # of a group's rows that are asked for while the group before is multiplied: they stay in cache

@@ -1,0 +1,83 @@
+"""Generated C++ for a CPU: tiles of results in registers while the columns of a block pass.
+
+The weight is packed anew at every call, in a twentieth of the time of the product from some hundred rows on: a packed
+one that was kept would go stale in silence where somebody writes through `weight.data`. Where rows are few, each panel
+is packed in cache right before it is used, so that the weight is read from memory once. Bits do not depend on any
+of these choices: a result is one chain of fused multiply-adds. Tensors of 16 bits are widened and the result rounded
+once: on a CPU without units for them that is many times as fast as the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.dtypes import DTYPES
+from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec, columns_for
+from m2gen.planner.blockdiag.cost import native_estimate
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
+from m2gen.planner.blockdiag.steps import NativeProduct
+
+LEAST_VECTOR = 16  # bytes; narrower units are given such vectors by the compiler
+_OUTER_ROWS = 24  # fewer rows of a weight's gradient PyTorch sums as well
+_PART = 64  # rows of a piece of work: with the columns of a block they stay in a second-level cache
+_PACKED = 2 * _PART  # rows from which on the weight is packed before
+_PACKING = 8  # rows whose product takes as long as packing the weight
+_ALONE = 2**19  # multiplications below which a second thread costs more than it does
+_ITEMS = 4  # pieces of work for each thread, at least
+
+
+def unable(problem: BlockDiagProblem, limits: DeviceLimits) -> str | None:
+    """Why no generated C++ can do it; None where it can."""
+    if "cpp" not in limits.languages:
+        why = f"{limits.arch} is a GPU" if limits.kind == "gpu" else "no C++ compiler works here"
+        return f"its kernels are written in C++, and {why}"
+    if problem.glu and problem.bias:
+        return "its kernel of a glu adds no bias"
+    return None
+
+
+def native_products(problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[NativeProduct]:
+    """Tiles of every width, the one that computes least in vain first; no other differs in anything but speed."""
+    best = _spec(problem, limits, columns_for(problem.block_out, *_unit(problem, limits)))
+    for columns in dict.fromkeys((best.columns, *TILE_ROWS[best.registers])):
+        yield _step(problem, limits, replace(best, columns=columns))
+
+
+def _unit(problem: BlockDiagProblem, limits: DeviceLimits) -> tuple[int, int]:
+    """Numbers in a vector, and registers."""
+    vector_bytes = max(LEAST_VECTOR, limits.vector_bytes)
+    registers = 32 if vector_bytes == 64 or limits.arch == "neon" else 16
+    return vector_bytes // (8 if problem.dtype == "fp64" else 4), registers
+
+
+def _spec(problem: BlockDiagProblem, limits: DeviceLimits, columns: int) -> BlockdiagMmSpec:
+    return BlockdiagMmSpec(
+        part="fwd",
+        columns=columns,
+        dtype=DTYPES[problem.dtype].compute,
+        glu=problem.glu,
+        activation=problem.activation,
+        vector_bytes=max(LEAST_VECTOR, limits.vector_bytes),
+        registers=_unit(problem, limits)[1],
+    )
+
+
+def _step(problem: BlockDiagProblem, limits: DeviceLimits, spec: BlockdiagMmSpec) -> NativeProduct:
+    plain = replace(spec, glu=False, activation=None)
+    packed = problem.rows >= _PACKED
+    outer = replace(plain, part="outer", columns=columns_for(problem.block_in, *_unit(problem, limits)))
+    worth = problem.rows >= _OUTER_ROWS and problem.block_out >= outer.rows
+    work = problem.rows * problem.weights
+    return NativeProduct(
+        native_estimate(problem, spec, packed, limits),
+        spec,
+        pack=replace(plain, part="pack") if packed else None,
+        outer=outer if worth else None,
+        pieces=max(1, problem.rows // _PART),
+        items=_ITEMS,
+        parallel=max(problem.rows, _PACKING) * problem.weights >= _ALONE,
+        parallel_pack=problem.weights >= _ALONE,
+        parallel_outer=work >= _ALONE,
+    )
