@@ -35,13 +35,14 @@ def problems_of_corpus(kind: str) -> list[Problem]:
 
 
 def problems_of_models(names: Iterable[str], sizes: Sizes, limits: DeviceLimits) -> list[Problem]:
-    """The long convolutions of models, by their folders or presets: found in shapes alone. Raises M2GenError."""
+    """What models call that can be measured, by their folders or presets: found in shapes alone. Raises M2GenError."""
     from m2gen.ahead.record import Wanted, record
+    from m2gen.runtime.cases import is_measured
 
     wanted = Wanted()
     for name in names:
         record(wanted, name, limits, sizes)
-    return list(wanted.problems)
+    return [problem for problem in wanted.problems if is_measured(problem)]
 
 
 # -- tuning ------------------------------------------------------------------------------------------------------------

@@ -84,9 +84,11 @@ def _recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
 
 def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
     """What to note of each operator's call."""
+    from m2gen.ops import monarch_matmul
     from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
     from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
-    from m2gen.runtime.executor import problem_of, product_problem
+    from m2gen.planner import search
+    from m2gen.runtime.executor import monarch_problem, problem_of, product_problem
     from m2gen.runtime.spectral import Operands
 
     def long(gradients: bool, *args: Any) -> None:
@@ -107,6 +109,23 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
             shape = (nblocks, dy.shape[1] // nblocks, x.shape[1] // nblocks)
             wanted.add(product_problem(shape, x.shape[0], x.dtype), of, True)
 
+    def monarch(x: Any, factors: Any, gradients: bool) -> bool:
+        """Whether the product is planned as one kernel."""
+        if not x.numel() or not all(f.numel() for f in factors):
+            return False
+        shapes = tuple(tuple(f.shape) for f in factors)
+        problem = monarch_problem(shapes, x.numel() // (shapes[0][0] * shapes[0][2]), x.dtype)
+        wanted.add(problem, of, gradients)
+        return bool(search.plan(problem, limits).body.kernels(problem))
+
+    def monarch_product(x: Any, factors: Any) -> None:
+        if not monarch(x, factors, False):
+            monarch_matmul.run(x, factors)
+
+    def monarch_backward(dy: Any, x: Any, factors: Any, needs: Any) -> None:
+        if not monarch(x, factors, True):
+            monarch_matmul.backward_by_stages(dy, x, factors, needs)
+
     planned: dict[Any, Callable[..., Any]] = {
         fftconv_op: lambda *args: long(False, *args),
         fftconv_bwd_op: lambda dy, *args: long(True, *args[:-1]),
@@ -114,18 +133,18 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         blockdiag_linear_op: product,
         blockdiag_glu_op: lambda x, weight, activation: product(x, weight, None, True, activation),
         blockdiag_outer_op: outer,
+        monarch_matmul.monarch_matmul_op: monarch_product,
+        monarch_matmul.monarch_backward_op: monarch_backward,
     }
     return planned | (_notes_of_kernels(wanted, limits) if limits.kind == "cpu" else {})
 
 
 def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
     """Of the operators that pose no Problem: their kernels follow from shapes alone."""
-    from m2gen.ops import monarch_matmul
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
     from m2gen.ops.gate import gated_bwd_op, gated_op
     from m2gen.runtime.depthwise import spec_of
     from m2gen.runtime.gate import spec_of as gate_spec
-    from m2gen.runtime.monarch import specs_of as monarch_specs
 
     def short(part: Any, x: Any, width: int) -> None:
         wanted.add_kernels("depthwise_conv1d", [spec_of(part, x, width, limits.vector_bytes)])
@@ -133,24 +152,9 @@ def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callabl
     def gate(part: Any, z: Any, activation: str | None) -> None:
         wanted.add_kernels("gated", [gate_spec(part, z, activation, limits.vector_bytes)])
 
-    def monarch(x: Any, factors: Any, *parts: Any) -> bool:
-        specs = monarch_specs(parts, x, factors, limits)
-        wanted.add_kernels("monarch_matmul", specs)
-        return bool(specs)
-
-    def monarch_product(x: Any, factors: Any) -> None:
-        if not monarch(x, factors, "fwd"):
-            monarch_matmul.run(x, factors)
-
-    def monarch_backward(dy: Any, x: Any, factors: Any, needs: Any) -> None:
-        if not monarch(x, factors, "bwd", "sum"):
-            monarch_matmul.backward_by_stages(dy, x, factors, needs)
-
     return {
         depthwise_conv1d_op: lambda x, weight, *_: short("fwd", x, weight.shape[1]),
         depthwise_conv1d_dw_op: lambda x, dy, width, *_: short("dw", x, width),
         gated_op: lambda z, activation: gate("fwd", z, activation),
         gated_bwd_op: lambda dy, z, activation: gate("bwd", z, activation),
-        monarch_matmul.monarch_matmul_op: monarch_product,
-        monarch_matmul.monarch_backward_op: monarch_backward,
     }

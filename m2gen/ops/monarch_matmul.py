@@ -13,7 +13,7 @@ from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, register
 from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks, product
 from m2gen.planner.monarch.problem import inner_widths as inner_widths
-from m2gen.runtime import monarch as native
+from m2gen.runtime import executor
 
 
 def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -95,7 +95,7 @@ def chain(x: Tensor, factors: list[Tensor]) -> Tensor:
 
 
 def _impl(x: Tensor, factors: list[Tensor]) -> Tensor:
-    y = native.product(x, factors, inner_widths(_shapes(factors)))
+    y = executor.monarch(x, factors)
     return chain(x, factors) if y is None else y
 
 
@@ -177,7 +177,7 @@ def _bwd_check(dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence
 
 
 def _bwd_impl(dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool]) -> list[Tensor]:
-    found = native.gradients(dy, x, factors, inner_widths(_shapes(factors)), needs)
+    found = executor.monarch_gradients(dy, x, factors, needs)
     if found is None:
         return backward_by_stages(dy, x, factors, needs)
     return [x.new_empty(0) if grad is None else grad for grad in found]

@@ -8,9 +8,10 @@ from typing import Any
 
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv
+from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
 from m2gen.planner.step import Body
-from m2gen.runtime import blockdiag, blockdiag_triton
+from m2gen.runtime import blockdiag, blockdiag_triton, monarch
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import SpectralKernel
@@ -22,6 +23,8 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     LibraryProduct: blockdiag.LibraryKernel,
     NativeProduct: blockdiag.NativeKernel,
     FusedProduct: blockdiag_triton.FusedKernel,
+    StagedMonarch: monarch.StagedKernel,
+    NativeMonarch: monarch.NativeKernel,
 }
 
 

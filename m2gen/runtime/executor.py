@@ -16,6 +16,7 @@ from m2gen.dtypes import DTYPES
 from m2gen.errors import CompileError
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.monarch.problem import MonarchProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import plan
 from m2gen.runtime import ahead, tune, wisdom
@@ -24,6 +25,8 @@ from m2gen.runtime.blockdiag import LibraryKernel, applied, matmul_blocks, outer
 from m2gen.runtime.blockdiag import NativeKernel as NativeProductKernel
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
+from m2gen.runtime.monarch import NativeKernel as MonarchKernel
+from m2gen.runtime.monarch import StagedKernel as StagedMonarchKernel
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import Gradients, Operands, SpectralKernel
 
@@ -148,4 +151,52 @@ def _bound_product(
     """The kernel, by what a call has at hand: to make a problem takes longer than to multiply a row."""
     kernel: LibraryKernel | NativeProductKernel
     kernel = bound(product_problem(shape, rows, dtype, bias, glu, activation), limits, threads, generation)
+    return kernel
+
+
+# -- products with Monarch matrices ------------------------------------------------------------------------------------
+
+
+def monarch(x: Tensor, factors: Sequence[Tensor]) -> Tensor | None:
+    """x (..., n_in) by the Monarch matrix of the factors (nblocks, block_out, block_in); None where the plan is to go
+    stage by stage, and where there is nothing to compute."""
+    kernel = _of_monarch(x, factors)
+    return None if kernel is None else kernel.product(x, factors)
+
+
+def monarch_gradients(
+    dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor | None] | None:
+    """Those in x and in each factor, None where one is not wanted; or None as of `monarch`."""
+    kernel = _of_monarch(x, factors)
+    return None if kernel is None else kernel.gradients(dy, x, factors, needs)
+
+
+def monarch_problem(shapes: tuple[tuple[int, ...], ...], rows: int, dtype: torch.dtype) -> MonarchProblem:
+    """The problem that factors of these shapes and so many rows pose."""
+    factors = tuple((count, out, into) for count, out, into in shapes)
+    (first, _, depth), (last, width, _) = factors[0], factors[-1]
+    return MonarchProblem(n_in=first * depth, n_out=last * width, rows=rows, dtype=_SHORT_NAME[dtype], factors=factors)
+
+
+def _of_monarch(x: Tensor, factors: Sequence[Tensor]) -> MonarchKernel | StagedMonarchKernel | None:
+    shapes = tuple([tuple(f.shape) for f in factors])
+    if not x.numel() or not all(f.numel() for f in factors):
+        return None
+    rows = x.numel() // (shapes[0][0] * shapes[0][2])
+    return _bound_monarch(shapes, rows, x.dtype, live(x.device), torch.get_num_threads(), wisdom.generation())
+
+
+@lru_cache(maxsize=4096)
+def _bound_monarch(
+    shapes: tuple[tuple[int, ...], ...],
+    rows: int,
+    dtype: torch.dtype,
+    limits: DeviceLimits,
+    threads: int,
+    generation: int,
+) -> MonarchKernel | StagedMonarchKernel:
+    """The kernel, by what a call has at hand."""
+    kernel: MonarchKernel | StagedMonarchKernel
+    kernel = bound(monarch_problem(shapes, rows, dtype), limits, threads, generation)
     return kernel

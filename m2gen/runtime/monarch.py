@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2gen.device.limits import DeviceLimits
 from m2gen.errors import M2GenError
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.log import fallback
-from m2gen.planner.monarch.problem import Shape
+from m2gen.planner.monarch.problem import MonarchProblem, Shape, inner_widths
 from m2gen.planner.monarch.run import MonarchRun, backward_run, fits, forward_run, pitch, spec_of, widest
-from m2gen.runtime.cpp_kernel import CppKernel, available, load
+from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
+from m2gen.runtime.cpp_kernel import CppKernel, available, compile_together, load
 from m2gen.runtime.limits import live
 from m2gen.runtime.scratch import borrowed, on_huge_pages
 
@@ -164,13 +164,6 @@ def _worth(x: Tensor, shapes: tuple[Shape, ...]) -> bool:
     return x.dtype in _DTYPES and fits(shapes)
 
 
-def specs_of(parts: Sequence[Part], x: Tensor, factors: Sequence[Tensor], limits: DeviceLimits) -> list[MonarchSpec]:
-    """The kernels of a product with x, on any device, on a CPU of those limits; none where others do it."""
-    if not _worth(x, _shapes(factors)):
-        return []
-    return [spec_of(part, _DTYPES[x.dtype], limits.vector_bytes, limits.arch) for part in parts]
-
-
 @lru_cache(maxsize=64)
 def _bound(part: Part, dtype: str, vector_bytes: int, arch: str) -> Bound | None:
     """The compiled kernel, or None with a line in the log; found out once in a process."""
@@ -182,3 +175,38 @@ def _bound(part: Part, dtype: str, vector_bytes: int, arch: str) -> Bound | None
     except M2GenError as error:
         fallback(f"Monarch products are done stage by stage: {error}")
         return None
+
+
+# -- planned -----------------------------------------------------------------------------------------------------------
+
+
+class NativeKernel:
+    """One planned product, and all its gradients. Raises CompileError where the kernel does not compile."""
+
+    def __init__(self, problem: MonarchProblem, step: NativeMonarch) -> None:
+        self.widths = inner_widths(step.factors)
+        compile_together(*step.kernels(problem))
+        load(step.spec)
+
+    def product(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor | None:
+        """As of this file; None for what no kernel does."""
+        return product(x, factors, self.widths)
+
+    def gradients(
+        self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
+    ) -> list[Tensor | None] | None:
+        """As of this file; None for what no kernel does."""
+        return gradients(dy, x, factors, self.widths, needs)
+
+
+class StagedKernel:
+    """A product for each factor, which the operator makes itself."""
+
+    def __init__(self, problem: MonarchProblem, step: StagedMonarch) -> None:
+        pass
+
+    def product(self, x: Tensor, factors: Sequence[Tensor]) -> None:
+        """None: the operator goes stage by stage."""
+
+    def gradients(self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> None:
+        """None: the operator goes stage by stage."""

@@ -69,7 +69,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     modules: tuple[Any, ...] = (gate, depthwise, monarch)
 
     def forget_products() -> None:
-        for cache in (executor.bound, executor._bound_product, binding.kernel_of):
+        for cache in (executor.bound, executor._bound_product, executor._bound_monarch, binding.kernel_of):
             cache.cache_clear()
 
     def become(arch: str) -> None:
