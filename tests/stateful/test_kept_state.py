@@ -239,8 +239,8 @@ class OfLayers(KeptState):
 
 # a failing sequence is shown as it was drawn: it has at most 12 steps, and to shorten it can take minutes
 drawn = settings(stateful_step_count=STEPS, phases=[Phase.generate])
-OfModels.TestCase.settings = settings(drawn, max_examples=100)
-OfLayers.TestCase.settings = settings(drawn, max_examples=200)
+OfModels.TestCase.settings = settings(drawn, max_examples=60)
+OfLayers.TestCase.settings = settings(drawn, max_examples=240)
 TestModels = pytest.mark.slow(OfModels.TestCase)
 TestLayers = pytest.mark.slow(OfLayers.TestCase)
 
