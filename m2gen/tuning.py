@@ -27,22 +27,20 @@ if TYPE_CHECKING:
 
 def problems_of_corpus(kind: str) -> list[Problem]:
     """The corpus's problems for a CPU (those that it is meant for) or a GPU."""
-    from m2gen.runtime.cases import is_measured
     from m2gen.testing.corpus import corpus
 
     here = [entry.problem for entry in corpus() if kind == "gpu" or "cpu" in entry.tags]
-    return [problem for problem in here if is_measured(problem)]
+    return [problem for problem in here if problem.measured]
 
 
 def problems_of_models(names: Iterable[str], sizes: Sizes, limits: DeviceLimits) -> list[Problem]:
     """What models call that can be measured, by their folders or presets: found in shapes alone. Raises M2GenError."""
     from m2gen.ahead.record import Wanted, record
-    from m2gen.runtime.cases import is_measured
 
     wanted = Wanted()
     for name in names:
         record(wanted, name, limits, sizes)
-    return [problem for problem in wanted.problems if is_measured(problem)]
+    return [problem for problem in wanted.problems if problem.measured]
 
 
 # -- tuning ------------------------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ class Problem:
     grammar: ClassVar[Grammar]
     nearness: ClassVar[Nearness]
     columns: ClassVar[tuple[str, ...]]  # titles of `Body.row`
+    measured: ClassVar[bool] = True  # whether its plans can be; where not, every rigor is "estimate"
     dtype: str
     layout: str = "BHL"  # of its sequences, or "BLH"
 

@@ -67,7 +67,8 @@ def plan(problem: Problem, limits: DeviceLimits, wisdom: Knowledge | None = None
 
     Rigor, in FFTW's words. "estimate": what wisdom says of the problem, else of the nearest one, else the cheapest by
     estimate; nothing is timed. "measure": a problem without wisdom of its own is timed now, by `wisdom.measure`.
-    "wisdom_only": WisdomError where the problem itself was never measured in these circumstances.
+    "wisdom_only": WisdomError where the problem itself was never measured in these circumstances. Of an op whose plans
+    cannot be measured yet (`Problem.measured`) both are "estimate".
     """
     ranking = rank(problem, limits)
     if not ranking.plans:
@@ -96,6 +97,8 @@ def _advice(problem: Problem, limits: DeviceLimits, ranking: Ranking, wisdom: Kn
         return digest(rank(other, limits).plans)
 
     found = advise(problem, limits.arch, ranking.plans, known, digest_of)
+    if not problem.measured:
+        return found
     if rigor == "measure" and not found.exact:
         if known.measure is None:
             raise PlanError(

@@ -15,14 +15,9 @@ from m2gen.runtime.fftconv_case import FftConvCase
 _CASES: dict[type[Problem], type[Case[Any]]] = {FftConvProblem: FftConvCase, BlockDiagProblem: BlockDiagCase}
 
 
-def is_measured(problem: Problem) -> bool:
-    """Whether there is a way of measuring plans of the problem."""
-    return type(problem) in _CASES
-
-
 def case_of(problem: Problem) -> type[Case[Any]]:
     """The class of a problem's cases. Raises PlanError for an op whose plans are not measured."""
-    if not is_measured(problem):
+    if type(problem) not in _CASES:
         known = ", ".join(kind.grammar.op for kind in _CASES)
         raise PlanError(f"tuning {problem}", f"plans of {problem.op} are not measured", f"tune problems of {known}")
     return _CASES[type(problem)]

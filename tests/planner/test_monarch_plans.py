@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2gen.config import config
 from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError, ProblemError
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
@@ -21,7 +22,8 @@ from m2gen.planner.monarch.factorings import factorings
 from m2gen.planner.monarch.problem import MonarchProblem, inner_widths, parameters
 from m2gen.planner.monarch.steps import MonarchStep, NativeMonarch
 from m2gen.planner.plan import Plan
-from m2gen.planner.problems import parse
+from m2gen.planner.problems import PROBLEMS, parse
+from m2gen.runtime import cases, executor
 from m2gen.runtime.cases import case_of
 
 
@@ -138,3 +140,20 @@ def m2gen_ranking(text: str) -> Plan:
 def test_what_is_not_measured_says_so() -> None:
     with pytest.raises(PlanError, match=r"plans of monarch are not measured. Tune problems of fftconv, blockdiag"):
         case_of(parse("monarch in=8 out=8"))
+    for kind in PROBLEMS:
+        assert kind.measured == (kind in cases._CASES)
+
+
+@pytest.mark.parametrize("rigor", search.RIGORS)
+def test_no_rigor_stops_what_cannot_be_measured(rigor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M2GEN_RIGOR", rigor)
+    config.cache_clear()
+    executor._bound_monarch.cache_clear()
+    executor.bound.cache_clear()
+    try:
+        assert monarch_matmul(torch.randn(3, 16), [torch.randn(4, 4, 4)] * 2).shape == (3, 16)
+    finally:
+        monkeypatch.undo()
+        config.cache_clear()
+        executor._bound_monarch.cache_clear()
+        executor.bound.cache_clear()

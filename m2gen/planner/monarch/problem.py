@@ -65,6 +65,7 @@ class MonarchProblem(Problem):
 
     grammar: ClassVar = _GRAMMAR
     nearness: ClassVar = _NEARNESS
+    measured: ClassVar = False
     columns: ClassVar = ("order", "factors (nblocks x out x in)", "parameters", "FLOP a row")
 
     n_in: int
