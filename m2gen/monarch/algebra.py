@@ -19,6 +19,7 @@ from m2gen.monarch.blocks import (
     real_blocks,
 )
 from m2gen.monarch.permutation import Permutation, from_index, identity, standard_permutations
+from m2gen.ops._check import factors_of
 from m2gen.ops.blockdiag_linear import matmul_blocks
 from m2gen.ops.values import traced
 
@@ -43,6 +44,7 @@ class Monarch:
     permutations: tuple[Permutation, ...]
 
     def __init__(self, factors: Sequence[Tensor], permutations: Sequence[Permutation | Tensor] | None = None) -> None:
+        factors = factors_of("a Monarch", factors)
         check_factors(factors)
         # set once here; a frozen dataclass has no other way
         object.__setattr__(self, "factors", tuple(factors))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -244,6 +245,20 @@ def of_any_rank(op: str, name: str, x: Tensor, like: Tensor | None = None) -> No
     """A tensor of at least one axis."""
     rank = x.dim() if isinstance(x, Tensor) else 1
     tensor(op, name, x, ("...",) * max(1, rank), like)
+
+
+def factors_of(op: str, factors: Any) -> list[Tensor]:
+    """`factors` as a list of tensors."""
+    listed = hasattr(factors, "__iter__") and not isinstance(factors, str | dict)
+    given = list(factors) if listed else [factors]
+    for one in given:
+        if not isinstance(one, Tensor) or not listed:
+            raise ProblemError(
+                f"{op}: factors",
+                f"found a {type(one).__name__}",
+                "give a list of tensors (nblocks, block_out, block_in)",
+            )
+    return given
 
 
 def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> None:

@@ -38,7 +38,7 @@ def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
     Source: Monarch Mixer (arXiv 2310.12109), section 3; Monarch (arXiv 2204.00595), section 3.
     """
-    factors = list(factors)
+    factors = check.factors_of("monarch_matmul", factors)
     check.monarch_matmul(x, factors)
     y: Tensor = monarch_matmul_op(x, factors)
     return y

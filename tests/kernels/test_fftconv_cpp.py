@@ -15,7 +15,7 @@ from m2gen.codegen.render import fields, render
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.fftconv.native import radices_of, smooth
 
-OTHERS = ("lanes", "activation")  # pieces of other families
+OTHERS = ("plain", "square", "lanes", "activation")  # pieces of other families
 TEMPLATES = [
     *sorted(path for path in (templates_dir() / "cpp" / "_lib").glob("*.jinja") if path.stem not in OTHERS),
     *sorted((templates_dir() / "cpp" / "fftconv").glob("*.jinja")),

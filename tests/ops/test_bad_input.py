@@ -65,6 +65,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: m2gen.blockdiag_linear(torch.randn(2, 6), torch.randn(2, 4, 3), activation="tanh"),
         r"activation='tanh'.*gelu, relu, silu",
     ),
+    "monarch none": (lambda: m2gen.monarch_matmul(U, None), r"factors: found a NoneType. Give a list of tensors"),
+    "monarch text": (lambda: m2gen.monarch_matmul(U, "ab"), r"factors: found a str"),
+    "monarch numbers": (lambda: m2gen.monarch_matmul(U, [torch.randn(2, 4, 3), 3]), r"factors: found a int"),
+    "monarch matrix none": (lambda: m2gen.monarch.Monarch(None), r"a Monarch: factors: found a NoneType"),
+    "monarch matrix text": (lambda: m2gen.monarch.Monarch(["a"]), r"a Monarch: factors: found a str"),
     "monarch empty": (lambda: m2gen.monarch_matmul(U, []), r"there are no factors"),
     "monarch chain": (
         lambda: m2gen.monarch_matmul(torch.randn(2, 6), [torch.randn(2, 4, 3), torch.randn(3, 2, 3)]),

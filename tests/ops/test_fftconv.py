@@ -19,7 +19,7 @@ from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
-from m2gen.runtime.binding import Kernel, kernel_of
+from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.limits import live
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import Operands, SpectralKernel
@@ -77,7 +77,7 @@ def test_lengths_and_filter_lengths(mode: str, n: int) -> None:
         check_op(problem, m2gen.fftconv(**args), args)
 
 
-def kernels(problem: Problem) -> dict[str, Kernel]:
+def kernels(problem: Problem) -> dict[str, Any]:
     """For each solver, and folded or not, its cheapest plan of each order, in chunks of one channel and of all."""
     found = {}
     for plan in rank(problem, live(torch.device("cpu"))).plans:
