@@ -1,13 +1,16 @@
 """Whether each surveyed kernel's matrix instructions on Hopper read what they should, one line for each.
 
-    python tests/kernels/operand_reads.py > tests/kernels/operand_reads.txt
+    python tests/kernels/operand_reads.py [SECONDS]
 
-Compiled as surveyed: both gates, operands of the tensors' own type. The better part of an hour on two cores.
+writes operand_reads.txt. It goes on where the file ends, if the same Triton wrote it; delete the file to begin anew.
+All of them take the better part of an hour on two cores. Compiled as surveyed: both gates, operands of the tensors' own
+type.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import survey
@@ -41,13 +44,19 @@ def header(looked_at: int) -> str:
     )
 
 
-def main() -> None:
-    lines = []
-    for spec, compiled in zip(specs(), compile_all([Job(one, ARCH) for one in specs()], timeout=60), strict=True):
+def main(seconds: float) -> None:
+    began, lines = time.monotonic(), []
+    if COMMITTED.exists() and COMMITTED.read_text().startswith(f"# Triton {triton.__version__},"):
+        lines = COMMITTED.read_text().splitlines()[1:]
+    known = {one.split(":")[0] for one in lines}
+    todo = [spec for spec in specs() if spec.name not in known]
+    for spec, compiled in zip(todo, compile_all([Job(one, ARCH) for one in todo], timeout=60), strict=True):
         lines.append(line(spec, compiled))
         print(lines[-1], file=sys.stderr, flush=True)
-    print("\n".join([header(len(lines)), *sorted(lines)]))
+        COMMITTED.write_text("\n".join([header(len(lines)), *sorted(lines)]) + "\n")
+        if time.monotonic() - began > seconds:
+            break
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else float("inf"))
