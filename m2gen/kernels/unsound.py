@@ -24,21 +24,6 @@ ONE_STAGE = (
     "(in Triton 3.6 and 3.7) loses descriptors of shared memory there"
 )
 
-NOT_FOLLOWED = "its machine code for Hopper could not be followed, so that it is not known to read what it should"
-_NOT_FOLLOWED = frozenset([("fwd", "cyclic", (64, 128), 8, 2)])
-
-MISREAD = "its machine code for Hopper, followed step by step, reads shared memory where its PTX does not ask for any"
-# with two stages and four warps; no device has shown it, and none shall have to
-_MISREAD = frozenset(
-    ("fwd", ring, radices, 4, 2)
-    for ring, radices in (
-        ("cyclic", (32, 16, 32)),
-        ("cyclic", (32, 32, 32)),
-        ("cyclic", (32, 64, 32)),
-        ("causal", (32, 64, 16)),
-    )
-)
-
 
 def unsound(spec: FftConvSpec, family: str) -> str | None:
     """Why a kernel must not be planned for architectures of `family`, None where nothing is known against it.
@@ -48,9 +33,4 @@ def unsound(spec: FftConvSpec, family: str) -> str | None:
     """
     if family != "wgmma":
         return None
-    if spec.staged and spec.num_stages == 1:
-        return ONE_STAGE
-    kind = (spec.part, spec.ring, spec.radices, spec.num_warps, spec.num_stages)
-    if spec.compute == "fp32":
-        return None
-    return MISREAD if kind in _MISREAD else NOT_FOLLOWED if kind in _NOT_FOLLOWED else None
+    return ONE_STAGE if spec.staged and spec.num_stages == 1 else None

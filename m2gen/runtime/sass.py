@@ -41,6 +41,7 @@ _ONE_RESULT = {
     *("MUFU", "I2F", "F2I", "I2I", "F2F", "I2FP", "IABS", "LDG", "LDS", "LDC", "ULDC", "LDL", "S2R", "S2UR", "SHFL"),
     *("P2R", "UP2UR", "FSEL", "FMNMX", "VIMNMX", "IMNMX", "POPC", "FLO", "BREV", "BMSK", "UBMSK", "FRND"),
 }
+_APART = 256  # instructions within which the three that exchange two registers are looked for
 _ARITHMETIC: dict[str, Callable[..., int]] = {
     "IADD3": lambda x, y, z: x + y + z,
     "VIADD": lambda x, y: x + y,
@@ -71,12 +72,18 @@ def _swaps(program: list[Instruction]) -> list[Instruction]:
         and not one.guard
         and one.operands[3:5] in (("RZ", "0x3c"), ("URZ", "0x3c"))
     }
+    reached = {one.operands[-1].removeprefix("0x").lstrip("0") or "0" for one in program if one.op.startswith("BRA")}
     for first, (a, same, b) in ors.items():
-        near = range(first + 1, min(first + 8, len(program)))
+        near = range(first + 1, min(first + _APART, len(program)))
         second = next((n for n in near if ors.get(n) in ((b, a, b), (b, b, a))), None)
         third = next((n for n in near if second is not None and n > second and ors.get(n) == (a, same, b)), None)
         between = [program[n] for n in near if third is not None and n < third and n != second]
-        if same == a and third is not None and not any(x in one.operands for one in between for x in (a, b)):
+        told = any(x in one.operands for one in between for x in (a, b))
+        # all three are done, or none
+        whole = third is not None and not any(
+            program[n].op.startswith(("BRA", "EXIT")) or program[n].at in reached for n in range(first + 1, third + 1)
+        )
+        if same == a and third is not None and whole and not told:
             for n in (first, second):
                 program[n or 0] = program[n or 0]._replace(op="NOP", operands=())
             program[third] = program[third]._replace(op="SWAP", operands=(a, b))
@@ -285,6 +292,8 @@ def _width(one: Instruction) -> int:
     if base in ("HGMMA", "IGMMA", "QGMMA"):
         shape = re.search(r"64x(\d+)x", one.op)
         return int(shape[1]) // 2 if shape else 128
+    if base == "HMMA":  # 16 x 8 sums of a warp
+        return 4
     if base == "LDSM":
         return int(one.op[-1]) if one.op[-1].isdecimal() else 1
     if base not in _ONE_RESULT and base not in ("STL", "CS2R"):
@@ -292,7 +301,8 @@ def _width(one: Instruction) -> int:
     if ".128" in one.op:
         return 4
     wide = ".WIDE" in one.op or ".64" in one.op or (base == "CS2R" and ".32" not in one.op)
-    return 2 if (wide and ".U64" not in one.op) or base in ("F2F", "I2F", "F2I") else 1
+    converted = base in ("F2F", "I2F", "F2I") and "64" in one.op
+    return 2 if (wide and ".U64" not in one.op) or converted else 1
 
 
 def _slots(address: str, width: int) -> list[str]:

@@ -107,14 +107,28 @@ def test_registers_that_change_places_are_followed() -> None:
     assert misread(PTX, code(*program[:-4], *program[-3:]).replace("0x90", "0x80"), SHARED, 4) is not None
 
 
-def test_a_pipeline_s_buffers_are_followed() -> None:
-    """A start that goes round three buffers in a loop: those three, in PTX and in the machine code."""
-    loop = PTX.replace(
-        "\twgmma",
-        "\tadd.s32 \t%r20, %r9, 1;\n\tsetp.gt.s32 \t%p2, %r20, 2;\n\tselp.b32 \t%r9, 0, %r20, %p2;\n"
-        "\tshl.b32 \t%r21, %r9, 9;\n\tadd.s32 \t%r22, %r3, %r21;\n\tbfe.u32 \t%r23, %r22, 4, 14;\n"
-        "\tcvt.u64.u32 \t%rd5, %r23;\n\tor.b64 \t%rd4, %rd5, -4611685949707911168;\n\twgmma",
-    )
+@pytest.mark.parametrize(
+    ("beside", "over"),
+    [
+        ("HMMA.16816.F32 R20, R4, R6, RZ", "HMMA.16816.F32 R24, R4, R6, RZ"),  # four registers
+        ("F2I.FTZ.U32.TRUNC.NTZ R26, R16", "F2I.S64.TRUNC R26, R16"),  # one, and two
+    ],
+)
+def test_only_what_is_written_is_forgotten(beside: str, over: str) -> None:
+    assert misread(PTX, changed(6, "MOV R27, UR9", beside), SHARED, 4) is None
+    assert misread(PTX, changed(6, "MOV R27, UR9", over), SHARED, 4) is not None
+
+
+LOOP = PTX.replace(
+    "\twgmma",
+    "\tadd.s32 \t%r20, %r9, 1;\n\tsetp.gt.s32 \t%p2, %r20, 2;\n\tselp.b32 \t%r9, 0, %r20, %p2;\n"
+    "\tshl.b32 \t%r21, %r9, 9;\n\tadd.s32 \t%r22, %r3, %r21;\n\tbfe.u32 \t%r23, %r22, 4, 14;\n"
+    "\tcvt.u64.u32 \t%rd5, %r23;\n\tor.b64 \t%rd4, %rd5, -4611685949707911168;\n\twgmma",
+)
+
+
+def looped(*descriptor: str) -> str:
+    """Code of LOOP: a start that goes round three buffers, and what makes the descriptor of it."""
     body = (
         "IADD3 R9, R9, 0x1, RZ",
         "ISETP.GT.AND P2, PT, R9, 0x2, PT",
@@ -124,10 +138,29 @@ def test_a_pipeline_s_buffers_are_followed() -> None:
         "SHF.R.U32.HI R27, RZ, 0x4, R10",
     )
     start = ("MOV R26, UR11", "IMAD.MOV.U32 R9, RZ, RZ, -0x1")
-    program = [*SASS[:5], "UIADD3 UR11, UR8, 0x2000, URZ", *start, *SASS[7:9], *body, *SASS[9:]]
-    text = code(*program).replace("0x90", f"{16 * 10:#x}")
-    assert misread(loop, text, 8192 + 3 * 512, 4) is None
-    assert misread(loop, text, 8192 + 2 * 512, 4) == "warp 0: PTX asks for bytes 9216 to 9728 of 9216"
+    program = [*SASS[:5], "UIADD3 UR11, UR8, 0x2000, URZ", *start, *SASS[7:9], *body, *descriptor, *SASS[10:]]
+    return code(*program).replace("0x90", f"{16 * 10:#x}")
+
+
+def test_a_pipeline_s_buffers_are_followed() -> None:
+    """Those three, in PTX and in the machine code."""
+    text = looped(SASS[9])
+    assert misread(LOOP, text, 8192 + 3 * 512, 4) is None
+    assert misread(LOOP, text, 8192 + 2 * 512, 4) == "warp 0: PTX asks for bytes 9216 to 9728 of 9216"
+
+
+def test_buffers_whose_registers_change_places_are_followed() -> None:
+    """The three exclusive ors may stand far apart; not where one of them may be jumped over, or is looked at."""
+    ors = [f"ULOP3.LUT {x}, {x}, {y}, URZ, 0x3c, !UPT" for x, y in (("UR6", "UR7"), ("UR7", "UR6"), ("UR6", "UR7"))]
+
+    def swapped(*between: str) -> str | None:
+        apart = [ors[0], *["MOV R3, R2"] * 9, ors[1], *between, ors[2]]
+        return misread(LOOP, looped("R2UR UR7, R27", "UMOV UR6, 0xc0000010", *apart), 8192 + 3 * 512, 4)
+
+    assert swapped() is None and swapped("MOV R3, R2") is None
+    assert swapped("UIADD3 UR18, UR6, 0x1, URZ") is not None
+    third = f"{16 * (10 + 6 + 2 + 12):#x}"
+    assert swapped(f"@P0 BRA {third}") is not None
 
 
 def committed() -> dict[str, str]:
