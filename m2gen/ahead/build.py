@@ -155,10 +155,9 @@ def _cpu(jobs: list[_Job], arch: str) -> _Made:
 
 def _gpu(jobs: list[_Job], arch: str) -> _Made:
     """Each job with its source, assembly and machine code, or with why there is none."""
-    from m2gen.kernels.fftconv import FftConvSpec
     from m2gen.runtime.cross_compile import Job, compile_all
 
-    fused = [job for job in jobs if isinstance(job.spec, FftConvSpec)]
+    fused = [job for job in jobs if job.spec.template.startswith("triton/")]
     launches = [Job(job.spec, arch, "BLH" if job.layout == "BLH" else "BHL") for job in fused]  # type: ignore[arg-type]
     for job, made in zip(fused, compile_all(launches), strict=True):
         files = {f".{_SUFFIX.get(kind, kind)}": text.encode() for kind, text in made.texts.items()}

@@ -249,7 +249,7 @@ def of_any_rank(op: str, name: str, x: Tensor, like: Tensor | None = None) -> No
 
 def factors_of(op: str, factors: Any) -> list[Tensor]:
     """`factors` as a list of tensors."""
-    listed = hasattr(factors, "__iter__") and not isinstance(factors, str | dict)
+    listed = hasattr(factors, "__iter__") and not isinstance(factors, str | dict | Tensor)
     given = list(factors) if listed else [factors]
     for one in given:
         if not isinstance(one, Tensor) or not listed:

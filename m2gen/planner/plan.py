@@ -28,7 +28,8 @@ _STEPS: dict[str, type[Step[Any]]] = {kind.__name__: kind for kind in (*_OF_FFTC
 class Plan:
     """How `solver` does `problem` on a device of architecture `arch`: steps in order, the last gives the result.
 
-    `origin` says why this plan and no other, `left_out` what would fit and must not run; two plans that differ in
+    `origin` says why this plan and no other, `left_out` what would fit and must not run, or stands behind though it is
+    estimated faster; two plans that differ in
     nothing else are equal.
     """
 

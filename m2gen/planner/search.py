@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -47,10 +48,24 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
         else:
             rejections.append((solver.name, reason))
         left_out += solver.left_out(problem, limits)
-    cheapest = sorted(plans, key=lambda plan: plan.estimate.seconds * plan.body.reluctance)
-    if warnings := _warnings(left_out):
+    cheapest = sorted(plans, key=_order)
+    if warnings := (*_behind(cheapest), *_warnings(left_out)):
         cheapest = [replace(plan, left_out=warnings) for plan in cheapest]
     return Ranking(problem.columns, tuple(cheapest), tuple(rejections), tuple(dict.fromkeys(left_out)))
+
+
+def _order(plan: Plan) -> float:
+    reluctance = plan.body.reluctance
+    return plan.estimate.seconds * (1.0 if reluctance is None else reluctance.factor)
+
+
+def _behind(plans: list[Plan]) -> Iterator[str]:
+    """Of each reason for standing behind: the cheapest plan that is estimated faster than the first."""
+    faster = [plan for plan in plans if plan.estimate.seconds < plans[0].estimate.seconds]
+    for why in dict.fromkeys(plan.body.reluctance.why for plan in faster if plan.body.reluctance):
+        those = [plan for plan in faster if plan.body.reluctance and plan.body.reluctance.why == why]
+        best = min(those, key=lambda plan: plan.estimate.seconds)
+        yield f"{best.choice}, estimated {duration(best.estimate.seconds)}: {why}"
 
 
 def _warnings(left_out: list[tuple[str, str]]) -> tuple[str, ...]:

@@ -70,6 +70,13 @@ class Terms:
     work: tuple[str, Callable[[Any, Arithmetic], Any], str] | None = None  # (symbol, its formula, what is put in)
 
 
+class Reluctance(NamedTuple):
+    """Where plans are ordered, an estimate counts `factor` times, for a reason."""
+
+    factor: float
+    why: str
+
+
 @dataclass(frozen=True, slots=True)
 class Step(Generic[P]):
     """One thing to do, with what it should cost."""
@@ -99,10 +106,9 @@ class Body(Step[P]):
         raise NotImplementedError
 
     @property
-    def reluctance(self) -> float:
-        """By how much its estimate is multiplied where plans are ordered: above 1 for one whose kernels few other
-        problems share, so that problems of many sizes do with few kernels."""
-        return 1.0
+    def reluctance(self) -> Reluctance | None:
+        """Why it stands behind plans that are estimated a little slower; None where it does not."""
+        return None
 
     @property
     def what(self) -> str:

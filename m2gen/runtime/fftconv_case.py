@@ -7,6 +7,7 @@ long ones with both ends in it. The tolerance is the tests' own (m2gen/testing/t
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -34,11 +35,12 @@ _TERMS = 2**26  # products a channel that the reference may take
 class FftConvCase(Case[FftConvProblem]):
     """A convolution of random numbers with a filter that decays like a trained one."""
 
-    def __init__(self, problem: FftConvProblem, device: torch.device, sign: float = 1.0) -> None:
+    def __init__(self, problem: FftConvProblem, device: torch.device) -> None:
         super().__init__(problem, device)
-        args = tensors(problem, device)
-        args["u"] *= sign
-        self.sign, self.args = sign, args
+        self._take(tensors(problem, device))
+
+    def _take(self, args: dict[str, Any]) -> None:
+        self.args = args
         self.x = Operands(**{name: args[name] for name in NAMES if name in args})
 
     @staticmethod
@@ -61,7 +63,10 @@ class FftConvCase(Case[FftConvProblem]):
         return y
 
     def opposite(self) -> FftConvCase:
-        return FftConvCase(self.problem, self.device, -self.sign)
+        other = copy(self)
+        other._take({**self.args, "u": -self.args["u"]})
+        other._oracle = replace(self._oracle, expected=-self._oracle.expected)
+        return other
 
     @cached_property
     def _oracle(self) -> Oracle:

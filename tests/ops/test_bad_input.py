@@ -67,6 +67,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "monarch none": (lambda: m2gen.monarch_matmul(U, None), r"factors: found a NoneType. Give a list of tensors"),
     "monarch text": (lambda: m2gen.monarch_matmul(U, "ab"), r"factors: found a str"),
+    "monarch one tensor": (lambda: m2gen.monarch_matmul(U, torch.tensor(1.0)), r"factors: found a Tensor"),
     "monarch numbers": (lambda: m2gen.monarch_matmul(U, [torch.randn(2, 4, 3), 3]), r"factors: found a int"),
     "monarch matrix none": (lambda: m2gen.monarch.Monarch(None), r"a Monarch: factors: found a NoneType"),
     "monarch matrix text": (lambda: m2gen.monarch.Monarch(["a"]), r"a Monarch: factors: found a str"),

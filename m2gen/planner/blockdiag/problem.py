@@ -40,7 +40,7 @@ class BlockDiagProblem(Problem):
 
     grammar: ClassVar = _GRAMMAR
     nearness: ClassVar = _NEARNESS
-    columns: ClassVar = ("blocks", "each", "tile", "weight")
+    columns: ClassVar = ("way", "tile", "weight")
 
     n_in: int
     n_out: int

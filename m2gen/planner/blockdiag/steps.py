@@ -12,7 +12,7 @@ from m2gen.kernels.gate import GateSpec
 from m2gen.planner.blockdiag import cost
 from m2gen.planner.blockdiag.formulas import LEGEND, NOTES, library, native
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
-from m2gen.planner.step import Body, Estimate, Terms
+from m2gen.planner.step import Body, Estimate, Reluctance, Terms
 
 _UNTRIED = 1e9  # times an estimate: behind everything else
 
@@ -66,7 +66,7 @@ class LibraryProduct(Product):
 
     @property
     def row(self) -> tuple[str, ...]:
-        return str(self.blocks), "", "the library's", "as it lies"
+        return self.choice, "the library's", "as it lies"
 
     def _who(self) -> str:
         return f"library   {self.choice}"
@@ -94,9 +94,8 @@ class FusedProduct(Product):
     parts_of_rows: int
 
     @property
-    def reluctance(self) -> float:
-        """No device has run it yet: `m2gen tune`, which tries each kernel in a process of its own, may choose it."""
-        return _UNTRIED
+    def reluctance(self) -> Reluctance:
+        return Reluctance(_UNTRIED, "compiled and interpreted, not yet run on a device: m2gen tune may choose it")
 
     @property
     def choice(self) -> str:
@@ -113,10 +112,7 @@ class FusedProduct(Product):
 
     @property
     def row(self) -> tuple[str, ...]:
-        return str(self.spec.blocks), "", f"{self.spec.block_r} x {self.spec.block_n}", "as it lies"
-
-    def lines(self, problem: BlockDiagProblem) -> list[str]:
-        return [*Product.lines(self, problem), "device    compiled and interpreted, not yet run on one"]
+        return f"{self.spec.blocks} at once", f"{self.spec.block_r} x {self.spec.block_n}", "as it lies"
 
     def _who(self) -> str:
         return f"kernel    {self.spec.name}, {self.what}"
@@ -168,7 +164,7 @@ class NativeProduct(Product):
     @property
     def row(self) -> tuple[str, ...]:
         tile = f"{self.spec.rows} x {self.spec.width}"
-        return "", "", tile, "packed before" if self.pack else "packed panel by panel"
+        return "tiles", tile, "packed before" if self.pack else "packed panel by panel"
 
     def _who(self) -> str:
         return f"kernel    {self.spec.name}, {self.what}"

@@ -15,7 +15,7 @@ from m2gen.planner.fftconv import cost
 from m2gen.planner.fftconv.formulas import FORMULAS, LEGEND, NOTES, monarch_stage, transform_work
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.transform import Transform
-from m2gen.planner.step import Body, Estimate, Step, Terms
+from m2gen.planner.step import Body, Estimate, Reluctance, Step, Terms
 
 Part = Literal["filter", "conv"]
 
@@ -214,14 +214,14 @@ class NativeConv(Conv):
         return f"{_order(self.spec)}, {together}{lanes}, {'kept' if self.keep else 'made anew'}"
 
     @property
-    def reluctance(self) -> float:
+    def reluctance(self) -> Reluctance | None:
         """Rings of 2^k and of 3 2^k points are the ladder. Any other has to be estimated clearly faster: a data loader
         of random lengths would have a kernel compiled for each of them."""
         size = self.spec.size
         power = size // 3 if size % 3 == 0 and size >= _LEAST_THREE else size
         if power.bit_count() == 1 or size > _LONG:
-            return 1.0
-        return _OFF_LADDER_SHORT if size <= _SHORT else _OFF_LADDER
+            return None
+        return Reluctance(_OFF_LADDER_SHORT if size <= _SHORT else _OFF_LADDER, "few other lengths share its kernels")
 
     @property
     def kept_otherwise(self) -> NativeConv:
