@@ -29,8 +29,7 @@ class Plan:
     """How `solver` does `problem` on a device of architecture `arch`: steps in order, the last gives the result.
 
     `origin` says why this plan and no other, `left_out` what would fit and must not run, or stands behind though it is
-    estimated faster; two plans that differ in
-    nothing else are equal.
+    estimated faster; two plans that differ in nothing else are equal.
     """
 
     problem: Problem

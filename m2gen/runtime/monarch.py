@@ -9,72 +9,83 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from m2gen.errors import M2GenError
-from m2gen.kernels.monarch import MonarchSpec
+from m2gen.errors import CompileError
 from m2gen.log import fallback
 from m2gen.planner.monarch.problem import MonarchProblem, Shape, inner_widths
-from m2gen.planner.monarch.run import MonarchRun, backward_run, fits, forward_run, pitch, spec_of, widest
+from m2gen.planner.monarch.run import MonarchRun, backward_run, forward_run, pitch, widest
 from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
-from m2gen.runtime.cpp_kernel import CppKernel, available, compile_together, load
-from m2gen.runtime.limits import live
+from m2gen.runtime.cpp_kernel import CppKernel, compile_together, load
 from m2gen.runtime.scratch import borrowed, on_huge_pages
 
-_DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}  # 16-bit products have units of their own, which PyTorch uses
-Part = Literal["fwd", "bwd", "sum"]
-Bound = tuple[CppKernel, MonarchSpec]
+
+class NativeKernel:
+    """One planned product, and all its gradients. Raises CompileError where the product's kernel does not compile."""
+
+    def __init__(self, problem: MonarchProblem, step: NativeMonarch) -> None:
+        self.rows, self.shapes, self.parts = problem.rows, step.factors, step.parts(problem)
+        self.places = _places(self.shapes, tuple(inner_widths(self.shapes)))
+        self.run = forward_run(self.rows, self.shapes, step.spec)
+        compile_together(*self.parts.values())
+        self.kernel = load(step.spec)
+
+    def product(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """x (..., n_in) by the Monarch matrix with these factors, (..., n_out), contiguous."""
+        places, run = self.places, self.run
+        rows, factors = _as_rows(x, places.n_in), [f.resolve_neg() for f in factors]
+        y = on_huge_pages(x.new_empty((*x.shape[:-1], places.n_out)))
+        pointers = [_address(t) for t in (rows, y, *places.maps, *factors)]
+        sizes = [self.rows, rows.stride(0), places.n_out, places.n_in, places.n_out, run.lanes, places.widest]
+        sizes += [int(run.ahead), len(factors), *_stages(factors)]
+        self.kernel.run(pointers, sizes, run.parts, parallel=run.parallel)
+        return y
+
+    def gradients(
+        self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
+    ) -> list[Tensor | None] | None:
+        """Those in x and in each factor, None where `needs` says that one is not wanted; or None, with a line in the
+        log, where their kernels do not compile. Factors' gradients are contiguous, and have the same bits with any number
+        of threads."""
+        try:
+            kernel, adding = load(self.parts["bwd"]), load(self.parts["sum"])
+        except CompileError as error:
+            fallback(f"gradients of Monarch products are done stage by stage: {error}")
+            return None
+        places, summed = self.places, any(needs[1:])
+        x2, dy2, factors = _as_rows(x, places.n_in), _as_rows(dy, places.n_out), [f.resolve_neg() for f in factors]
+        run = backward_run(self.rows, self.shapes, self.parts["bwd"], summed)
+        dx = on_huge_pages(torch.empty(x.shape, dtype=x.dtype)) if needs[0] else None
+        dws = [
+            torch.empty(f.shape, dtype=f.dtype) if need else None for f, need in zip(factors, needs[1:], strict=True)
+        ]
+        fixed = [_address(t) for t in (x2, dy2, dx, *places.maps, *places.inverses, *factors)]
+        sizes = [self.rows, x2.stride(0), dy2.stride(0), places.n_in, places.n_out, run.lanes, places.widest, run.part]
+        sizes += [max([shape[2] for shape in self.shapes]), len(factors), *_stages(factors)]
+        if run.parts == 1:
+            kernel.run(fixed + [_address(dw) for dw in dws], sizes, 1, parallel=False)
+        elif summed:
+            _by_parts(kernel, adding, fixed, sizes, run, dws)
+        else:
+            kernel.run(fixed + [0] * len(dws), sizes, run.parts, parallel=run.parallel)
+        return [dx, *dws]
 
 
-def product(x: Tensor, factors: Sequence[Tensor], widths: Sequence[int]) -> Tensor | None:
-    """x (..., n_in) by the Monarch matrix with these factors and C_i, (..., n_out), contiguous; None for 16-bit and
-    empty tensors, large blocks, and where there is no C++ compiler."""
-    shapes = _shapes(factors)
-    bound = _kernel("fwd", shapes, x, *factors)
-    if bound is None:
-        return None
-    kernel, spec = bound
-    places = _places(shapes, tuple(widths))
-    x2 = _as_rows(x, places.n_in)
-    rows = x2.shape[0]
-    y = on_huge_pages(x.new_empty((*x.shape[:-1], places.n_out)))
-    run = forward_run(rows, shapes, spec)
-    pointers = [_address(t) for t in (x2, y, *places.maps, *factors)]
-    sizes = [rows, x2.stride(0), places.n_out, places.n_in, places.n_out, run.lanes, places.widest, int(run.ahead)]
-    kernel.run(pointers, [*sizes, len(shapes), *_stages(factors)], run.parts, parallel=run.parallel)
-    return y
+class StagedKernel:
+    """A product for each factor, which the operator makes itself."""
 
+    def __init__(self, problem: MonarchProblem, step: StagedMonarch) -> None:
+        pass
 
-def gradients(
-    dy: Tensor, x: Tensor, factors: Sequence[Tensor], widths: Sequence[int], needs: Sequence[bool]
-) -> list[Tensor | None] | None:
-    """The gradients in x and in each factor, None where `needs` says that one is not wanted; or None where there is no
-    kernel. Factors' gradients are contiguous, and have the same bits with any number of threads."""
-    shapes = _shapes(factors)
-    bound, adding = (_kernel(part, shapes, x, dy, *factors) for part in ("bwd", "sum"))
-    if bound is None or adding is None:
-        return None
-    kernel, spec = bound
-    places = _places(shapes, tuple(widths))
-    x2, dy2 = _as_rows(x, places.n_in), _as_rows(dy, places.n_out)
-    rows = x2.shape[0]
-    run = backward_run(rows, shapes, spec, any(needs[1:]))
-    dx = on_huge_pages(torch.empty(x.shape, dtype=x.dtype)) if needs[0] else None
-    dws = [torch.empty(f.shape, dtype=f.dtype) if need else None for f, need in zip(factors, needs[1:], strict=True)]
-    fixed = [_address(t) for t in (x2, dy2, dx, *places.maps, *places.inverses, *factors)]
-    sizes = [rows, x2.stride(0), dy2.stride(0), places.n_in, places.n_out, run.lanes, places.widest, run.part]
-    sizes += [max([shape[2] for shape in shapes]), len(shapes), *_stages(factors)]
-    if run.parts == 1:
-        kernel.run(fixed + [_address(dw) for dw in dws], sizes, 1, parallel=False)
-    elif any(needs[1:]):
-        _by_parts(kernel, adding[0], fixed, sizes, run, dws)
-    else:
-        kernel.run(fixed + [0] * len(dws), sizes, run.parts, parallel=run.parallel)
-    return [dx, *dws]
+    def product(self, x: Tensor, factors: Sequence[Tensor]) -> None:
+        """None: the operator goes stage by stage."""
+
+    def gradients(self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> None:
+        """None: the operator goes stage by stage."""
 
 
 def _by_parts(
@@ -98,8 +109,8 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _as_rows(x: Tensor, n: int) -> Tensor:
-    """x (..., n) as (rows, n), the numbers of a row side by side."""
-    x2 = x.reshape(x.numel() // n, n)
+    """x (..., n) as (rows, n), the numbers of a row side by side, as they lie in memory."""
+    x2 = x.resolve_neg().reshape(x.numel() // n, n)
     return x2 if x2.stride(1) == 1 or n == 1 else x2.contiguous()
 
 
@@ -143,70 +154,3 @@ def _apart(places: np.ndarray, block: int) -> np.ndarray:
     """The places, where blocks do not lie one behind the other but `pitch` apart."""
     apart: np.ndarray = places // block * pitch(block) + places % block
     return apart
-
-
-def _shapes(factors: Sequence[Tensor]) -> tuple[Shape, ...]:
-    return tuple([tuple(f.shape) for f in factors])  # type: ignore[misc]
-
-
-def _kernel(part: Part, shapes: tuple[Shape, ...], x: Tensor, *others: Tensor) -> Bound | None:
-    """The kernel for x and factors of these shapes, or None."""
-    if x.device.type != "cpu" or not _worth(x, shapes):
-        return None
-    for t in (x, *others):  # at every call: any() takes twice as long
-        if t.numel() == 0 or t.is_neg():
-            return None
-    limits = live(x.device)
-    return _bound(part, _DTYPES[x.dtype], limits.vector_bytes, limits.arch)
-
-
-def _worth(x: Tensor, shapes: tuple[Shape, ...]) -> bool:
-    return x.dtype in _DTYPES and fits(shapes)
-
-
-@lru_cache(maxsize=64)
-def _bound(part: Part, dtype: str, vector_bytes: int, arch: str) -> Bound | None:
-    """The compiled kernel, or None with a line in the log; found out once in a process."""
-    if available():
-        return None  # said once where the device is looked at
-    spec = spec_of(part, dtype, vector_bytes, arch)
-    try:
-        return load(spec), spec
-    except M2GenError as error:
-        fallback(f"Monarch products are done stage by stage: {error}")
-        return None
-
-
-# -- planned -----------------------------------------------------------------------------------------------------------
-
-
-class NativeKernel:
-    """One planned product, and all its gradients. Raises CompileError where the kernel does not compile."""
-
-    def __init__(self, problem: MonarchProblem, step: NativeMonarch) -> None:
-        self.widths = inner_widths(step.factors)
-        compile_together(*step.kernels(problem))
-        load(step.spec)
-
-    def product(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor | None:
-        """As of this file; None for what no kernel does."""
-        return product(x, factors, self.widths)
-
-    def gradients(
-        self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
-    ) -> list[Tensor | None] | None:
-        """As of this file; None for what no kernel does."""
-        return gradients(dy, x, factors, self.widths, needs)
-
-
-class StagedKernel:
-    """A product for each factor, which the operator makes itself."""
-
-    def __init__(self, problem: MonarchProblem, step: StagedMonarch) -> None:
-        pass
-
-    def product(self, x: Tensor, factors: Sequence[Tensor]) -> None:
-        """None: the operator goes stage by stage."""
-
-    def gradients(self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> None:
-        """None: the operator goes stage by stage."""

@@ -139,7 +139,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> tuple[set[Problem], set[str]]:
         return bound(problem, *how)
 
     monkeypatch.setattr(executor, "bound", noting)
-    own = (depthwise._bound, gate._bound, monarch._bound)
+    own = (depthwise._bound, gate._bound)
     for cache in (bound, executor._bound_product, executor._bound_monarch, binding.kernel_of, *own):
         cache.cache_clear()
     for module in (blockdiag, depthwise, gate, monarch):

@@ -66,7 +66,7 @@ def two_threads() -> Iterator[None]:
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have products, gates and short convolutions generated for another row of the device table: its vectors, tiles and
     instructions. Skips what this machine does not run."""
-    modules: tuple[Any, ...] = (gate, depthwise, monarch)
+    modules: tuple[Any, ...] = (gate, depthwise)
 
     def forget_products() -> None:
         for cache in (executor.bound, executor._bound_product, executor._bound_monarch, binding.kernel_of):
@@ -82,7 +82,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
             module._bound.cache_clear()
         for module in (*modules, executor):
             monkeypatch.setattr(module, "live", lambda device: target(arch))
-        for module in (*modules, blockdiag):
+        for module in (*modules, blockdiag, monarch):
             monkeypatch.setattr(module, "load", lambda spec: cpp_kernel.load(replace(spec, arch=arch)))
 
     yield become

@@ -15,12 +15,15 @@ from torch import Tensor
 import m2gen
 from m2gen.config import config
 from m2gen.device.limits import target
-from m2gen.ops.monarch_matmul import backward_by_stages, chain, inner_widths
+from m2gen.ops.monarch_matmul import backward_by_stages, chain
 from m2gen.planner.monarch.run import backward_run, spec_of
+from m2gen.planner.monarch.solvers import Native
+from m2gen.planner.monarch.steps import NativeMonarch
 from m2gen.reference import monarch as oracle
-from m2gen.runtime import monarch
+from m2gen.runtime import executor
 from m2gen.runtime.cpp_kernel import available, compile_text
 from m2gen.runtime.limits import live
+from m2gen.runtime.monarch import NativeKernel
 from m2gen.testing.tolerances import check
 
 pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
@@ -72,15 +75,23 @@ def drawn(shapes: Shapes, rows: int, dtype: torch.dtype) -> tuple[Tensor, list[T
     )
 
 
+def kernel(x: Tensor, factors: list[Tensor]) -> NativeKernel:
+    """The generated one, whether it is the fastest plan of this CPU or not."""
+    shapes = tuple([tuple(f.shape) for f in factors])
+    problem = executor.monarch_problem(shapes, x.numel() // (shapes[0][0] * shapes[0][2]), x.dtype)
+    (plan,) = Native().candidates(problem, executor.live(x.device))
+    assert isinstance(plan.body, NativeMonarch)
+    return NativeKernel(problem, plan.body)
+
+
 def run(x: Tensor, factors: list[Tensor]) -> Tensor:
-    y = monarch.product(x, factors, inner_widths([f.shape for f in factors]))  # type: ignore[misc]
-    assert y is not None and y.is_contiguous()
+    y = kernel(x, factors).product(x, factors)
+    assert y.is_contiguous()
     return y
 
 
 def back(dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool] | None = None) -> list[Tensor | None]:
-    widths = inner_widths([f.shape for f in factors])  # type: ignore[misc]
-    grads = monarch.gradients(dy, x, factors, widths, needs or [True] * (1 + len(factors)))
+    grads = kernel(x, factors).gradients(dy, x, factors, needs or [True] * (1 + len(factors)))
     assert grads is not None
     return grads
 
@@ -185,27 +196,30 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_what_is_left_to_others() -> None:
-    """16 bits, no numbers, lazily negative ones, large blocks: None, and the operator goes stage by stage."""
+    """16 bits, no numbers, large blocks: None, and the operator goes stage by stage."""
     x, factors, dy = drawn(NAMED[0], 5, torch.float32)
     half = [f.bfloat16() for f in factors]
-    widths = inner_widths([f.shape for f in factors])  # type: ignore[misc]
-    for args in (
-        (x.bfloat16(), half),
-        (x[:0], factors),
-        (torch._neg_view(x), factors),
-        (x, [factors[0], torch._neg_view(factors[1])]),
-    ):
-        assert monarch.product(*args, widths) is None
-        assert monarch.gradients(dy[: len(args[0])].to(args[0].dtype), *args, widths, [True] * 3) is None
-    torch.testing.assert_close(m2gen.monarch_matmul(torch._neg_view(x), factors), -m2gen.monarch_matmul(x, factors))
+    for args in ((x.bfloat16(), half), (x[:0], factors)):
+        assert executor.monarch(*args) is None
+        assert executor.monarch_gradients(dy[: len(args[0])].to(args[0].dtype), *args, [True] * 3) is None
     large = drawn(((1, 3, 513),), 2, torch.float32)
-    assert monarch.product(*large[:2], [1]) is None
+    assert executor.monarch(*large[:2]) is None
     for sizes in (((0, 2, 2),), ((2, 0, 3), (4, 2, 0))):
         a, b, c = drawn(sizes, 4, torch.float32)
         a.requires_grad_()
         y = m2gen.monarch_matmul(a, [f.requires_grad_() for f in b])
         grads = torch.autograd.grad(y, [a, *b], c)
         assert not y.any() and not any(g.any() for g in grads)
+
+
+def test_numbers_whose_sign_is_only_noted() -> None:
+    x, factors, dy = drawn(NAMED[0], 70, torch.float32)
+    minus = [factors[0], torch._neg_view(factors[1])]
+    assert torch.equal(run(torch._neg_view(x), factors), -run(x, factors))
+    assert torch.equal(run(x, minus), -run(x, factors))
+    for one, other in zip(back(torch._neg_view(dy), x, minus), back(dy, x, factors), strict=True):
+        assert one is not None and other is not None
+        assert torch.equal(one, other) or torch.equal(one, -other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

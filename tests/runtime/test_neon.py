@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import torch
 from torch import Tensor
 
 from m2gen.codegen.render import render
+from m2gen.device.limits import target
 from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.kernels.spec import KernelSpec
-from m2gen.ops.monarch_matmul import inner_widths
-from m2gen.planner.monarch.run import spec_of
+from m2gen.planner.monarch.steps import NativeMonarch
 from m2gen.planner.problems import parse
+from m2gen.planner.search import rank
 from m2gen.reference.monarch import standard
 from m2gen.runtime import monarch, native
+from m2gen.runtime.executor import monarch_problem
 from m2gen.testing.tolerances import check
 from tests.runtime.test_native import check_everything, kernel_with, native_plan
 
@@ -168,20 +171,21 @@ def test_the_monarch_product(
         taken.append(tensor)
         return 0 if tensor is None else tensor.data_ptr()
 
-    def kernel(part: Any, _: Any, x: Tensor, *others: Tensor) -> tuple[Emulated, Any]:
-        spec = spec_of(part, "fp32" if x.dtype == torch.float32 else "fp64", 16, "neon")
-        return Emulated(spec, tmp_path, taken), spec
-
     monkeypatch.setattr(monarch, "_address", address)
-    monkeypatch.setattr(monarch, "_kernel", kernel)
+    monkeypatch.setattr(monarch, "load", lambda spec: Emulated(replace(spec, arch="neon"), tmp_path, taken))
+
+    def kernel(rows: int) -> monarch.NativeKernel:
+        problem = monarch_problem(shapes, rows, dtype)
+        plan = rank(problem, target("neon")).best("native")
+        assert plan is not None and isinstance(plan.body, NativeMonarch)
+        return monarch.NativeKernel(problem, plan.body)
+
     x = torch.randn(29, shapes[0][0] * shapes[0][2], dtype=dtype)
-    factors, widths = [torch.randn(shape, dtype=dtype) for shape in shapes], inner_widths(shapes)
-    y = monarch.product(x, factors, widths)
-    assert y is not None
+    factors = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    y = kernel(29).product(x, factors)
     dy = torch.randn_like(y)
-    one = monarch.product(x[3:4].clone(), factors, widths)
-    assert one is not None and torch.equal(one, y[3:4])
-    grads = monarch.gradients(dy, x, factors, widths, [True] * (1 + len(shapes)))
+    assert torch.equal(kernel(1).product(x[3:4].clone(), factors), y[3:4])
+    grads = kernel(29).gradients(dy, x, factors, [True] * (1 + len(shapes)))
     assert grads is not None
     wanted, sizes = [], []
     for found, change in ((wanted, lambda t: t), (sizes, torch.abs)):
