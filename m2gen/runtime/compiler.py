@@ -31,7 +31,7 @@ HOW_TO_GET = (
     "brew install gcc or xcode-select --install), or set CXX"
 )
 # templates say which multiply-adds are fused: left to a compiler, a row's bits would depend on the tile it falls into
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-pipe", "-Wno-psabi")
+_FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-pipe", "-Wno-psabi")
 _ARCH_FLAGS = {"avx512": ("-march=x86-64-v4",), "avx2": ("-march=x86-64-v3",), "neon": (), "generic": ()}
 _X86 = ("generic", "avx2", "avx512")  # each runs what stands before it
 

@@ -12,8 +12,8 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("sanitized.py")
 BOUNDARY = Path(__file__).parents[1] / "ops" / "boundary.py"
-# behind those of m2gen: with its -O3 three kernels took 1.6 to 3.1 times as long to compile. What a source reads and
-# writes is looked at, not what -O3 makes of it.
+# behind those of m2gen, whose -O2 takes longer to compile. What a source reads and writes is looked at, not what -O2
+# makes of it.
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1"
 PROBLEMS = (
     "fftconv n=100 h=64 b=2 fp32 causal gated skip blh",  # the first with kept spectra, too
