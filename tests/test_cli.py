@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import m2gen
 from m2gen.cli import main
 from m2gen.errors import M2GenError
-from m2gen.planner.plan import Plan
+from m2gen.planner.stored import plan_from_json
 
 SIZES = (1, 2, 17, 784, 1000, 4096, 6000, 8191, 65536, 1048576, 4194304)
 TARGETS = ("sm90", "sm80", "gfx942", "avx512", "avx2", "auto")
@@ -32,7 +32,7 @@ def test_plan_of_every_size_on_every_target(n, arch):
 def test_plan_needs_no_quotes_and_gives_json():
     result = run("plan", "fftconv", "n=6000", "bf16", "--target", "sm90", "--json")
     assert result.exit_code == 0
-    plan = Plan.from_json(result.output)
+    plan = plan_from_json(result.output)
     assert str(plan.problem) == "fftconv n=6000 h=1 b=1 bf16 causal"
     assert plan.arch == "sm90"
     assert plan == m2gen.plan("fftconv n=6000 bf16", target="sm90")

@@ -109,18 +109,14 @@ def _plan_all(manifest: Manifest, wanted: Wanted, target: str, limits: DeviceLim
         own = [_Job(spec, problem.layout) for spec in chosen.body.kernels(problem, problem in wanted.trained)]
         _note(manifest, str(problem), chosen, own, who)
         jobs |= {job.name: job for job in own if job.name not in jobs}
-    for op, specs in wanted.others.items():
-        own = [_Job(spec) for spec in specs]
-        _note(manifest, op, None, own, [])
-        jobs |= {job.name: job for job in own}
     if limits.kind == "cpu":
         jobs[DispatchSpec().name] = _Job(DispatchSpec())  # which every kernel needs
     return list(jobs.values())
 
 
-def _note(manifest: Manifest, problem: str, plan: Plan | None, jobs: list[_Job], who: list[str]) -> None:
+def _note(manifest: Manifest, problem: str, plan: Plan, jobs: list[_Job], who: list[str]) -> None:
     """The problem's entry; kernels and askers of an earlier run with the same plan stay."""
-    text, steps = ("", {}) if plan is None else (str(plan), json.loads(plan.to_json()))
+    text, steps = str(plan), json.loads(plan.to_json())
     entry = manifest.problems.get(problem)
     if entry is None or entry.plan != text:
         entry = manifest.problems[problem] = Planned(text, [])

@@ -3,7 +3,7 @@ calls of m2gen's operators are written down. No weights, no memory, no kernel.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,14 @@ from m2gen.planner.problem import Problem
 
 if TYPE_CHECKING:
     from m2gen.device.limits import DeviceLimits
-    from m2gen.kernels.spec import KernelSpec
 
 
 @dataclass(slots=True)
 class Wanted:
-    """What is to be compiled for one target: long convolutions, each with who asks for it and whether gradients are
-    wanted; and the kernels of short ones and of products, by the operator's name."""
+    """What is to be compiled for one target: problems with who asks for them, and those whose gradients are wanted."""
 
     problems: dict[Problem, list[str]] = field(default_factory=dict)
     trained: set[Problem] = field(default_factory=set)
-    others: dict[str, dict[KernelSpec, None]] = field(default_factory=dict)  # in the order they were met
 
     def add(self, problem: Problem, of: str, gradients: bool) -> None:
         who = self.problems.setdefault(problem, [])
@@ -30,9 +27,6 @@ class Wanted:
             who.append(of)
         if gradients:
             self.trained.add(problem)
-
-    def add_kernels(self, op: str, specs: Iterable[KernelSpec | None]) -> None:
-        self.others.setdefault(op, {}).update({spec: None for spec in specs if spec is not None})
 
 
 def record(
@@ -86,8 +80,12 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
     """What to note of each operator's call."""
     from m2gen.ops import monarch_matmul
     from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
+    from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
     from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
+    from m2gen.ops.gate import gated_bwd_op, gated_op
+    from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d_ds_op, gated_depthwise_conv1d_op
     from m2gen.planner import search
+    from m2gen.runtime import executor
     from m2gen.runtime.executor import monarch_problem, problem_of, product_problem
     from m2gen.runtime.spectral import Operands
 
@@ -126,7 +124,22 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         if not monarch(x, factors, True):
             monarch_matmul.backward_by_stages(dy, x, factors, needs)
 
-    planned: dict[Any, Callable[..., Any]] = {
+    def short(x: Any, outputs: int, width: int, bias: Any, gradients: bool) -> None:
+        if x.numel() and outputs:
+            sizes = (x.shape, outputs, width, x.dtype, bias is not None, executor.channels_last(x))
+            wanted.add(executor.shortconv_problem(*sizes), of, gradients)
+
+    def mixed(x: Any, weight: Any, bias: Any, last: bool, gradients: bool) -> None:
+        if x.numel():
+            sizes = (x.shape, x.shape[2], weight.shape[1], x.dtype, bias is not None, executor.channels_last(x), last)
+            wanted.add(executor.shortconv_problem(*sizes, True), of, gradients)
+
+    def gate(z: Any, activation: str | None, gradients: bool) -> None:
+        if z.numel() and limits.kind == "cpu":
+            width = z.shape[-1]
+            wanted.add(executor.gate_problem(width, z.numel() // width, z.dtype, activation), of, gradients)
+
+    return {
         fftconv_op: lambda *args: long(False, *args),
         fftconv_bwd_op: lambda dy, *args: long(True, *args[:-1]),
         fftconv_dk_op: taps,  # where gradients are differentiated again
@@ -135,26 +148,14 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         blockdiag_outer_op: outer,
         monarch_matmul.monarch_matmul_op: monarch_product,
         monarch_matmul.monarch_backward_op: monarch_backward,
-    }
-    return planned | (_notes_of_kernels(wanted, limits) if limits.kind == "cpu" else {})
-
-
-def _notes_of_kernels(wanted: Wanted, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
-    """Of the operators that pose no Problem: their kernels follow from shapes alone."""
-    from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
-    from m2gen.ops.gate import gated_bwd_op, gated_op
-    from m2gen.runtime.depthwise import spec_of
-    from m2gen.runtime.gate import spec_of as gate_spec
-
-    def short(part: Any, x: Any, width: int) -> None:
-        wanted.add_kernels("depthwise_conv1d", [spec_of(part, x, width, limits.vector_bytes)])
-
-    def gate(part: Any, z: Any, activation: str | None) -> None:
-        wanted.add_kernels("gated", [gate_spec(part, z, activation, limits.vector_bytes)])
-
-    return {
-        depthwise_conv1d_op: lambda x, weight, *_: short("fwd", x, weight.shape[1]),
-        depthwise_conv1d_dw_op: lambda x, dy, width, *_: short("dw", x, width),
-        gated_op: lambda z, activation: gate("fwd", z, activation),
-        gated_bwd_op: lambda dy, z, activation: gate("bwd", z, activation),
+        depthwise_conv1d_op: lambda x, weight, bias, left, right: short(
+            x, x.shape[2] + left + right - weight.shape[1] + 1, weight.shape[1], bias, False
+        ),
+        depthwise_conv1d_dw_op: lambda x, dy, width, *_: short(x, dy.shape[2], width, None, True),
+        gated_depthwise_conv1d_op: lambda x, weight, bias, last: mixed(x, weight, bias, last, False),
+        gated_depthwise_conv1d_ds_op: lambda dy, x, weight, bias: mixed(
+            x, weight, bias, executor.channels_last(dy[0]), True
+        ),
+        gated_op: lambda z, activation: gate(z, activation, False),
+        gated_bwd_op: lambda dy, z, activation: gate(z, activation, True),
     }

@@ -16,7 +16,7 @@ from m2gen.modules.causal_monarch import CausalMonarch
 from m2gen.modules.hyena_filter import HyenaFilter, long_conv
 from m2gen.modules.linear import apply_linear
 from m2gen.modules.plain import apply_dropout, plain
-from m2gen.ops.depthwise_conv1d import depthwise_conv1d
+from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d
 
 
 class Cached(Protocol):
@@ -102,31 +102,33 @@ class SequenceMixer(nn.Module):
         u = u if self.layernorm is None else _zero(self.layernorm(u), padding)
         # in_linear adds a bias and short_filter another: without these two the padding would speak again
         h = _zero(apply_linear(self.in_linear, u), padding)
-        h = self._short_conv(h) if cache is None else cache.short(h)
-        x1, x2, v = h.chunk(3, dim=-1)
-        v = apply_dropout(self.dropout, _zero(v, padding))
-        y = self._long_conv(self.filter_fn, v, x1, x2) if cache is None else cache.long(v, x1, x2)
+        if cache is None:
+            z, post_gate = self._gated(h)
+            y = self._long_conv(self.filter_fn, apply_dropout(self.dropout, _zero(z, padding)), post_gate)
+        else:
+            x1, x2, v = cache.short(h).chunk(3, dim=-1)
+            y = cache.long(apply_dropout(self.dropout, _zero(v, padding)), x1, x2)
         if self.filter_fn2 is not None:
             y = y + self._long_conv(self.filter_fn2, u)
         return apply_linear(self.out_linear, apply_dropout(self.dropout, y))
 
-    def _short_conv(self, h: Tensor) -> Tensor:
+    def _gated(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h (B, L, 3 d_model) -> x1 v and x2, (B, L, d_model)."""
         conv = self.short_filter
         if depthwise(conv):
-            return depthwise_conv1d(h, conv.weight[:, 0], conv.bias, padding="causal", layout="BLH")
+            return gated_depthwise_conv1d(h, conv.weight[:, 0], conv.bias, layout="BLH")
         out: Tensor = conv(F.pad(h.transpose(1, 2), (self.short_kernel - 1, 0)))
-        return out.transpose(1, 2)
+        x1, x2, v = out.transpose(1, 2).chunk(3, dim=-1)
+        return x1 * v, x2
 
-    def _long_conv(
-        self, filter_fn: HyenaFilter, u: Tensor, pre_gate: Tensor | None = None, post_gate: Tensor | None = None
-    ) -> Tensor:
-        if self.monarch is not None and pre_gate is not None and post_gate is not None:
+    def _long_conv(self, filter_fn: HyenaFilter, u: Tensor, post_gate: Tensor | None = None) -> Tensor:
+        if self.monarch is not None and post_gate is not None:
             k, _, skip = filter_fn(u.shape[1], with_skip=True)
-            z = (u * pre_gate).transpose(1, 2)
+            z = u.transpose(1, 2)
             y = self.monarch(z, k) + skip[:, None].to(z.dtype) * z
             gated: Tensor = post_gate * y.transpose(1, 2)
             return gated
-        return long_conv(filter_fn, u, mode=self.mode, layout="BLH", pre_gate=pre_gate, post_gate=post_gate)
+        return long_conv(filter_fn, u, mode=self.mode, layout="BLH", post_gate=post_gate)
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, mode={self.mode}"

@@ -18,7 +18,8 @@ from m2gen.errors import ProblemError
 from m2gen.kernels.activation import ACTIVATIONS
 from m2gen.log import fallback
 from m2gen.ops.values import all_true, look, traced
-from m2gen.planner.fftconv.problem import LAYOUTS, MODES
+from m2gen.planner.fftconv.problem import MODES
+from m2gen.planner.problem import LAYOUTS
 
 _FLOATS = {getattr(torch, dtype.torch_name) for dtype in DTYPES.values()}
 _CHECK_FINITE = config().check_finite  # read once: tracing must not meet a cached function
@@ -304,6 +305,22 @@ def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: st
             "pad more, or use padding='causal' or 'same'",
         )
     finite(op, x=x, weight=weight, bias=bias)
+
+
+def gated_depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, layout: str, to: str) -> None:
+    op = "gated_depthwise_conv1d"
+    choice(op, "layout", layout, LAYOUTS)
+    choice(op, "to", to, LAYOUTS)
+    short(op, x, weight, bias, layout, autocast=True)
+    three_streams(op, x, layout)
+    finite(op, x=x, weight=weight, bias=bias)
+
+
+def three_streams(op: str, x: Tensor, layout: str = "BHL") -> None:
+    """x has the channels of three streams."""
+    channels = x.shape[layout.index("H")]
+    if channels % 3:
+        raise ProblemError(f"{op}: x", f"it has {channels} channels", "give those of x1, x2 and v, three times as many")
 
 
 def short(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, layout: str = "BHL", autocast: bool = False) -> None:

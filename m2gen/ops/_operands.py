@@ -57,6 +57,21 @@ def depthwise_conv1d_dw(x: Tensor, dy: Tensor, width: int, left: int, right: int
     _gradient(op, dy, x, (x.shape[0], x.shape[1], length), "x")
 
 
+def gated_depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> None:
+    _streams("gated_depthwise_conv1d", x, weight, bias)
+
+
+def gated_depthwise_conv1d_ds(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    op = "gated_depthwise_conv1d_ds"
+    _streams(op, x, weight, bias)
+    _gradient(op, dy, x, (2, x.shape[0], x.shape[1] // 3, x.shape[2]), "x")
+
+
+def _streams(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check.short(op, x, weight, bias)
+    check.three_streams(op, x)
+
+
 def _pads(op: str, x: Tensor, width: int, left: int, right: int) -> int:
     """The result's length. Negative pads cut; what they cut is there."""
     length = x.shape[2]

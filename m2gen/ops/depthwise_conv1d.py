@@ -11,7 +11,7 @@ from torch import Tensor
 from m2gen.ops import _check as check
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vmap
-from m2gen.runtime import depthwise
+from m2gen.runtime import executor
 
 
 def depthwise_conv1d(
@@ -60,16 +60,9 @@ def _impl(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int)
     y = _result(x, weight, left, right)
     if x.numel() == 0:  # padding alone
         return y.zero_() if bias is None else y.copy_(bias.unsqueeze(-1).expand_as(y))
-    if y.numel() == 0 or depthwise.convolve(x, weight, bias, left, y):
-        return y
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    # a sum of shifted copies, accumulated in the dtype of the arithmetic
-    padded = F.pad(x, (left, right)).to(dtype)
-    taps = weight.to(dtype).unsqueeze(-1).unbind(1)
-    total = padded[..., : y.shape[2]] * taps[0]
-    for w, tap in enumerate(taps[1:], start=1):
-        total.addcmul_(padded[..., w : w + y.shape[2]], tap)
-    return y.copy_(total if bias is None else total.add_(bias.to(dtype).unsqueeze(-1)))
+    if y.numel():
+        executor.shortconv(x, weight, bias, left, y)
+    return y
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
@@ -130,15 +123,10 @@ depthwise_conv1d_op: Any = register(
 def _dw_impl(x: Tensor, dy: Tensor, width: int, left: int, right: int) -> Tensor:
     """(H, width + 1) in the dtype of the arithmetic: the weight's gradient and, last, the bias's."""
     sums = _dw_fake(x, dy, width, left, right)
-    if dy.numel() == 0:
-        return sums.zero_()
-    found = depthwise.weight_gradients(x, dy, width, left) if x.numel() else None
-    if found is not None:
-        return sums.copy_(found)
-    padded = F.pad(x, (left, right))
-    for w in range(width):
-        sums[:, w] = (padded[..., w : w + dy.shape[2]] * dy).sum((0, 2), dtype=sums.dtype)
-    sums[:, width] = dy.sum((0, 2), dtype=sums.dtype)
+    if x.numel() and dy.numel():
+        executor.shortconv_weight_gradients(x, dy, left, sums)
+        return sums
+    sums[:, :width], sums[:, width] = 0, dy.sum((0, 2), dtype=sums.dtype)  # padding alone
     return sums
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, forward_mode, register
-from m2gen.runtime import gate as native
+from m2gen.runtime import executor, gate
 
 
 def silu(z: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def silu(z: Tensor) -> Tensor:
     return z * z.sigmoid() if forward_mode() else F.silu(z)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": silu}
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {**gate.ACTIVATIONS, "silu": silu}
 
 
 def gated(z: Tensor, activation: str | None) -> Tensor:
@@ -38,26 +38,25 @@ def gated(z: Tensor, activation: str | None) -> Tensor:
 
 def by_steps(z: Tensor, activation: str | None) -> Tensor:
     """The same as plain differentiable torch."""
-    gate, value = z.chunk(2, dim=-1)
-    return (gate if activation is None else ACTIVATIONS[activation](gate)) * value
+    half, value = z.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](half) * value
 
 
-def _through(gate: Tensor, change: Tensor, activation: str | None) -> Tensor:
-    """change * activation'(gate), by PyTorch's own differentiable operators."""
+def _through(half: Tensor, change: Tensor, activation: str | None) -> Tensor:
+    """change * activation'(half), by PyTorch's own differentiable operators."""
     if activation is None:
         return change
     if activation == "relu":
-        return change * (gate > 0)
+        return change * (half > 0)
     if activation == "silu":
-        below = gate.sigmoid()
-        return change * below * (1 + gate * (1 - below))
-    through: Tensor = torch.ops.aten.gelu_backward(change, gate)
+        below = half.sigmoid()
+        return change * below * (1 + half * (1 - below))
+    through: Tensor = torch.ops.aten.gelu_backward(change, half)
     return through
 
 
 def _impl(z: Tensor, activation: str | None) -> Tensor:
-    y = native.gated(z, activation)
-    return by_steps(z, activation).contiguous() if y is None else y
+    return executor.gated(z, activation) if z.numel() else by_steps(z, activation).contiguous()
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
@@ -66,18 +65,16 @@ def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
 
 def _jvp(args: Args, tangents: Args) -> Tensor:
     z, activation = args
-    gate, value = _wide(z).chunk(2, dim=-1)
-    dgate, dvalue = _wide(tangents[0]).chunk(2, dim=-1)
-    active = gate if activation is None else ACTIVATIONS[activation](gate)
-    tangent: Tensor = _through(gate, dgate * value, activation) + active * dvalue
+    half, value = _wide(z).chunk(2, dim=-1)
+    dhalf, dvalue = _wide(tangents[0]).chunk(2, dim=-1)
+    tangent: Tensor = _through(half, dhalf * value, activation) + ACTIVATIONS[activation](half) * dvalue
     return tangent.to(z.dtype)
 
 
 def _bwd_composed(dy: Tensor, z: Tensor, activation: str | None) -> Tensor:
-    gate, value = _wide(z).chunk(2, dim=-1)
-    active = gate if activation is None else ACTIVATIONS[activation](gate)
+    half, value = _wide(z).chunk(2, dim=-1)
     dy = _wide(dy)
-    return torch.cat([_through(gate, dy * value, activation), dy * active], -1).to(z.dtype)
+    return torch.cat([_through(half, dy * value, activation), dy * ACTIVATIONS[activation](half)], -1).to(z.dtype)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -86,7 +83,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _bwd_impl(dy: Tensor, z: Tensor, activation: str | None) -> Tensor:
-    found = native.gradient(dy, z, activation)
+    found = executor.gate_gradient(dy, z, activation) if z.numel() else None
     return _bwd_composed(dy, z, activation) if found is None else found
 
 

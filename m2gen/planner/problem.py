@@ -17,6 +17,7 @@ from m2gen.errors import ProblemError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+LAYOUTS = ("BHL", "BLH")  # of sequences: times or channels are neighbours in memory
 LARGEST = 2**40  # no size may pass it: beyond any device, and factorising stays quick
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 from m2gen.errors import ProblemError
-from m2gen.planner.blockdiag.problem import BlockDiagProblem
-from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.monarch.problem import MonarchProblem
 from m2gen.planner.problem import Problem
+from m2gen.planner.registry import OPS
 
-PROBLEMS: tuple[type[Problem], ...] = (FftConvProblem, BlockDiagProblem, MonarchProblem)
-OPS: dict[str, type[Problem]] = {problem.grammar.op: problem for problem in PROBLEMS}
+PROBLEMS = tuple(op.problem for op in OPS.values())
 
 
 @lru_cache(maxsize=4096)
@@ -30,7 +27,8 @@ def parse(text: str) -> Problem:
     if more:
         raise ProblemError(f"problem {text!r}", f"{more[0]!r} says op a second time", "keep one word for the op")
     words.remove(first)
-    return OPS[first](**OPS[first].grammar.fields(words, text))
+    kind = OPS[first].problem
+    return kind(**kind.grammar.fields(words, text))
 
 
 def parse_all(text: str) -> list[Problem]:

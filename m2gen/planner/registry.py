@@ -1,20 +1,34 @@
-"""The solvers of each op, in one explicit table: what is not listed here does not exist."""
+"""What can be planned, in one explicit table, a row an op: what is not listed here does not exist."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.planner.blockdiag import fused as blockdiag_fused
 from m2gen.planner.blockdiag import library as blockdiag_library
 from m2gen.planner.blockdiag import native as blockdiag_native
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
+from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.composed import Composed
 from m2gen.planner.fftconv.fused import Fused
 from m2gen.planner.fftconv.library import Library
 from m2gen.planner.fftconv.native import Native
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv
+from m2gen.planner.gate import solvers as gate
+from m2gen.planner.gate.problem import GateProblem
+from m2gen.planner.gate.steps import LibraryGate, NativeGate
 from m2gen.planner.monarch import solvers as monarch
+from m2gen.planner.monarch.problem import MonarchProblem
+from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
+from m2gen.planner.shortconv import solvers as shortconv
+from m2gen.planner.shortconv.problem import ShortconvProblem
+from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
+from m2gen.planner.step import Step
 
 
 class Solver(Protocol):
@@ -34,8 +48,31 @@ class Solver(Protocol):
         """(kernel, reason) of what would fit and must not run."""
 
 
-SOLVERS: dict[str, tuple[Solver, ...]] = {
-    "fftconv": (Library(), Composed(), Fused(), Native()),
-    "blockdiag": (blockdiag_library.Library(), blockdiag_fused.Fused(), blockdiag_native.Native()),
-    "monarch": (monarch.Staged(), monarch.Native()),
-}
+class Op(NamedTuple):
+    """The class of its problems, its solvers in the order of preference, and the steps that its plans have."""
+
+    problem: type[Problem]
+    solvers: tuple[Solver, ...]
+    steps: tuple[type[Step[Any]], ...]
+
+
+_ROWS = (
+    Op(
+        FftConvProblem,
+        (Library(), Composed(), Fused(), Native()),
+        (FilterSpectrum, SpectralConv, FusedConv, NativeConv),
+    ),
+    Op(
+        BlockDiagProblem,
+        (blockdiag_library.Library(), blockdiag_fused.Fused(), blockdiag_native.Native()),
+        (LibraryProduct, FusedProduct, NativeProduct),
+    ),
+    Op(MonarchProblem, (monarch.Staged(), monarch.Native()), (StagedMonarch, NativeMonarch)),
+    Op(
+        ShortconvProblem,
+        (shortconv.Library(), shortconv.Fused(), shortconv.Native()),
+        (LibraryShortconv, FusedShortconv, NativeShortconv),
+    ),
+    Op(GateProblem, (gate.Library(), gate.Native()), (LibraryGate, NativeGate)),
+)
+OPS: dict[str, Op] = {row.problem.grammar.op: row for row in _ROWS}

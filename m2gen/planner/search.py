@@ -13,7 +13,7 @@ from m2gen.planner.advice import Advice, Knowledge, advise
 from m2gen.planner.choice import digest
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
-from m2gen.planner.registry import SOLVERS
+from m2gen.planner.registry import OPS
 from m2gen.planner.step import duration
 
 RIGORS = ("estimate", "measure", "wisdom_only")
@@ -36,12 +36,12 @@ class Ranking:
 
 @lru_cache(maxsize=1024)
 def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
-    """All candidates by estimated seconds, equals in the order of SOLVERS and of each solver's own preference; one
+    """All candidates by estimated seconds, equals in the order of the registry and of each solver's own preference; one
     whose kernels few problems share stands behind others that are a little slower (`Body.reluctance`)."""
     plans: list[Plan] = []
     rejections: list[tuple[str, str]] = []
     left_out: list[tuple[str, str]] = []
-    for solver in SOLVERS[problem.op]:
+    for solver in OPS[problem.op].solvers:
         reason = solver.reject(problem, limits)
         if reason is None:
             plans += solver.candidates(problem, limits)

@@ -77,6 +77,10 @@ class Reluctance(NamedTuple):
     why: str
 
 
+# of kernels that no device has run: behind everything else
+UNTRIED = Reluctance(1e9, "compiled and interpreted, not yet run on a device: m2gen tune may choose it")
+
+
 @dataclass(frozen=True, slots=True)
 class Step(Generic[P]):
     """One thing to do, with what it should cost."""

@@ -16,6 +16,7 @@ from m2gen.errors import PlanError
 from m2gen.log import fallback
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.planner.stored import plan_from_json
 from m2gen.runtime.cpu import local_arch
 
 _X86 = ("avx512", "avx2", "generic")  # each runs what stands behind it
@@ -40,7 +41,7 @@ def plan(problem: Problem, limits: DeviceLimits) -> Plan | None:
     if not steps:
         return None
     try:
-        return Plan.from_json(json.dumps(steps))
+        return plan_from_json(json.dumps(steps))
     except PlanError as error:  # of another version of m2gen
         fallback(f"{problem} is planned anew, not as in {folder}: {error}")
         return None

@@ -8,10 +8,12 @@ from typing import Any
 
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv
+from m2gen.planner.gate.steps import LibraryGate, NativeGate
 from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
+from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
 from m2gen.planner.step import Body
-from m2gen.runtime import blockdiag, blockdiag_triton, monarch
+from m2gen.runtime import blockdiag, blockdiag_triton, gate, monarch, shortconv, shortconv_triton
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.native import NativeKernel
 from m2gen.runtime.spectral import SpectralKernel
@@ -25,6 +27,11 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     FusedProduct: blockdiag_triton.FusedKernel,
     StagedMonarch: monarch.StagedKernel,
     NativeMonarch: monarch.NativeKernel,
+    LibraryShortconv: shortconv.LibraryKernel,
+    NativeShortconv: shortconv.NativeKernel,
+    FusedShortconv: shortconv_triton.FusedKernel,
+    LibraryGate: gate.LibraryKernel,
+    NativeGate: gate.NativeKernel,
 }
 
 

@@ -8,7 +8,6 @@ all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,28 +18,28 @@ from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.log import fallback
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
+from m2gen.planner.gate.problem import GateProblem
 from m2gen.runtime import gate
 from m2gen.runtime.cpp_kernel import compile_together, load
+from m2gen.runtime.gate import ACTIVATIONS
 from m2gen.runtime.scratch import on_huge_pages
-
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda x: x,
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
 
 
 class LibraryKernel:
     """A product by PyTorch, of any dtype, on any device."""
 
     def __init__(self, problem: BlockDiagProblem, step: LibraryProduct) -> None:
-        self.problem = problem
+        self.problem, self.gate = problem, None
+        if step.gate is not None:
+            half = GateProblem(n=problem.results, rows=problem.rows, dtype=problem.dtype, activation=problem.activation)
+            self.gate = gate.NativeKernel(half, step.gate)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
         y = matmul_blocks(x, weight)
         y = y if bias is None else y.add_(bias)
+        if self.gate is not None:
+            return self.gate.gated(y)
         return applied(y, self.problem.glu, self.problem.activation).contiguous()
 
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
@@ -144,9 +143,8 @@ def applied(y: Tensor, glu: bool, activation: str | None) -> Tensor:
     """What is done to a product's result: the activation, or that of its first half times its second half."""
     if not glu:
         return ACTIVATIONS[activation](y)
-    gated = gate.gated(y, activation)
     half, rest = y.chunk(2, dim=-1)
-    return ACTIVATIONS[activation](half) * rest if gated is None else gated
+    return ACTIVATIONS[activation](half) * rest
 
 
 def outer_blocks(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:

@@ -13,9 +13,9 @@ from m2gen.dtypes import DTYPES
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.plan import Plan
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.blockdiag import ACTIVATIONS, matmul_blocks
+from m2gen.runtime.blockdiag import matmul_blocks
 from m2gen.runtime.case import Case
-from m2gen.testing.tolerances import check
+from m2gen.runtime.gate import ACTIVATIONS
 
 _NUMBERS = 2**26  # in a tensor: larger problems are timed on fewer rows
 _SMALL = 300  # rows of the small problem: several tiles, and a rest
@@ -63,11 +63,11 @@ class BlockDiagCase(Case[BlockDiagProblem]):
     def wrong(self, y: Tensor) -> str | None:
         rows = self.problem.rows
         at = torch.tensor(sorted({*range(0, rows, max(1, rows // _LOOKED_AT)), rows - 1}), device=self.device)
-        return self._off("result", y[at], *self._exact(self.x[at]), self.problem.block_in)
+        return self.off("result", y[at], *self._exact(self.x[at]), self.problem.block_in)
 
     def wrong_somewhere(self, plan: Plan) -> str | None:
         kernel = kernel_of(plan)
-        return self._off(
+        return self.off(
             "result", self.call(kernel), *self._exact(self.x), self.problem.block_in
         ) or self._wrong_gradient(kernel)
 
@@ -81,7 +81,7 @@ class BlockDiagCase(Case[BlockDiagProblem]):
         dy = torch.randn(of.rows, of.n_out, device=self.device).to(self.x.dtype)
         a = dy.double().reshape(of.rows, of.blocks, of.block_out).permute(1, 2, 0)
         b = self.x.double().reshape(of.rows, of.blocks, of.block_in).transpose(0, 1)
-        return self._off("gradient of weight", kernel.outer(dy, self.x), a @ b, a.abs() @ b.abs(), of.rows)
+        return self.off("gradient of weight", kernel.outer(dy, self.x), a @ b, a.abs() @ b.abs(), of.rows)
 
     def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The result in float64, and the size of the terms of its sums."""
@@ -95,10 +95,3 @@ class BlockDiagCase(Case[BlockDiagProblem]):
         gate, rest = y.chunk(2, dim=-1)
         # an error of either half, times the other
         return act(gate) * rest, scale.chunk(2, dim=-1)[0] * (1 + rest.abs()) + act(gate).abs() * scale.chunk(2, -1)[1]
-
-    def _off(self, what: str, found: Tensor, expected: Tensor, scale: Tensor, terms: int) -> str | None:
-        try:
-            check(found, expected, scale, terms)
-        except AssertionError as error:
-            return f"it is wrong: {what}: {error}"
-        return None

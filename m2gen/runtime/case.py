@@ -10,6 +10,7 @@ from torch import Tensor
 
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.testing.tolerances import check
 
 P = TypeVar("P", bound=Problem)
 
@@ -56,6 +57,15 @@ class Case(Generic[P]):
     def wrong_in_a_sample(self, plan: Plan) -> str | None:
         """The same for some rows of the result, and whether all gradients are numbers."""
         raise NotImplementedError
+
+    @staticmethod
+    def off(what: str, found: Tensor, expected: Tensor, scale: Tensor, terms: int) -> str | None:
+        """Why `found` is not `expected`, in float64, sums of so many terms of the sizes `scale`; None where it is."""
+        try:
+            check(found, expected, scale, terms)
+        except AssertionError as error:
+            return f"it is wrong: {what}: {error}"
+        return None
 
     def staying(self, kernel: Any) -> Callable[[], Tensor]:
         """A call with weights that their user keeps."""

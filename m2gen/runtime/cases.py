@@ -7,12 +7,21 @@ from typing import Any
 from m2gen.errors import PlanError
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.problem import Problem
+from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.runtime.blockdiag_case import BlockDiagCase
 from m2gen.runtime.case import Case
 from m2gen.runtime.fftconv_case import FftConvCase
+from m2gen.runtime.gate_case import GateCase
+from m2gen.runtime.shortconv_case import ShortconvCase
 
-_CASES: dict[type[Problem], type[Case[Any]]] = {FftConvProblem: FftConvCase, BlockDiagProblem: BlockDiagCase}
+_CASES: dict[type[Problem], type[Case[Any]]] = {
+    FftConvProblem: FftConvCase,
+    BlockDiagProblem: BlockDiagCase,
+    ShortconvProblem: ShortconvCase,
+    GateProblem: GateCase,
+}
 
 
 def case_of(problem: Problem) -> type[Case[Any]]:

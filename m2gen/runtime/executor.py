@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -16,13 +16,14 @@ from m2gen.dtypes import DTYPES
 from m2gen.errors import CompileError
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.monarch.problem import MonarchProblem
-from m2gen.planner.problem import Problem
+from m2gen.planner.problem import LAYOUTS, Problem
 from m2gen.planner.search import plan
+from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.runtime import ahead, tune, wisdom
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.blockdiag import LibraryKernel, applied, matmul_blocks, outer_blocks
-from m2gen.runtime.blockdiag import NativeKernel as NativeProductKernel
+from m2gen.runtime.blockdiag import applied, matmul_blocks, outer_blocks
 from m2gen.runtime.fused import FusedKernel
 from m2gen.runtime.limits import live
 from m2gen.runtime.monarch import NativeKernel as MonarchKernel
@@ -63,6 +64,22 @@ def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int)
         return kernel_of(plan(problem, replace(limits, languages=())))
 
 
+def _cached(problem: Callable[..., Problem]) -> Callable[..., Any]:
+    """The kernel by what a call has at hand, the sizes that `problem` takes: to make a problem takes longer than to
+    multiply a row."""
+
+    @lru_cache(maxsize=4096)
+    def kernel(limits: DeviceLimits, threads: int, generation: int, *sizes: Any) -> Any:
+        return bound(problem(*sizes), limits, threads, generation)
+
+    return kernel
+
+
+def _here(x: Tensor) -> tuple[DeviceLimits, int, int]:
+    """What decides beside the sizes."""
+    return live(x.device), torch.get_num_threads(), wisdom.generation()
+
+
 def _of_conv(x: Operands, mode: str, precision: str) -> SpectralKernel | FusedKernel | NativeKernel:
     problem = problem_of(x, mode, precision)
     kernel: SpectralKernel | FusedKernel | NativeKernel
@@ -90,11 +107,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, glu: bool = False, a
     """activation(x W^T + bias), or with `glu` activation(first half) * second half: x (..., n_in) by weight (nblocks,
     block_out, block_in) -> (..., results), contiguous."""
     if not x.numel() or not weight.numel():
-        y = matmul_blocks(x, weight) if bias is None else matmul_blocks(x, weight) + bias
-        return applied(y, glu, activation).contiguous()
+        plain = matmul_blocks(x, weight) if bias is None else matmul_blocks(x, weight) + bias
+        return applied(plain, glu, activation).contiguous()
     rows = x.numel() // (weight.shape[0] * weight.shape[2])
-    kernel = _of_product(weight.shape, rows, x, bias is not None, glu, activation)
-    return kernel.product(x, weight, bias)
+    y: Tensor = _of_product(*_here(x), weight.shape, rows, x.dtype, bias is not None, glu, activation).product(
+        x, weight, bias
+    )
+    return y
 
 
 def product_outer(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
@@ -102,7 +121,8 @@ def product_outer(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
     if not x.numel() or not dy.numel():
         return outer_blocks(dy, x, nblocks)
     shape = torch.Size((nblocks, dy.shape[1] // nblocks, x.shape[1] // nblocks))
-    return _of_product(shape, x.shape[0], x).outer(dy, x)
+    dw: Tensor = _of_product(*_here(x), shape, x.shape[0], x.dtype).outer(dy, x)
+    return dw
 
 
 def product_problem(
@@ -127,31 +147,7 @@ def product_problem(
     )
 
 
-def _of_product(
-    shape: torch.Size, rows: int, x: Tensor, bias: bool = False, glu: bool = False, activation: str | None = None
-) -> LibraryKernel | NativeProductKernel:
-    limits = live(x.device)
-    return _bound_product(
-        shape, rows, x.dtype, bias, glu, activation, limits, torch.get_num_threads(), wisdom.generation()
-    )
-
-
-@lru_cache(maxsize=4096)
-def _bound_product(
-    shape: torch.Size,
-    rows: int,
-    dtype: torch.dtype,
-    bias: bool,
-    glu: bool,
-    activation: str | None,
-    limits: DeviceLimits,
-    threads: int,
-    generation: int,
-) -> LibraryKernel | NativeProductKernel:
-    """The kernel, by what a call has at hand: to make a problem takes longer than to multiply a row."""
-    kernel: LibraryKernel | NativeProductKernel
-    kernel = bound(product_problem(shape, rows, dtype, bias, glu, activation), limits, threads, generation)
-    return kernel
+_of_product = _cached(product_problem)
 
 
 # -- products with Monarch matrices ------------------------------------------------------------------------------------
@@ -184,19 +180,104 @@ def _of_monarch(x: Tensor, factors: Sequence[Tensor]) -> MonarchKernel | StagedM
     if not x.numel() or not all(f.numel() for f in factors):
         return None
     rows = x.numel() // (shapes[0][0] * shapes[0][2])
-    return _bound_monarch(shapes, rows, x.dtype, live(x.device), torch.get_num_threads(), wisdom.generation())
-
-
-@lru_cache(maxsize=4096)
-def _bound_monarch(
-    shapes: tuple[tuple[int, ...], ...],
-    rows: int,
-    dtype: torch.dtype,
-    limits: DeviceLimits,
-    threads: int,
-    generation: int,
-) -> MonarchKernel | StagedMonarchKernel:
-    """The kernel, by what a call has at hand."""
-    kernel: MonarchKernel | StagedMonarchKernel
-    kernel = bound(monarch_problem(shapes, rows, dtype), limits, threads, generation)
+    kernel: MonarchKernel | StagedMonarchKernel = _monarch_kernel(*_here(x), shapes, rows, x.dtype)
     return kernel
+
+
+_monarch_kernel = _cached(monarch_problem)
+
+
+# -- short convolutions ------------------------------------------------------------------------------------------------
+
+
+def shortconv(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, y: Tensor) -> None:
+    """Fill y (B, H, L_out), laid out like x (B, H, L), with bias[h] + sum over w of weight[h, w] x[b, h, i + w - left],
+    zeros outside. Neither is empty."""
+    _of_shortconv(x, y.shape[2], weight.shape[1], bias is not None).convolve(x, weight, bias, left, y)
+
+
+def shortconv_weight_gradients(x: Tensor, dy: Tensor, left: int, sums: Tensor) -> None:
+    """Fill `sums` (H, W + 1) with those of `shortconv` in the weight and, last, the bias. x and dy are not empty."""
+    _of_shortconv(x, dy.shape[2], sums.shape[1] - 1).weight_gradients(x, dy, left, sums)
+
+
+def shortconv_problem(
+    shape: Sequence[int],
+    outputs: int,
+    width: int,
+    dtype: torch.dtype,
+    bias: bool = False,
+    last: bool = False,
+    to_last: bool | None = None,
+    gated: bool = False,
+) -> ShortconvProblem:
+    """The problem that x (B, H, L) of this shape poses; `last`: its channels are neighbours in memory, `to_last`: those
+    of the result, by default the same."""
+    batch, channels, length = shape
+    return ShortconvProblem(
+        n=length,
+        h=channels // 3 if gated else channels,
+        b=batch,
+        width=width,
+        out=outputs,
+        dtype=_SHORT_NAME[dtype],
+        bias=bias,
+        gated=gated,
+        layout=LAYOUTS[last],
+        to=LAYOUTS[last if to_last is None else to_last],
+    )
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of x (B, H, L) are neighbours in memory."""
+    return x.stride(1) == 1 and x.stride(2) != 1
+
+
+def _of_shortconv(x: Tensor, outputs: int, width: int, bias: bool = False) -> Any:
+    return _shortconv_kernel(*_here(x), x.shape, outputs, width, x.dtype, bias, channels_last(x))
+
+
+_shortconv_kernel = _cached(shortconv_problem)
+
+
+def mixed(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Fill y (2, B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x = (x1, x2, v) (B, 3 D, L)."""
+    _of_mixed(x, y[0], weight, bias).mix(x, weight, bias, y)
+
+
+def mixed_behind(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
+    """Fill ds (B, 3 D, L), in the dtype of the arithmetic, with the gradient behind the convolutions of `mixed`."""
+    _of_mixed(x, dy[0], weight, bias).behind(dy, x, weight, bias, ds)
+
+
+def _of_mixed(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    sizes = (x.shape, x.shape[2], weight.shape[1], x.dtype, bias is not None, channels_last(x), channels_last(y), True)
+    return _shortconv_kernel(*_here(x), *sizes)
+
+
+# -- gates -------------------------------------------------------------------------------------------------------------
+
+
+def gated(z: Tensor, activation: str | None) -> Tensor:
+    """activation(first half) * second half of z's last axis: (..., 2 n) -> (..., n). z is not empty."""
+    y: Tensor = _of_gate(z, activation).gated(z)
+    return y
+
+
+def gate_gradient(dy: Tensor, z: Tensor, activation: str | None) -> Tensor | None:
+    """The gradient in z, given that of `gated`'s result; None where PyTorch's operators are to compose it."""
+    found: Tensor | None = _of_gate(z, activation).gradient(dy, z)
+    return found
+
+
+def gate_problem(width: int, rows: int, dtype: torch.dtype, activation: str | None) -> GateProblem:
+    """The problem that `rows` rows of `width` numbers, both halves, pose."""
+    return GateProblem(n=width // 2, rows=rows, dtype=_SHORT_NAME[dtype], activation=activation)
+
+
+def _of_gate(z: Tensor, activation: str | None) -> Any:
+    width = z.shape[-1]
+    return _gate_kernel(*_here(z), width, z.numel() // width, z.dtype, activation)
+
+
+_gate_kernel = _cached(gate_problem)

@@ -1,76 +1,72 @@
-"""Gates of gated linear units by generated C++ kernels: tensors on a CPU in, tensors out."""
+"""Gates of gated linear units: by generated C++ kernels on a CPU, or by PyTorch's operators."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Literal
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from m2gen.errors import M2GenError
-from m2gen.kernels.gate import GateSpec
+from m2gen.errors import CompileError
 from m2gen.log import fallback
-from m2gen.runtime.cpp_kernel import CppKernel, available, load
-from m2gen.runtime.limits import live
+from m2gen.planner.gate.problem import GateProblem
+from m2gen.planner.gate.steps import LibraryGate, NativeGate
+from m2gen.runtime.cpp_kernel import CppKernel, compile_together, load
 from m2gen.runtime.scratch import on_huge_pages
 
-_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
-_ALONE = 2**15  # results below which a second thread costs more than it does; PyTorch's own bound
-_ITEM = 2**14  # results of an item, about
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda x: x,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
-def gated(z: Tensor, activation: str | None) -> Tensor | None:
-    """activation(first half) * second half of z's last axis: (..., 2 n) -> (..., n); None where there is no kernel."""
-    kernel = _kernel("fwd", z, activation)
-    if kernel is None:
-        return None
-    z = z.contiguous()
-    y = on_huge_pages(z.new_empty((*z.shape[:-1], z.shape[-1] // 2)))
-    _run(kernel, [z, y], y)
-    return y
+class LibraryKernel:
+    """A gate by PyTorch, of any dtype, on any device."""
+
+    def __init__(self, problem: GateProblem, step: LibraryGate) -> None:
+        self.activation = problem.activation
+
+    def gated(self, z: Tensor) -> Tensor:
+        """z (..., 2 n) -> (..., n), contiguous."""
+        gate, value = z.chunk(2, dim=-1)
+        return (ACTIVATIONS[self.activation](gate) * value).contiguous()
+
+    def gradient(self, dy: Tensor, z: Tensor) -> None:
+        """None: the operator composes it."""
 
 
-def gradient(dy: Tensor, z: Tensor, activation: str | None) -> Tensor | None:
-    """The gradient in z, given that of `gated`'s result."""
-    kernel = _kernel("bwd", z, activation)
-    if kernel is None or dy.is_neg():
-        return None
-    dy, z = dy.contiguous(), z.contiguous()
-    dz = on_huge_pages(torch.empty_like(z))
-    _run(kernel, [dy, z, dz], dy)
-    return dz
+class NativeKernel:
+    """A gate by generated C++. Raises CompileError where its kernel does not compile."""
 
+    def __init__(self, problem: GateProblem, step: NativeGate) -> None:
+        self.problem, self.step, self.parts = problem, step, step.parts(problem)
+        compile_together(*self.parts.values())
+        self.kernel = load(step.spec)
 
-def _run(kernel: CppKernel, tensors: list[Tensor], y: Tensor) -> None:
-    width = max(1, y.shape[-1])
-    rows, together = y.numel() // width, max(1, _ITEM // width)
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    kernel.run(pointers, [rows, width, together], -(-rows // together), parallel=y.numel() >= _ALONE)
+    def gated(self, z: Tensor) -> Tensor:
+        """z (..., 2 n) -> (..., n), contiguous."""
+        z = z.resolve_neg().contiguous()
+        y = on_huge_pages(z.new_empty((*z.shape[:-1], self.problem.n)))
+        self._run(self.kernel, z, y)
+        return y
 
+    def gradient(self, dy: Tensor, z: Tensor) -> Tensor | None:
+        """The gradient in z, given that of `gated`'s result; None, with a line in the log, where its kernel does not
+        compile."""
+        try:
+            kernel = load(self.parts["bwd"])
+        except CompileError as error:
+            fallback(f"gradients of gates are done by PyTorch's elementwise operators: {error}")
+            return None
+        dy, z = dy.resolve_neg().contiguous(), z.resolve_neg().contiguous()
+        dz = on_huge_pages(torch.empty_like(z))
+        self._run(kernel, dy, z, dz)
+        return dz
 
-def _kernel(part: Literal["fwd", "bwd"], z: Tensor, activation: str | None) -> CppKernel | None:
-    if z.device.type != "cpu" or z.numel() == 0 or z.is_neg():
-        return None
-    return _bound(part, activation, _DTYPES[z.dtype], live(z.device).vector_bytes)
-
-
-def spec_of(part: Literal["fwd", "bwd"], z: Tensor, activation: str | None, vector_bytes: int) -> GateSpec:
-    """The kernel for z, on any device, on a CPU with vectors of so many bytes."""
-    return _spec(part, activation, _DTYPES[z.dtype], vector_bytes)
-
-
-def _spec(part: Literal["fwd", "bwd"], activation: str | None, dtype: str, vector_bytes: int) -> GateSpec:
-    return GateSpec(part=part, activation=activation, dtype=dtype, vector_bytes=max(32, vector_bytes))
-
-
-@lru_cache(maxsize=64)
-def _bound(part: Literal["fwd", "bwd"], activation: str | None, dtype: str, vector_bytes: int) -> CppKernel | None:
-    """The compiled kernel, or None with a line in the log; found out once in a process."""
-    if available():
-        return None  # said once where the device is looked at
-    try:
-        return load(_spec(part, activation, dtype, vector_bytes))
-    except M2GenError as error:
-        fallback(f"gates are done by PyTorch's elementwise operators: {error}")
-        return None
+    def _run(self, kernel: CppKernel, *tensors: Tensor) -> None:
+        of, together = self.problem, self.step.together
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        kernel.run(pointers, [of.rows, of.n, together], -(-of.rows // together), parallel=self.step.parallel)

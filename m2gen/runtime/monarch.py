@@ -49,8 +49,8 @@ class NativeKernel:
         self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
     ) -> list[Tensor | None] | None:
         """Those in x and in each factor, None where `needs` says that one is not wanted; or None, with a line in the
-        log, where their kernels do not compile. Factors' gradients are contiguous, and have the same bits with any number
-        of threads."""
+        log, where their kernels do not compile. Factors' gradients are contiguous, and have the same bits with any
+        number of threads."""
         try:
             kernel, adding = load(self.parts["bwd"]), load(self.parts["sum"])
         except CompileError as error:

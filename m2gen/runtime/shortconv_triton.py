@@ -15,7 +15,9 @@ from torch import Tensor
 from m2gen.errors import M2GenError
 from m2gen.kernels.shortconv import SUMMED, WIDEST, Part, ShortconvSpec
 from m2gen.kernels.spec import Candidate
-from m2gen.planner.shortconv.fused import ShortconvSizes, candidates
+from m2gen.planner.shortconv.problem import ShortconvProblem
+from m2gen.planner.shortconv.steps import FusedShortconv
+from m2gen.planner.shortconv.tiles import ShortconvSizes, candidates
 from m2gen.runtime.blockdiag_triton import add_parts
 from m2gen.runtime.limits import live
 from m2gen.runtime.triton_kernel import DTYPES, emulated, launch
@@ -27,6 +29,30 @@ class Gradients(NamedTuple):
     x: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+
+
+class FusedKernel:
+    """One planned convolution, and the gradients of its weight and bias; or the mixer's, and the gradient behind it."""
+
+    def __init__(self, problem: ShortconvProblem, step: FusedShortconv) -> None:
+        self.step = step
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, left: int, y: Tensor) -> None:
+        """Fill y (B, H, L_out)."""
+        convolve(x, weight, bias, left, None, y, self.step.spec)
+
+    def weight_gradients(self, x: Tensor, dy: Tensor, left: int, sums: Tensor) -> None:
+        """Fill `sums` (H, W + 1): the weight's gradient and, last, the bias's."""
+        choice = Candidate(self.step.back, 0.0, 0.0, self.step.parts_of_times)
+        sums.copy_(weight_gradients(dy, x, sums.shape[1] - 1, left, None, choice))
+
+    def mix(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
+        """Fill y (2, B, D, L) with s(x1) s(v) and s(x2)."""
+        mix(x, weight, bias, None, (y[0], y[1]), self.step.spec)
+
+    def behind(self, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
+        """Fill ds (B, 3 D, L), float32, with the gradient behind the convolutions."""
+        _mixed("ds", x, weight, bias, None, dy[0], dy[1], ds, self.step.back)
 
 
 def convolve(

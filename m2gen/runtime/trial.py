@@ -24,6 +24,7 @@ from m2gen.errors import M2GenError
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
+from m2gen.planner.stored import plan_from_json
 from m2gen.runtime.cases import case_of
 from m2gen.testing.poison import poisoned
 
@@ -81,7 +82,7 @@ def answer(request: dict[str, Any]) -> None:
     torch.set_num_threads(request["threads"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    why = judged(Plan.from_json(request["plan"]), parse(request["measured"]), device)
+    why = judged(plan_from_json(request["plan"]), parse(request["measured"]), device)
     place = Path(request["verdict"])
     unfinished = place.with_suffix(".part")
     unfinished.write_text(json.dumps({"why": why}))

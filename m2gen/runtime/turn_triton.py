@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from m2gen.kernels.turn import TurnSpec
-from m2gen.planner.turn.fused import TurnSizes, candidates
+from m2gen.planner.turn.tiles import TurnSizes, candidates
 from m2gen.runtime.limits import live
 from m2gen.runtime.triton_kernel import DTYPES, launch
 

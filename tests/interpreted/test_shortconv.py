@@ -17,7 +17,7 @@ from m2gen.errors import M2GenError
 from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.spec import Candidate
 from m2gen.planner.shortconv import fused
-from m2gen.planner.shortconv.fused import ShortconvSizes, candidates
+from m2gen.planner.shortconv.tiles import ShortconvSizes, candidates
 from m2gen.runtime import shortconv_triton as kernels
 
 pytestmark = pytest.mark.usefixtures("poison")

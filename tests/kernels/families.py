@@ -11,10 +11,10 @@ from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
-from m2gen.planner.shortconv import fused as shortconv
-from m2gen.planner.shortconv.fused import ShortconvSizes
-from m2gen.planner.turn import fused as turn
-from m2gen.planner.turn.fused import TurnSizes
+from m2gen.planner.shortconv import tiles as shortconv
+from m2gen.planner.shortconv.tiles import ShortconvSizes
+from m2gen.planner.turn import tiles as turn
+from m2gen.planner.turn.tiles import TurnSizes
 from m2gen.runtime.cross_compile import Compiled, Job
 from m2gen.runtime.operand_reads import misread
 

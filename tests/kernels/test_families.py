@@ -27,10 +27,10 @@ from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
-from m2gen.planner.shortconv import fused as shortconv
-from m2gen.planner.shortconv.fused import ShortconvSizes
-from m2gen.planner.turn import fused as turn
-from m2gen.planner.turn.fused import TurnSizes
+from m2gen.planner.shortconv import tiles as shortconv
+from m2gen.planner.shortconv.tiles import ShortconvSizes
+from m2gen.planner.turn import tiles as turn
+from m2gen.planner.turn.tiles import TurnSizes
 from m2gen.runtime.triton_kernel import load
 
 GPUS = [limits for limits in LIMITS.values() if limits.kind == "gpu"]

@@ -29,6 +29,7 @@ import m2gen.ops.monarch_matmul
 from m2gen.errors import M2GenError
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 from m2gen.ops.gate import gated
+from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d
 from m2gen.testing import tolerances
 
 SCHEMA = re.compile(  # PyTorch's own errors: of schema, dispatcher, views of what is gone, inference mode
@@ -62,6 +63,12 @@ def public(name: str, draw: Draw) -> Function | None:
             return torch.ops.m2gen.depthwise_conv1d(x, weight, bias, left, right)
         return m2gen.depthwise_conv1d(x, weight, bias, padding)
 
+    def streams(x: Any, weight: Any, bias: Any, last: Any) -> Any:
+        if not isinstance(last, bool):
+            return torch.ops.m2gen.gated_depthwise_conv1d(x, weight, bias, last)
+        z, g = gated_depthwise_conv1d(x, weight, bias, to="BLH" if last else "BHL")
+        return torch.stack([z.transpose(1, 2), g.transpose(1, 2)] if last else [z, g])
+
     found: dict[str, Function] = {
         "fftconv": fftconv,
         "depthwise_conv1d": depthwise_conv1d,
@@ -69,6 +76,7 @@ def public(name: str, draw: Draw) -> Function | None:
         "monarch_matmul": m2gen.monarch_matmul,
         "blockdiag_glu": blockdiag_glu,
         "gated": gated,
+        "gated_depthwise_conv1d": streams,
     }
     return found.get(name)
 

@@ -19,6 +19,7 @@ CAST = {
     "blockdiag_glu": (0, 1),
     "monarch_matmul": (0, 1),
     "depthwise_conv1d": (0, 1, 2),
+    "gated_depthwise_conv1d": (0, 1, 2),
 }
 
 
@@ -91,6 +92,21 @@ def depthwise_conv1d_dw(draw: Draw) -> list[Any]:
     return [x, dy, width, left, right]
 
 
+def streams(draw: Draw) -> list[Any]:
+    dtype, width = draw.one(DTYPES), draw.one([1, 4])
+    x = draw.tensor(draw.size(1, 3), 3 * draw.size(2, 20), draw.size(5, 40), dtype=dtype)
+    return [x, draw.tensor(x.shape[1], width, dtype=dtype), draw.maybe(x.shape[1], dtype=dtype)]
+
+
+def gated_depthwise_conv1d(draw: Draw) -> list[Any]:
+    return [*streams(draw), draw.chance(0.5)]
+
+
+def gated_depthwise_conv1d_ds(draw: Draw) -> list[Any]:
+    x, *filters = streams(draw)
+    return [draw.tensor(2, x.shape[0], x.shape[1] // 3, x.shape[2], dtype=x.dtype), x, *filters]
+
+
 def rows(draw: Draw) -> tuple[int, ...]:
     return draw.one([(), (3,), (30,), (2, 15), (0,), (3, 0), (1, 2, 3)])
 
@@ -142,6 +158,7 @@ BUILDERS = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_glu,
-        blockdiag_outer, gated, gated_bwd, monarch_matmul, monarch_backward,
+        blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds, monarch_matmul,
+        monarch_backward,
     )
 }  # fmt: skip

@@ -54,6 +54,16 @@ def depthwise_conv1d_dw(x: Tensor, dy: Tensor, width: int, left: int, right: int
     return torch.stack([*sums, dy.sum((0, 2))], 1)
 
 
+def gated_depthwise_conv1d(x: Tensor, weight: Tensor, bias: Any, last: bool, magnitudes: bool) -> Tensor:
+    x1, x2, v = depthwise_conv1d(x, weight, bias, weight.shape[1] - 1, 0, magnitudes).chunk(3, 1)
+    return torch.stack([x1 * v, x2])
+
+
+def gated_depthwise_conv1d_ds(dy: Tensor, x: Tensor, weight: Tensor, bias: Any, magnitudes: bool) -> Tensor:
+    x1, _, v = depthwise_conv1d(x, weight, bias, weight.shape[1] - 1, 0, magnitudes).chunk(3, 1)
+    return torch.cat([dy[0] * v, dy[1], dy[0] * x1], 1)
+
+
 def blockdiag_linear(x: Tensor, weight: Tensor, bias: Any, magnitudes: bool) -> Tensor:
     blocks = x.unflatten(-1, (weight.shape[0], weight.shape[2]))
     y = torch.einsum("...bi,boi->...bo", blocks, weight).flatten(-2)
@@ -109,6 +119,7 @@ REFERENCES = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_glu,
-        blockdiag_outer, gated, gated_bwd, monarch_matmul, monarch_backward,
+        blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds, monarch_matmul,
+        monarch_backward,
     )
 }  # fmt: skip

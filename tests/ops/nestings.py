@@ -20,6 +20,7 @@ from m2gen.ops.blockdiag_linear import blockdiag_glu, blockdiag_outer_op
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op
 from m2gen.ops.gate import gated, gated_bwd_op
+from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d, gated_depthwise_conv1d_ds_op
 from m2gen.ops.monarch_matmul import monarch_backward_op
 from m2gen.planner.fftconv.problem import MODES
 from m2gen.reference.fftconv import lag_weights
@@ -135,6 +136,22 @@ def short_dw(x: Tensor, dy: Tensor) -> Tensor:
     return torch.stack([*sums, dy.sum((0, 2))], 1)
 
 
+def streams(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    padded = F.pad(x, (2, 0))
+    y = sum(weight[:, w, None] * padded[..., w : w + x.shape[2]] for w in range(3)) + bias.unsqueeze(-1)
+    return y.chunk(3, 1)
+
+
+def mixed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    x1, x2, v = streams(x, weight, bias)
+    return torch.stack([x1 * v, x2])
+
+
+def mixed_ds(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    x1, _, v = streams(x, weight, bias)
+    return torch.cat([dy[0] * v, dy[1], dy[0] * x1], 1)
+
+
 def monarch(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Order 2, (2, 3, 2) and (3, 1, 2): y[(o, c)] = sum second[c, o, b] first[b, c, a] x[(a, b)]."""
     y = torch.einsum("cob,bca,nab->noc", second, first, x.unflatten(-1, (2, 2)))
@@ -165,6 +182,14 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "depthwise_conv1d_dw": lambda: (
         lambda x, dy: depthwise_conv1d_dw_op(x, dy, 3, 1, 1), short_dw, {"x": normal(2, 2, 4), "dy": normal(2, 2, 4)}
+    ),
+    "gated_depthwise_conv1d": lambda: (
+        lambda x, weight, bias: torch.stack(gated_depthwise_conv1d(x, weight, bias)), mixed,
+        {"x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3)},
+    ),
+    "gated_depthwise_conv1d_ds": lambda: (
+        gated_depthwise_conv1d_ds_op, mixed_ds,
+        {"dy": normal(2, 1, 1, 3), "x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3)},
     ),
     "blockdiag_linear": lambda: (
         lambda x, weight, bias: m2gen.blockdiag_linear(x, weight, bias, "gelu"),

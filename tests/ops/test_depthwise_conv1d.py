@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import m2gen
-from m2gen import log
 from m2gen.reference.linear import depthwise_conv1d as reference
-from m2gen.runtime import depthwise
+from m2gen.runtime import executor
 from m2gen.testing import tolerances
 
 pytestmark = pytest.mark.generated
@@ -107,8 +106,8 @@ def test_values_and_gradients(
 def test_the_vector_length_changes_nothing_but_rounding(
     monkeypatch: pytest.MonkeyPatch, layout: str, vector_bytes: int
 ) -> None:
-    bound = depthwise._bound
-    monkeypatch.setattr(depthwise, "_bound", lambda *args: bound(*args[:-1], vector_bytes))
+    live = executor.live
+    monkeypatch.setattr(executor, "live", lambda device: replace(live(device), vector_bytes=vector_bytes))
     test_values_and_gradients.hypothesis.inner_test(5, 2, 40, 300, "same", torch.float32, layout, True)
 
 
@@ -169,41 +168,21 @@ def test_every_result_is_written() -> None:
         for length in (1, 15, 16, 64, 130):
             x = laid_out(normal(2, 21, length).float(), layout)
             y = torch.full_like(x, float("nan"))
-            assert depthwise.convolve(x, torch.ones(21, 3), None, 2, y)
+            executor.shortconv(x, torch.ones(21, 3), None, 2, y)
             assert y.isfinite().all(), (layout, length)
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What is logged, with nothing said before."""
-    records: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    monkeypatch.setattr(log.logger(), "handlers", [handler])
-    log.fallback.cache_clear()
-    depthwise._bound.cache_clear()
-    yield records
-    depthwise._bound.cache_clear()
-
-
-def test_without_a_compiler_the_result_is_the_same_and_that_is_said_once(
-    monkeypatch: pytest.MonkeyPatch, said: list[str]
-) -> None:
+def test_without_a_compiler_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = normal(2, 20, 50).requires_grad_(), normal(20, 4, seed=1).requires_grad_()
 
     def results() -> list[Tensor]:
         y = m2gen.depthwise_conv1d(x, weight)
         return [y, *torch.autograd.grad(y.square().sum(), (x, weight))]
 
-    expected = results()
-    assert said == []
-    monkeypatch.setattr(depthwise, "available", lambda: "a C++ compiler: none. Get one.")
-    depthwise._bound.cache_clear()
-    for _ in range(3):
-        for a, b in zip(results(), expected, strict=True):
-            torch.testing.assert_close(a, b)
-    line = "depthwise_conv1d is done by PyTorch's elementwise operators: a C++ compiler: none. Get one."
-    assert said == [line]
+    expected, live = results(), executor.live
+    monkeypatch.setattr(executor, "live", lambda device: replace(live(device), languages=()))
+    for a, b in zip(results(), expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_filter_too_wide_for_a_kernel() -> None:

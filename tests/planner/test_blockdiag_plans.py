@@ -11,8 +11,8 @@ from m2gen.kernels.blockdiag_mm import columns_for
 from m2gen.planner import search
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
-from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
+from m2gen.planner.stored import plan_from_json
 from m2gen.show import show
 
 
@@ -36,9 +36,11 @@ def problems(draw: st.DrawFn) -> BlockDiagProblem:
 def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
     limits = target(arch)
     ranking = search.rank(problem, limits)
-    assert {solver for solver, _ in ranking.rejections} <= {"library", "fused", "native"} and ranking.plans
+    assert {solver for solver, _ in ranking.rejections} <= {"library", "fused", "native"}
+    if not ranking.plans:
+        assert any("memory" in why for _, why in ranking.rejections)
     for plan in ranking.plans:
-        assert Plan.from_json(plan.to_json()) == plan
+        assert plan_from_json(plan.to_json()) == plan
         body, of = plan.body, plan.estimate
         assert body.expected(problem, limits) == of.seconds > 0
         assert of.flop >= problem.flop and of.bytes >= problem.least_bytes and of.launches >= 1

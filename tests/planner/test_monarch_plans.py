@@ -23,6 +23,7 @@ from m2gen.planner.monarch.problem import MonarchProblem, inner_widths, paramete
 from m2gen.planner.monarch.steps import MonarchStep, NativeMonarch
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import PROBLEMS, parse
+from m2gen.planner.stored import plan_from_json
 from m2gen.runtime import cases, executor
 from m2gen.runtime.cases import case_of
 
@@ -35,7 +36,7 @@ def test_every_candidate_is_a_monarch_of_these_sizes(n_in: int, n_out: int, rows
     assert any(len(plan.body.factors) == 1 for plan in plans), "a dense matrix, to compare with"
     for plan in plans:
         body, factors = plan.body, plan.body.factors
-        assert isinstance(body, MonarchStep) and Plan.from_json(plan.to_json()) == plan
+        assert isinstance(body, MonarchStep) and plan_from_json(plan.to_json()) == plan
         inner_widths(factors)  # raises where they do not interleave
         assert (factors[0][0] * factors[0][2], factors[-1][0] * factors[-1][1]) == (n_in, n_out)
         assert all(a[0] * a[1] == b[0] * b[2] for a, b in pairwise(factors))
@@ -148,12 +149,12 @@ def test_what_is_not_measured_says_so() -> None:
 def test_no_rigor_stops_what_cannot_be_measured(rigor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M2GEN_RIGOR", rigor)
     config.cache_clear()
-    executor._bound_monarch.cache_clear()
+    executor._monarch_kernel.cache_clear()
     executor.bound.cache_clear()
     try:
         assert monarch_matmul(torch.randn(3, 16), [torch.randn(4, 4, 4)] * 2).shape == (3, 16)
     finally:
         monkeypatch.undo()
         config.cache_clear()
-        executor._bound_monarch.cache_clear()
+        executor._monarch_kernel.cache_clear()
         executor.bound.cache_clear()

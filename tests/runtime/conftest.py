@@ -15,7 +15,7 @@ from m2gen.cache import store
 from m2gen.config import Config
 from m2gen.device.limits import target
 from m2gen.errors import CompileError
-from m2gen.runtime import binding, blockdiag, compiler, cpp_kernel, depthwise, executor, gate, monarch
+from m2gen.runtime import binding, blockdiag, compiler, cpp_kernel, executor, gate, monarch, shortconv
 
 
 @pytest.fixture
@@ -66,26 +66,22 @@ def two_threads() -> Iterator[None]:
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Have products, gates and short convolutions generated for another row of the device table: its vectors, tiles and
     instructions. Skips what this machine does not run."""
-    modules: tuple[Any, ...] = (gate, depthwise)
+    modules: tuple[Any, ...] = (blockdiag, gate, monarch, shortconv)
 
-    def forget_products() -> None:
-        for cache in (executor.bound, executor._bound_product, executor._bound_monarch, binding.kernel_of):
-            cache.cache_clear()
+    def forget_kernels() -> None:
+        for cache in (*vars(executor).values(), binding.kernel_of):
+            if hasattr(cache, "cache_clear"):
+                cache.cache_clear()
 
     def become(arch: str) -> None:
         try:
             compiler.arch_flags(arch)
         except CompileError as error:
             pytest.skip(str(error))
-        forget_products()
+        forget_kernels()
+        monkeypatch.setattr(executor, "live", lambda device: target(arch))
         for module in modules:
-            module._bound.cache_clear()
-        for module in (*modules, executor):
-            monkeypatch.setattr(module, "live", lambda device: target(arch))
-        for module in (*modules, blockdiag, monarch):
             monkeypatch.setattr(module, "load", lambda spec: cpp_kernel.load(replace(spec, arch=arch)))
 
     yield become
-    forget_products()
-    for module in modules:
-        module._bound.cache_clear()
+    forget_kernels()

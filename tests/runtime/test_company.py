@@ -17,7 +17,7 @@ from m2gen.device.limits import target
 from m2gen.modules.linear import dense_linear
 from m2gen.ops.blockdiag_linear import blockdiag_linear
 from m2gen.planner.problems import parse
-from m2gen.runtime import depthwise, gate
+from m2gen.runtime import executor
 from m2gen.runtime.cpp_kernel import available
 from m2gen.runtime.executor import product
 from m2gen.runtime.limits import live
@@ -90,7 +90,7 @@ def test_rows_of_a_gated_product(
     z = product(x, w, None)
     whole = product(x, w, None, True, activation)
     assert z is not None and whole is not None
-    assert torch.equal(gate.gated(z, activation), whole)  # type: ignore[arg-type]
+    assert torch.equal(executor.gated(z, activation), whole)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, *DTYPES))
@@ -99,8 +99,8 @@ def test_rows_of_a_gated_product(
 def test_rows_of_a_gate(arch: str, activation: str, dtype: torch.dtype, cpu: Callable[[str], None]) -> None:
     cpu(arch)
     z, dy = (3 * torch.randn(ROWS, 2 * 37)).to(dtype), torch.randn(ROWS, 37).to(dtype)
-    check_rows(lambda z: gate.gated(z, activation), z)
-    check_rows(lambda both: gate.gradient(both[:, :37], both[:, 37:], activation), torch.cat([dy, z], 1))
+    check_rows(lambda z: executor.gated(z, activation), z)
+    check_rows(lambda both: executor.gate_gradient(both[:, :37], both[:, 37:], activation), torch.cat([dy, z], 1))
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, *DTYPES))
@@ -118,9 +118,9 @@ def test_a_short_convolution(arch: str, layout: str, dtype: torch.dtype, cpu: Ca
     def run(b: slice, h: slice) -> tuple[Tensor, Tensor]:
         part, of_part = x[b, h], dy[b, h]
         y = torch.empty_like(part)
-        assert depthwise.convolve(part, w[h], bias[h], width - 1, y)
-        dw = depthwise.weight_gradients(part, of_part, width, width - 1)
-        assert dw is not None
+        executor.shortconv(part, w[h], bias[h], width - 1, y)
+        dw = torch.empty(part.shape[1], width + 1, dtype=torch.promote_types(dtype, torch.float32))
+        executor.shortconv_weight_gradients(part, of_part, width - 1, dw)
         return y, dw
 
     every = slice(None)

@@ -22,9 +22,9 @@ from m2gen.cache import binaries, store
 from m2gen.codegen.render import Source
 from m2gen.config import Config
 from m2gen.errors import CompileError, ConfigError, M2GenError
-from m2gen.kernels.depthwise_conv1d import DepthwiseConv1dSpec
 from m2gen.kernels.dispatch import DispatchSpec
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.shortconv_cpp import ShortconvCppSpec
 from m2gen.runtime import compiler, cpp_kernel
 
 FRESH = multiprocessing.get_context("forkserver")  # processes that know nothing of this one, PyTorch loaded once
@@ -246,7 +246,8 @@ def test_eight_processes_at_once(folder: Path) -> None:
 @pytest.mark.skipif(not X86, reason="these are x86's vector registers")
 @pytest.mark.parametrize(("arch", "register"), [("avx512", "%zmm"), ("avx2", "%ymm"), ("generic", "%xmm")])
 def test_assembly_for_another_cpu(folder: Path, arch: str, register: str) -> None:
-    source = Source("sums", "void f(float *x, float *y) { for (int i = 0; i < 4096; i++) y[i] += 2 * x[i]; }")
+    vector = "typedef float vec __attribute__((vector_size(64)));"
+    source = Source("sums", f"{vector} void f(vec *x, vec *y) {{ for (int i = 0; i < 256; i++) y[i] += 2 * x[i]; }}")
     text = compiler.portable(source, arch, "-S").decode()
     wider = {"%zmm", "%ymm", "%xmm"} - {register} if register == "%xmm" else {"%zmm"} - {register}
     assert (register in text or arch == "avx512") and not any(other in text for other in wider)
@@ -255,7 +256,7 @@ def test_assembly_for_another_cpu(folder: Path, arch: str, register: str) -> Non
 
 @pytest.mark.skipif(not X86, reason="these are x86's vector registers")
 def test_show_has_the_assembly_of_cpu_kernels_only(folder: Path) -> None:
-    spec = DepthwiseConv1dSpec(part="fwd", layout="BLH", width=3, dtype="fp32", vector_bytes=32)
+    spec = ShortconvCppSpec(part="fwd", layout="BLH", width=3, dtype="fp32", vector_bytes=32)
     assert "vfmadd" in show.assembly(spec, "avx2")
     gpu = FftConvSpec(part="fwd", ring="causal", n1=16, n2=16, dtype="fp16", compute="fp16")
     with pytest.raises(M2GenError, match=r"it is a GPU kernel, for sm90\. Use --ptx"):

@@ -11,6 +11,7 @@ from m2gen.planner.blockdiag import tiles
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
+from m2gen.planner.languages import no_triton
 from m2gen.planner.plan import Plan
 from m2gen.planner.step import Estimate
 
@@ -36,9 +37,8 @@ class Fused:
     name: str = "fused"
 
     def reject(self, problem: BlockDiagProblem, limits: DeviceLimits) -> str | None:
-        if "triton" not in limits.languages:
-            why = f"{limits.arch} is a CPU" if limits.kind == "cpu" else "Triton is not installed"
-            return f"its kernels are written in Triton, and {why}"
+        if why := no_triton(limits):
+            return why
         if problem.dtype == "fp64":
             return "its products are of 16 or 32 bits, not fp64"
         if next(self._found(problem, limits), None) is None:

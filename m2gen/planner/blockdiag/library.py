@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
-from m2gen.kernels.gate import GateSpec
 from m2gen.planner.blockdiag.cost import library_estimate
 from m2gen.planner.blockdiag.native_products import unable
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import LibraryProduct
+from m2gen.planner.gate.problem import GateProblem
+from m2gen.planner.gate.solvers import step_of as gate_step
+from m2gen.planner.languages import no_cpp
 from m2gen.planner.plan import Plan
-
-GATE_VECTOR = 32  # bytes; narrower units are given such vectors by the compiler
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Library:
 
     def candidates(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[Plan]:
         gate = None
-        if problem.glu and limits.kind == "cpu" and "cpp" in limits.languages:
-            vector_bytes = max(GATE_VECTOR, limits.vector_bytes)
-            gate = GateSpec(part="fwd", activation=problem.activation, dtype=problem.dtype, vector_bytes=vector_bytes)
+        if problem.glu and no_cpp(limits) is None:
+            half = GateProblem(n=problem.results, rows=problem.rows, dtype=problem.dtype, activation=problem.activation)
+            gate = gate_step(half, limits)
         step = LibraryProduct(library_estimate(problem, limits), problem.blocks, gate)
         yield Plan(problem, limits.arch, self.name, (step,))

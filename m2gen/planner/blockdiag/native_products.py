@@ -18,6 +18,7 @@ from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec, columns_for
 from m2gen.planner.blockdiag.cost import native_estimate
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import NativeProduct
+from m2gen.planner.languages import no_cpp
 
 LEAST_VECTOR = 16  # bytes; narrower units are given such vectors by the compiler
 _OUTER_ROWS = 24  # fewer rows of a weight's gradient PyTorch sums as well
@@ -30,9 +31,8 @@ _ITEMS = 4  # pieces of work for each thread, at least
 
 def unable(problem: BlockDiagProblem, limits: DeviceLimits) -> str | None:
     """Why no generated C++ can do it; None where it can."""
-    if "cpp" not in limits.languages:
-        why = f"{limits.arch} is a GPU" if limits.kind == "gpu" else "no C++ compiler works here"
-        return f"its kernels are written in C++, and {why}"
+    if why := no_cpp(limits):
+        return why
     if problem.glu and problem.bias:
         return "its kernel of a glu adds no bias"
     return None

@@ -12,9 +12,8 @@ from m2gen.kernels.gate import GateSpec
 from m2gen.planner.blockdiag import cost
 from m2gen.planner.blockdiag.formulas import LEGEND, NOTES, library, native
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
-from m2gen.planner.step import Body, Estimate, Reluctance, Terms
-
-_UNTRIED = 1e9  # times an estimate: behind everything else
+from m2gen.planner.gate.steps import NativeGate
+from m2gen.planner.step import UNTRIED, Body, Estimate, Reluctance, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class LibraryProduct(Product):
     of a gated linear unit."""
 
     blocks: int
-    gate: GateSpec | None
+    gate: NativeGate | None
 
     @property
     def choice(self) -> str:
@@ -72,7 +71,7 @@ class LibraryProduct(Product):
         return f"library   {self.choice}"
 
     def kernels(self, problem: BlockDiagProblem, gradients: bool = True) -> tuple[GateSpec, ...]:
-        return () if self.gate is None else (self.gate,)
+        return () if self.gate is None else (self.gate.spec,)
 
     def terms(self, problem: BlockDiagProblem, body: Body[BlockDiagProblem], limits: DeviceLimits) -> Terms | None:
         return Terms(cost.library_values(problem, limits), library)
@@ -95,7 +94,7 @@ class FusedProduct(Product):
 
     @property
     def reluctance(self) -> Reluctance:
-        return Reluctance(_UNTRIED, "compiled and interpreted, not yet run on a device: m2gen tune may choose it")
+        return UNTRIED
 
     @property
     def choice(self) -> str:

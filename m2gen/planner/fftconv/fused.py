@@ -16,6 +16,7 @@ from m2gen.planner.fftconv.cost import fused_estimates
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv
 from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.languages import no_triton
 from m2gen.planner.plan import Plan
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # bfloat16 tensors: half precision inside rounds less
@@ -29,9 +30,8 @@ class Fused:
     name: str = "fused"
 
     def reject(self, problem: FftConvProblem, limits: DeviceLimits) -> str | None:
-        if "triton" not in limits.languages:
-            why = "Triton is not installed here" if limits.kind == "gpu" else f"{limits.arch} is a CPU"
-            return f"its kernels are written in Triton, and {why}"
+        if why := no_triton(limits):
+            return why
         if problem.dtype not in COMPUTE:
             return f"matrix units have no {problem.dtype} path here; fp16, bf16 and fp32 have"
         rings = list(_rings(problem))

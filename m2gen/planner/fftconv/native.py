@@ -19,6 +19,7 @@ from m2gen.planner.fftconv.cost import native_estimates
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum, NativeConv
 from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.languages import no_cpp
 from m2gen.planner.plan import Plan
 
 LARGEST_PRIME = 7
@@ -37,9 +38,8 @@ class Native:
     name: str = "native"
 
     def reject(self, problem: FftConvProblem, limits: DeviceLimits) -> str | None:
-        if "cpp" not in limits.languages:
-            why = f"{limits.arch} is a GPU" if limits.kind == "gpu" else "no C++ compiler works here"
-            return f"its kernels are written in C++, and {why}"
+        if why := no_cpp(limits):
+            return why
         if problem.linear_size < SMALLEST:
             return (
                 f"{problem.linear_size} places are fewer than {SMALLEST}: a whole ring would round more than their sum"

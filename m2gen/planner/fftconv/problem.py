@@ -7,10 +7,9 @@ from typing import ClassVar
 
 from m2gen.dtypes import DTYPES
 from m2gen.errors import ProblemError
-from m2gen.planner.problem import Grammar, Nearness, Problem, check_size, check_words
+from m2gen.planner.problem import LAYOUTS, Grammar, Nearness, Problem, check_size, check_words
 
 MODES = ("causal", "bidirectional", "same", "circular")
-LAYOUTS = ("BHL", "BLH")
 
 _GRAMMAR = Grammar(
     op="fftconv",

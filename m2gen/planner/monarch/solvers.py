@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from m2gen.device.limits import DeviceLimits
+from m2gen.planner.languages import no_cpp
 from m2gen.planner.monarch.cost import native_estimate, staged_estimate
 from m2gen.planner.monarch.factorings import factorings, why_none
 from m2gen.planner.monarch.problem import MonarchProblem
@@ -35,9 +36,8 @@ class Native:
     name: str = "native"
 
     def reject(self, problem: MonarchProblem, limits: DeviceLimits) -> str | None:
-        if "cpp" not in limits.languages:
-            why = f"{limits.arch} is a GPU" if limits.kind == "gpu" else "no C++ compiler works here"
-            return f"its kernels are written in C++, and {why}"
+        if why := no_cpp(limits):
+            return why
         if problem.dtype not in ("fp32", "fp64"):
             return f"its kernels are of 32 and 64 bits, not {problem.dtype}"
         if next(factorings(problem), None) is None:

@@ -1,1 +1,1 @@
-"""Short convolutions, a filter a channel."""
+"""Short depthwise convolutions: the problem, what can be done, and what it costs."""

@@ -11,11 +11,11 @@ from jinja2 import meta
 from m2gen.codegen.environment import environment
 from m2gen.codegen.loader import templates_dir
 from m2gen.codegen.render import fields, render
-from m2gen.kernels.depthwise_conv1d import DepthwiseConv1dSpec
+from m2gen.kernels.shortconv_cpp import ShortconvCppSpec
 
-TEMPLATES = sorted((templates_dir() / "cpp" / "depthwise_conv1d").glob("*.jinja"))
+TEMPLATES = sorted((templates_dir() / "cpp" / "shortconv").glob("*.jinja"))
 SPECS = [
-    DepthwiseConv1dSpec(part=part, layout=layout, width=width, dtype=dtype, vector_bytes=vector_bytes)
+    ShortconvCppSpec(part=part, layout=layout, width=width, dtype=dtype, vector_bytes=vector_bytes)
     for part, layout, width, dtype, vector_bytes in product(
         ("fwd", "dw"), ("BHL", "BLH"), (1, 3, 8, 9, 64), ("fp16", "bf16", "fp32", "fp64"), (32, 64)
     )
@@ -39,7 +39,7 @@ def test_taps_are_in_groups_that_fit_the_registers() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS[::7], ids=lambda spec: spec.name)
-def test_a_rendered_source_exports_the_kernel_and_its_scratch(spec: DepthwiseConv1dSpec) -> None:
+def test_a_rendered_source_exports_the_kernel_and_its_scratch(spec: ShortconvCppSpec) -> None:
     text = render(spec).text
     assert f'extern "C" void {spec.name}(void *const *ptrs, const int64_t *ints,' in text
     assert f'extern "C" int64_t {spec.name}_scratch(const int64_t *' in text

@@ -1,4 +1,5 @@
-"""The short depthwise convolution on a CPU: y[b, h, i] = bias[h] + sum over w of weight[h, w] x[b, h, i + w - left].
+"""The short depthwise convolution on a CPU: y[b, h, i] = bias[h] + sum over w of weight[h, w] x[b, h, i + w - left];
+and the three of a sequence mixer with their gate (as in kernels/shortconv.py).
 
 Layout "BLH" has the channels side by side in a vector and goes down the time in tiles of `tile` rows, so that an input
 row is read once for all its taps; "BHL" has neighbours in time side by side and reads each vector once for every tap,
@@ -12,20 +13,21 @@ from typing import Literal
 
 from m2gen.kernels.spec import Resources
 
+Part = Literal["fwd", "dw", "mix", "ds"]
 WIDEST = 64  # taps; a wider filter is no short one, and its unrolled code would not fit the instruction cache
 _UNROLLED = 8  # taps whose weights, or sums, stay in registers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DepthwiseConv1dSpec:
+class ShortconvCppSpec:
     """`part` "fwd" is the convolution (and its transpose, with the taps reversed), "dw" the gradients of the weight and
-    of the bias.
+    of the bias; "mix" the mixer's form, and "ds" the gradient behind its three convolutions, which are computed again.
 
     arch          a CPU row of the device table, or "native"
     vector_bytes  of a vector of sums
     """
 
-    part: Literal["fwd", "dw"]
+    part: Part
     layout: Literal["BHL", "BLH"]
     width: int
     dtype: str
@@ -34,13 +36,14 @@ class DepthwiseConv1dSpec:
 
     @property
     def name(self) -> str:
-        """For example depthwise_conv1d_fwd_w3_blh_fp32_v64_native."""
-        words = ("depthwise_conv1d", self.part, f"w{self.width}", self.layout.lower(), self.dtype)
+        """For example shortconv_cpp_fwd_w3_blh_fp32_v64_native."""
+        words = ("shortconv_cpp", self.part, f"w{self.width}", self.layout.lower(), self.dtype)
         return "_".join([*words, f"v{self.vector_bytes}", self.arch])
 
     @property
     def template(self) -> str:
-        return f"cpp/depthwise_conv1d/{self.part}_{self.layout.lower()}.cpp.jinja"
+        part = "mix" if self.part == "ds" else self.part
+        return f"cpp/shortconv/{part}_{self.layout.lower()}.cpp.jinja"
 
     @property
     def real_bytes(self) -> int:
@@ -61,7 +64,7 @@ class DepthwiseConv1dSpec:
     @property
     def block(self) -> int:
         """BLH: rows of one item of work, at least."""
-        return 64 if self.part == "fwd" else 256
+        return 256 if self.part == "dw" else 64
 
     @property
     def tap_groups(self) -> tuple[tuple[int, ...], ...]:

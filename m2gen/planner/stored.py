@@ -1,0 +1,49 @@
+"""Plans that were written as JSON, as plans again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from m2gen.errors import PlanError
+from m2gen.planner.plan import Plan
+from m2gen.planner.problems import parse
+from m2gen.planner.registry import OPS
+from m2gen.planner.step import Step
+
+_STEPS = {kind.__name__: kind for op in OPS.values() for kind in op.steps}
+
+
+def plan_from_json(text: str) -> Plan:
+    """The plan that `Plan.to_json` wrote. Raises PlanError."""
+    try:
+        data = json.loads(text)
+        steps = tuple(_step(step) for step in data["steps"])
+        return Plan(parse(data["problem"]), data["arch"], data["solver"], steps, data["origin"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlanError(
+            "a plan from JSON", f"not one that to_json wrote ({error!r})", "write it with Plan.to_json"
+        ) from error
+
+
+def _step(data: Mapping[str, Any]) -> Step[Any]:
+    fields = dict(data)
+    step: Step[Any] = _revived(_STEPS[fields.pop("step")], fields)
+    return step
+
+
+def _revived(kind: Any, value: Any) -> Any:
+    """What `asdict` and JSON made of a value of this type, as such a value again."""
+    if isinstance(value, dict) and (of := next((one for one in _alternatives(kind) if is_dataclass(one)), None)):
+        kinds = get_type_hints(of)
+        return of(**{name: _revived(kinds[name], one) for name, one in value.items()})  # type: ignore[operator]
+    if isinstance(value, list):
+        return tuple(_revived(None, one) for one in value)
+    return value
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """A | B as (A, B)."""
+    return get_args(kind) or (kind,)

@@ -1,0 +1,75 @@
+"""Gates to be measured and tried: held against the same in float64."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2gen.dtypes import DTYPES
+from m2gen.planner.gate.problem import GateProblem
+from m2gen.planner.plan import Plan
+from m2gen.runtime.binding import kernel_of
+from m2gen.runtime.case import Case
+from m2gen.runtime.gate import ACTIVATIONS
+
+_NUMBERS = 2**26  # of the result: larger problems are timed on fewer rows
+_SMALL = 300  # rows of the small problem
+
+
+class GateCase(Case[GateProblem]):
+    """A gate of normal numbers."""
+
+    def __init__(self, problem: GateProblem, device: torch.device) -> None:
+        super().__init__(problem, device)
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(problem.rows, 2 * problem.n, generator=generator)
+        self.z = z.to(device, getattr(torch, DTYPES[problem.dtype].torch_name))
+
+    @staticmethod
+    def reduced(problem: GateProblem) -> GateProblem:
+        return replace(problem, rows=min(problem.rows, max(1, _NUMBERS // problem.n)))
+
+    @staticmethod
+    def small(problem: GateProblem) -> GateProblem:
+        return replace(problem, rows=min(problem.rows, _SMALL))
+
+    @property
+    def large(self) -> bool:
+        return self.problem.numbers > self.LARGE
+
+    def call(self, kernel: Any) -> Tensor:
+        y: Tensor = kernel.gated(self.z)
+        return y
+
+    def opposite(self) -> GateCase:
+        """The value turned round, not what is activated."""
+        other, (half, value) = copy(self), self.z.chunk(2, dim=1)
+        other.z = torch.cat([half, -value], 1)
+        return other
+
+    def wrong(self, y: Tensor) -> str | None:
+        half, value = self.z.double().chunk(2, dim=1)
+        expected = ACTIVATIONS[self.problem.activation](half) * value
+        return self.off("result", y, expected, half.abs() * value.abs(), 1)
+
+    def wrong_somewhere(self, plan: Plan) -> str | None:
+        kernel = kernel_of(plan)
+        return self.wrong(self.call(kernel)) or self._wrong_gradient(kernel)
+
+    def wrong_in_a_sample(self, plan: Plan) -> str | None:
+        return self.wrong_somewhere(plan)
+
+    def _wrong_gradient(self, kernel: Any) -> str | None:
+        dy = self.z[:, : self.problem.n].contiguous()
+        found = kernel.gradient(dy, self.z)
+        if found is None:  # the operator composes it
+            return None
+        z = self.z.double().requires_grad_()
+        half, value = z.chunk(2, dim=1)
+        (expected,) = torch.autograd.grad(ACTIVATIONS[self.problem.activation](half) * value, z, dy.double())
+        half, value, d = half.detach().abs(), value.detach().abs(), dy.double().abs()
+        return self.off("gradient", found, expected, torch.cat([d * value * (1 + half), d * half], 1), 1)
