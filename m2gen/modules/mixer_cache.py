@@ -173,14 +173,16 @@ class LayerCache:
     def __init__(self, cache: MixerCache, index: int) -> None:
         self._cache, self._index = cache, index
 
-    def short(self, h: Tensor) -> Tensor:
-        """h (B, n, 3 d_model) -> its short convolution, likewise."""
-        return self._cache.short(self._index, h)
+    def gated(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h (B, n, 3 d_model) -> the product of the first and the last stream of its short convolution, and the second,
+        (B, n, d_model)."""
+        x1, x2, v = self._cache.short(self._index, h).chunk(3, dim=-1)
+        return (x1 * v).to(h.dtype), x2.to(h.dtype)
 
-    def long(self, u: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
-        """u and gates (B, n, d_model) -> post_gate * (long convolution with skip of pre_gate * u), likewise."""
+    def long(self, u: Tensor, post_gate: Tensor) -> Tensor:
+        """u and gate (B, n, d_model) -> post_gate * (long convolution with skip of u), likewise."""
         conv, transforms = self._cache.long, self._cache.transforms[self._index]
-        z = u.to(conv.buffer.dtype) * pre_gate
+        z = u.to(conv.buffer.dtype)
         y = conv.extend(self._index, z) if transforms is None else transforms(conv, self._index, z)
         return (post_gate * y).to(u.dtype)
 
@@ -231,16 +233,16 @@ class _ShortConvs:
             self.known.addcmul_(tap, value)
 
     def __call__(self, layer: int, h: Tensor) -> Tensor:
-        """h (B, n, 3 d_model) of one layer -> its convolution, likewise."""
+        """h (B, n, 3 d_model) of one layer -> its convolution, likewise; not rounded to the dtype of h."""
         if self.called and layer in self.called:
             return self._call(self.called[layer], layer, h)
         if h.shape[1] == 1:
             known, now, tap = self.of_layer[layer]
             now.copy_(h[:, 0])
-            return torch.addcmul(known, now, tap)[:, None].to(h.dtype)
+            return torch.addcmul(known, now, tap)[:, None]
         wide = self._with_tail(layer, h)
         taps = self.taps[:, layer].T.contiguous()
-        return depthwise_conv1d(wide, taps, self.bias[layer], padding=0, layout="BLH").to(h.dtype)
+        return depthwise_conv1d(wide, taps, self.bias[layer], padding=0, layout="BLH")
 
     def _with_tail(self, layer: int, h: Tensor) -> Tensor:
         """The last inputs and h, (B, taps - 1 + n, 3 d_model), of which the last become the tail."""
@@ -254,7 +256,7 @@ class _ShortConvs:
 
     def _call(self, conv: nn.Module, layer: int, h: Tensor) -> Tensor:
         out: Tensor = conv(self._with_tail(layer, h).to(h.dtype).transpose(1, 2))
-        return out.transpose(1, 2).to(h.dtype)
+        return out.transpose(1, 2)
 
     def advance(self, count: int) -> None:
         """A single position has to go into the tail; more are there already."""

@@ -22,11 +22,11 @@ from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d
 class Cached(Protocol):
     """What stands for the two convolutions where a sequence comes in parts (`m2gen.modules.mixer_cache`)."""
 
-    def short(self, h: Tensor) -> Tensor:
-        """The short convolution of the next h (B, n, 3 d_model)."""
+    def gated(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """x1 v and x2 of the short convolution of the next h (B, n, 3 d_model), (B, n, d_model)."""
 
-    def long(self, u: Tensor, pre_gate: Tensor, post_gate: Tensor) -> Tensor:
-        """The long convolution of the next u (B, n, d_model), with gates and skip."""
+    def long(self, u: Tensor, post_gate: Tensor) -> Tensor:
+        """The long convolution of the next u (B, n, d_model), with gate and skip."""
 
 
 class SequenceMixer(nn.Module):
@@ -43,7 +43,7 @@ class SequenceMixer(nn.Module):
 
     bidirectional    long convolutions that see both sides (M2-BERT) or, if False, only the past (M2-GPT)
     norm             a LayerNorm on the input, as in the released 80M checkpoint
-    dropout          on the gated value and before out_linear
+    dropout          on x1 * v and before out_linear
     monarch          options of a `CausalMonarch` of length max_length that takes the place of the causal long
                      convolution, y = T^-1 ((T k) * (T u)); None for the convolution itself. Its skip is outside T
     filter_options   passed on to both `HyenaFilter`s
@@ -102,12 +102,9 @@ class SequenceMixer(nn.Module):
         u = u if self.layernorm is None else _zero(self.layernorm(u), padding)
         # in_linear adds a bias and short_filter another: without these two the padding would speak again
         h = _zero(apply_linear(self.in_linear, u), padding)
-        if cache is None:
-            z, post_gate = self._gated(h)
-            y = self._long_conv(self.filter_fn, apply_dropout(self.dropout, _zero(z, padding)), post_gate)
-        else:
-            x1, x2, v = cache.short(h).chunk(3, dim=-1)
-            y = cache.long(apply_dropout(self.dropout, _zero(v, padding)), x1, x2)
+        z, post_gate = self._gated(h) if cache is None else cache.gated(h)
+        z = apply_dropout(self.dropout, _zero(z, padding))
+        y = self._long_conv(self.filter_fn, z, post_gate) if cache is None else cache.long(z, post_gate)
         if self.filter_fn2 is not None:
             y = y + self._long_conv(self.filter_fn2, u)
         return apply_linear(self.out_linear, apply_dropout(self.dropout, y))

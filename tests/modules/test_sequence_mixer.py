@@ -230,4 +230,7 @@ def test_another_short_convolution_is_called(change: str) -> None:
         mixer.short_kernel = 5
     padded = torch.nn.functional.pad(h.transpose(1, 2), (mixer.short_kernel - 1, 0))
     with torch.no_grad():
-        torch.testing.assert_close(mixer._short_conv(h), mixer.short_filter(padded).transpose(1, 2))
+        x1, x2, v = mixer.short_filter(padded).transpose(1, 2).chunk(3, dim=2)
+        z, g = mixer._gated(h)
+        torch.testing.assert_close(z, x1 * v)
+        torch.testing.assert_close(g, x2)
