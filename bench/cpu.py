@@ -116,7 +116,7 @@ def peak(text: str, name: str) -> float:
     """Peak memory of one call beyond its inputs and its output, in a process of its own, in MiB."""
     code = (
         "import sys, torch; from bench.cpu import forward, peak_mib; from m2gen.planner.problem import Problem;"
-        "from m2gen.runtime import scratch; torch.set_num_threads(1);"
+        "from m2gen.runtime.build import scratch; torch.set_num_threads(1);"
         "warm = parse(sys.argv[1].replace(sys.argv[3], 'h=1')); forward(warm)[sys.argv[2]]();"
         "scratch._free.clear(); print(peak_mib(forward(parse(sys.argv[1]))[sys.argv[2]]))"
     )

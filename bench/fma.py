@@ -27,7 +27,7 @@ extern "C" void fma_peak(void *const *ptrs, const int64_t *ints, void *, int64_t
 
 def peak_gflops(turns: int = 4_000_000) -> float:
     """GFLOP/s of float32 on one core, a multiply-add counted as two; the best of five."""
-    from m2gen.runtime.cpp_kernel import load_source
+    from m2gen.runtime.build.cpp_kernel import load_source
 
     wide = torch.backends.cpu.get_cpu_capability().upper().startswith("AVX512")
     size = 64 if wide else 32

@@ -19,8 +19,8 @@ from m2gen.planner import search
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.limits import live
-from m2gen.runtime.spectral import Operands
+from m2gen.runtime.bindings.spectral import Operands
+from m2gen.runtime.build.limits import live
 from m2gen.testing.operands import operands
 
 SIZES = tuple(2**i for i in range(8, 23))

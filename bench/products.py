@@ -16,7 +16,7 @@ from bench.fma import peak_gflops
 from bench.timing import interleaved, provenance, ratios, summary
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 from m2gen.ops.gate import by_steps
-from m2gen.runtime.blockdiag import matmul_blocks
+from m2gen.runtime.bindings.blockdiag import matmul_blocks
 
 ROWS = (128, 512, 4096)
 SIZES = {  # M2-BERT-80M's: (nblocks, block_out, block_in)

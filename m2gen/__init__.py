@@ -21,6 +21,7 @@ _PUBLIC = {
     "keep_filters": "m2gen.modules.kept",
     "forget_filters": "m2gen.modules.kept",
     "plan": "m2gen.runtime.planning",
+    "share_wisdom": "m2gen.runtime.measure.wisdom",
     "M2GenError": "m2gen.errors",
     "ProblemError": "m2gen.errors",
     "PlanError": "m2gen.errors",
@@ -46,6 +47,7 @@ __all__ = [
     "monarch_matmul",
     "plan",
     "prepare_filter",
+    "share_wisdom",
     "testing",
 ]
 
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from m2gen.ops.fftconv import fftconv
     from m2gen.ops.monarch_matmul import monarch_matmul
     from m2gen.ops.prepared import PreparedFilter, prepare_filter
+    from m2gen.runtime.measure.wisdom import share_wisdom
     from m2gen.runtime.planning import plan
 
 

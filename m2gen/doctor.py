@@ -66,7 +66,7 @@ def compiler(name: str) -> str:
 
 def _trial() -> str:
     """Whether a small generated source compiles, loads and can be run, and with which compiler."""
-    from m2gen.runtime import compiler, cpp_kernel
+    from m2gen.runtime.build import compiler, cpp_kernel
 
     why = cpp_kernel.available()
     if why:
@@ -81,7 +81,7 @@ def _ahead() -> str:
     """The folder of `m2gen compile` in use, and how many kernels it has for this CPU."""
     from m2gen.cache import compiled
     from m2gen.config import config
-    from m2gen.runtime.ahead import runnable
+    from m2gen.runtime.build.ahead import runnable
 
     folder = config().compiled_dir
     try:

@@ -9,7 +9,7 @@ from m2gen.errors import M2GenError
 if TYPE_CHECKING:
     from m2gen.kernels.spec import KernelSpec
     from m2gen.planner.problem import Problem
-    from m2gen.runtime.cross_compile import Compiled
+    from m2gen.runtime.build.cross_compile import Compiled
 
 VIEWS = ("source", "asm", "ptx", "sass", "resources")
 
@@ -54,13 +54,13 @@ def assembly(spec: KernelSpec, arch: str) -> str:
     """A C++ kernel's assembly for the CPU `arch`, which need not be this one."""
     if not spec.template.startswith("cpp/"):
         raise M2GenError(f"assembly of {spec.name}", f"it is a GPU kernel, for {arch}", "use --ptx or --sass")
-    from m2gen.runtime.cpp_kernel import compile_text
+    from m2gen.runtime.build.cpp_kernel import compile_text
 
     return compile_text(spec, arch).rstrip("\n")
 
 
 def _compile(spec: KernelSpec, arch: str, problem: Problem) -> Compiled:
-    from m2gen.runtime.cross_compile import Job, compile_one
+    from m2gen.runtime.build.cross_compile import Job, compile_one
 
     compiled = compile_one(Job(spec, arch, "BLH" if problem.layout == "BLH" else "BHL"))  # type: ignore[arg-type]
     if compiled.error:

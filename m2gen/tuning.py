@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from m2gen.ahead.models import Sizes
     from m2gen.cache.wisdom import Entry
     from m2gen.device.limits import DeviceLimits
-    from m2gen.runtime.fit import Quality
-    from m2gen.runtime.tune import Outcome
+    from m2gen.runtime.measure.fit import Quality
+    from m2gen.runtime.measure.tune import Outcome
 
 
 # -- which problems ----------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def run(problems: Sequence[Problem], budget: float, again: bool, console: Consol
     """Tune with a progress bar and a line for each problem."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from m2gen.runtime.tune import tune_all
+    from m2gen.runtime.measure.tune import tune_all
 
     totals = Totals()
     columns = (
@@ -120,8 +120,8 @@ def fit(limits: DeviceLimits, keep: bool) -> Iterator[str]:
     `keep`: into the user's wisdom; else only the row is printed. Raises WisdomError where nothing was measured.
     """
     from m2gen.cache import wisdom as store
-    from m2gen.runtime import fit as fitting
-    from m2gen.runtime.cpu import processor
+    from m2gen.runtime.build.cpu import processor
+    from m2gen.runtime.measure import fit as fitting
 
     if limits.kind != "cpu":
         raise WisdomError(f"a fit of {limits.arch}", "only rows of CPUs are fitted", "run it on a CPU")

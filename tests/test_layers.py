@@ -33,6 +33,15 @@ MAY_IMPORT = {
     "models": {"modules"},
     "testing": {"device", "kernels", "planner", "codegen", "reference"},
 }
+IN_RUNTIME = {
+    "machine_code": set(),
+    "build": {"machine_code"},
+    "bindings": {"build"},
+    "binding": {"bindings"},
+    "measure": {"binding", "bindings", "build"},
+    "planning": {"measure", "build"},
+    "executor": {"binding", "bindings", "measure", "build"},
+}
 ANYTHING = {"__init__", "__main__", "ahead", "cli", "demo", "doctor", "show", "tuning"}  # they import late
 NO_TORCH = {
     *BASE,
@@ -94,6 +103,17 @@ def test_layers_are_one_way(path: Path) -> None:
             continue
         allowed = MAY_IMPORT[own] | BASE | {own, "__version__"}
         assert parts[1] in allowed, f"{own} imports {name}; it may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if layer(path) == "runtime"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_runtime_is_one_way_inside(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[1].removesuffix(".py")
+    for name, _ in imports(path):
+        parts = name.split(".")
+        if parts[:2] == ["m2gen", "runtime"] and own != "__init__":
+            assert parts[2] in IN_RUNTIME[own] | {own}, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -14,8 +14,9 @@ from m2gen.cache import wisdom as store
 from m2gen.cli import main
 from m2gen.config import Config
 from m2gen.errors import M2GenError
-from m2gen.runtime import cpu, limits, tune, wisdom
-from m2gen.runtime.timer import Samples
+from m2gen.runtime.build import cpu, limits
+from m2gen.runtime.measure import tune, wisdom
+from m2gen.runtime.measure.timer import Samples
 
 TINY = "fftconv n=40 h=3 b=1 fp32 causal"
 

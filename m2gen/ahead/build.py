@@ -126,7 +126,7 @@ def _note(manifest: Manifest, problem: str, plan: Plan, jobs: list[_Job], who: l
 
 
 def _tool(arch: str) -> str:
-    from m2gen.runtime import compiler
+    from m2gen.runtime.build import compiler
 
     return f"{compiler.compiler_for(arch).identity} {' '.join(compiler.portable_flags(arch))}"
 
@@ -136,7 +136,7 @@ _Made = Iterator[tuple[_Job, Mapping[str, bytes] | str]]
 
 def _cpu(jobs: list[_Job], arch: str) -> _Made:
     """Each job with its source and library for any CPU of that row, or with why there is none."""
-    from m2gen.runtime import compiler
+    from m2gen.runtime.build import compiler
 
     def make(job: _Job) -> Mapping[str, bytes] | str:
         source = render(job.spec)
@@ -151,7 +151,7 @@ def _cpu(jobs: list[_Job], arch: str) -> _Made:
 
 def _gpu(jobs: list[_Job], arch: str) -> _Made:
     """Each job with its source, assembly and machine code, or with why there is none."""
-    from m2gen.runtime.cross_compile import Job, compile_all
+    from m2gen.runtime.build.cross_compile import Job, compile_all
 
     fused = [job for job in jobs if job.spec.template.startswith("triton/")]
     launches = [Job(job.spec, arch, "BLH" if job.layout == "BLH" else "BHL") for job in fused]  # type: ignore[arg-type]

@@ -86,8 +86,8 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
     from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d_ds_op, gated_depthwise_conv1d_op
     from m2gen.planner import search
     from m2gen.runtime import executor
+    from m2gen.runtime.bindings.spectral import Operands
     from m2gen.runtime.executor import monarch_problem, problem_of, product_problem
-    from m2gen.runtime.spectral import Operands
 
     def long(gradients: bool, *args: Any) -> None:
         *tensors, mode, precision = args

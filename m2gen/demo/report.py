@@ -22,7 +22,7 @@ from m2gen.planner import search
 from m2gen.planner.fftconv.steps import NativeConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
-from m2gen.runtime.limits import live
+from m2gen.runtime.build.limits import live
 
 PROMPT = b"def "
 _ORDERS = {1: "unigram", 2: "bigram", 3: "trigram"}

@@ -6,10 +6,10 @@ have to be made from it, and the product reads where data points. Its victims ha
 n2 below 64, where one tile is read in two swizzles: with one stage every descriptor is constant and stands in front of
 the loops, and there are more of them than uniform registers.
 
-Proved in the compiled code (m2gen/runtime/operand_reads.py, tests/kernels/operand_reads.txt): PTX asks for the right
-bytes, the machine code does not. Seen on an H100 (2026-11-26, Triton 3.6.0): all four kernels of that kind that were
-tried ended in an invalid read of shared memory. `metadata.shared` and `resources()` count the memory that PTX asks for,
-and it lies within that in every kernel compiled: asking for more at launch would make none of these right.
+Proved in the compiled code (m2gen/runtime/machine_code/operand_reads.py, tests/kernels/operand_reads.txt): PTX asks for
+the right bytes, the machine code does not. Seen on an H100 (2026-11-26, Triton 3.6.0): all four kernels of that kind
+that were tried ended in an invalid read of shared memory. `metadata.shared` and `resources()` count the memory that PTX
+asks for, and it lies within that in every kernel compiled: asking for more at launch would make none of these right.
 """
 
 from __future__ import annotations

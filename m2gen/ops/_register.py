@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from m2gen.ops._operands import in_memory
-from m2gen.runtime.cpp_kernel import gradients_follow
+from m2gen.runtime.build.cpp_kernel import gradients_follow
 
 Args = list[Any]
 

@@ -12,8 +12,8 @@ from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, multilinear_jvp, register
 from m2gen.ops.gate import ACTIVATIONS, gated
 from m2gen.runtime import executor
-from m2gen.runtime.blockdiag import as_rows
-from m2gen.runtime.blockdiag import matmul_blocks as matmul_blocks
+from m2gen.runtime.bindings.blockdiag import as_rows
+from m2gen.runtime.bindings.blockdiag import matmul_blocks as matmul_blocks
 
 
 def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, fold_vmap, multilinear_jvp, register, unfold_vmap
 from m2gen.ops.prepared import PreparedFilter
 from m2gen.runtime import executor
-from m2gen.runtime.spectral import Gradients, Operands
+from m2gen.runtime.bindings.spectral import Gradients, Operands
 
 _U, _K, _K_REV, _PRE, _POST, _SKIP, _MODE, _PRECISION = range(8)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, forward_mode, register
-from m2gen.runtime import executor, gate
+from m2gen.runtime import executor
+from m2gen.runtime.bindings import gate
 
 
 def silu(z: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from m2gen.errors import ProblemError
 from m2gen.ops import _check as check
 from m2gen.ops._register import has_tangent
-from m2gen.runtime.kept_spectra import MOST as MOST  # modules keep as many
-from m2gen.runtime.kept_spectra import KeptFilter
+from m2gen.runtime.bindings.kept_spectra import MOST as MOST  # modules keep as many
+from m2gen.runtime.bindings.kept_spectra import KeptFilter
 
 if TYPE_CHECKING:
     from typing_extensions import Self

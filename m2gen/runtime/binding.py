@@ -13,10 +13,10 @@ from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
 from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
 from m2gen.planner.step import Body
-from m2gen.runtime import blockdiag, blockdiag_triton, gate, monarch, shortconv, shortconv_triton
-from m2gen.runtime.fused import FusedKernel
-from m2gen.runtime.native import NativeKernel
-from m2gen.runtime.spectral import SpectralKernel
+from m2gen.runtime.bindings import blockdiag, blockdiag_triton, gate, monarch, shortconv, shortconv_triton
+from m2gen.runtime.bindings.fused import FusedKernel
+from m2gen.runtime.bindings.native import NativeKernel
+from m2gen.runtime.bindings.spectral import SpectralKernel
 
 BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     SpectralConv: SpectralKernel,

@@ -21,15 +21,16 @@ from m2gen.planner.monarch.problem import MonarchProblem
 from m2gen.planner.problem import LAYOUTS, Problem
 from m2gen.planner.search import plan
 from m2gen.planner.shortconv.problem import ShortconvProblem
-from m2gen.runtime import ahead, tune, wisdom
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.blockdiag import applied, matmul_blocks, outer_blocks
-from m2gen.runtime.fused import FusedKernel
-from m2gen.runtime.limits import live
-from m2gen.runtime.monarch import NativeKernel as MonarchKernel
-from m2gen.runtime.monarch import StagedKernel as StagedMonarchKernel
-from m2gen.runtime.native import NativeKernel
-from m2gen.runtime.spectral import Gradients, Operands, SpectralKernel
+from m2gen.runtime.bindings.blockdiag import applied, matmul_blocks, outer_blocks
+from m2gen.runtime.bindings.fused import FusedKernel
+from m2gen.runtime.bindings.monarch import NativeKernel as MonarchKernel
+from m2gen.runtime.bindings.monarch import StagedKernel as StagedMonarchKernel
+from m2gen.runtime.bindings.native import NativeKernel
+from m2gen.runtime.bindings.spectral import Gradients, Operands, SpectralKernel
+from m2gen.runtime.build import ahead
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.measure import tune, wisdom
 
 _SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.values()}
 

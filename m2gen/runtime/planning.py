@@ -17,7 +17,7 @@ def limits_of(name: str = "auto") -> DeviceLimits:
     """The table's row called `name`; "auto" is the device at hand (a GPU where there is one)."""
     if name != "auto":
         return target(name)
-    from m2gen.runtime.limits import default_device, live  # late: planning for a named target needs no torch
+    from m2gen.runtime.build.limits import default_device, live  # late: planning for a named target needs no torch
 
     return live(default_device())
 
@@ -39,7 +39,7 @@ def plan(problem: str | Problem, target: str = "auto", rigor: str = "estimate") 
 
 def _ahead(problem: Problem, limits: DeviceLimits) -> Plan | None:
     """The plan that was compiled ahead, which runs."""
-    from m2gen.runtime import ahead  # late: as above
+    from m2gen.runtime.build import ahead  # late: as above
 
     return ahead.plan(problem, limits)
 
@@ -50,7 +50,7 @@ def known(target: str = "auto") -> Knowledge:
         return _anywhere(store.known(limits_of(target).arch))
     import torch  # late, as above
 
-    from m2gen.runtime import tune, wisdom
+    from m2gen.runtime.measure import tune, wisdom
 
     return wisdom.knowledge(limits_of(), torch.get_num_threads(), tune.measure)
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel
 
 import m2gen.models
-from m2gen.runtime import compiler
+from m2gen.runtime.build import compiler
 
 
 def results(model: torch.nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:

@@ -37,23 +37,13 @@ from m2gen.planner import search
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
-from m2gen.runtime import (
-    ahead,
-    binding,
-    blockdiag,
-    compiler,
-    cpp_kernel,
-    executor,
-    gate,
-    monarch,
-    native,
-    planning,
-    shortconv,
-)
-from m2gen.runtime.kept_spectra import KeptFilter
-from m2gen.runtime.limits import live
-from m2gen.runtime.native import NativeKernel
-from m2gen.runtime.spectral import Gradients, Operands
+from m2gen.runtime import binding, executor, planning
+from m2gen.runtime.bindings import blockdiag, gate, monarch, native, shortconv
+from m2gen.runtime.bindings.kept_spectra import KeptFilter
+from m2gen.runtime.bindings.native import NativeKernel
+from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.build import ahead, compiler, cpp_kernel
+from m2gen.runtime.build.limits import live
 
 HERE = Path(__file__).parent
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 40}

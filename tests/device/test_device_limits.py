@@ -7,8 +7,8 @@ import torch
 
 from m2gen.device.limits import LIMITS, DeviceLimits, target
 from m2gen.errors import PlanError
-from m2gen.runtime import limits as runtime_limits
-from m2gen.runtime.cpu import cpu_arch
+from m2gen.runtime.build import limits as runtime_limits
+from m2gen.runtime.build.cpu import cpu_arch
 
 ARCHITECTURES = ("sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "gfx942", "avx2", "avx512", "neon", "generic")
 FIGURES = {field.name for field in dataclasses.fields(DeviceLimits)} - {"arch", "kind", "description", "sources"}

@@ -2,7 +2,7 @@
 `python -m pytest -m gpu -n 14`.
 
 The reference is the float64 FFT of the device, which tests/ops holds against the direct sum on the CPU. Kernels run in
-processes of their own (m2gen/runtime/trial.py). The cases named "small" are fit for compute-sanitizer:
+processes of their own (m2gen/runtime/measure/trial.py). The cases named "small" are fit for compute-sanitizer:
 `compute-sanitizer --target-processes all python -m pytest -m gpu -k small -n 0`.
 """
 
@@ -23,8 +23,8 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
-from m2gen.runtime import trial
-from m2gen.runtime.limits import live
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.measure import trial
 from m2gen.testing.corpus import corpus
 from m2gen.testing.exact import BOUND, exact, relative
 from m2gen.testing.operands import operands

@@ -19,8 +19,8 @@ from m2gen.kernels.spec import Candidate
 from m2gen.ops.monarch_matmul import inner_widths
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes, candidates
 from m2gen.reference import monarch as oracle
-from m2gen.runtime import blockdiag_triton as kernels
-from m2gen.runtime.blockdiag_triton import Epilogue
+from m2gen.runtime.bindings import blockdiag_triton as kernels
+from m2gen.runtime.bindings.blockdiag_triton import Epilogue
 
 pytestmark = pytest.mark.usefixtures("poison")
 ACTIVATIONS: dict[str | None, Any] = {None: lambda z: z, "gelu": F.gelu, "relu": F.relu, "silu": F.silu}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from m2gen.modules import SequenceMixer
-from m2gen.runtime.fused import FusedKernel
+from m2gen.runtime.bindings.fused import FusedKernel
 
 
 def step(module: nn.Module, call: nn.Module, x: Tensor) -> list[Tensor]:

@@ -20,9 +20,9 @@ from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.fused import FusedKernel
-from m2gen.runtime.limits import live
-from m2gen.runtime.spectral import Gradients, Operands
+from m2gen.runtime.bindings.fused import FusedKernel
+from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.build.limits import live
 from m2gen.testing.operands import operands
 
 BOUND = {"fp16": 1e-3, "fp32": 1e-5}  # relative l2, forward and gradients

@@ -18,7 +18,7 @@ from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.spec import Candidate
 from m2gen.planner.shortconv import fused
 from m2gen.planner.shortconv.tiles import ShortconvSizes, candidates
-from m2gen.runtime import shortconv_triton as kernels
+from m2gen.runtime.bindings import shortconv_triton as kernels
 
 pytestmark = pytest.mark.usefixtures("poison")
 LENGTHS = st.sampled_from([1, 2, 3, 17, 31, 65])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2gen.kernels.turn import TurnSpec
-from m2gen.runtime import turn_triton as kernels
-from m2gen.runtime.turn_triton import turned
+from m2gen.runtime.bindings import turn_triton as kernels
+from m2gen.runtime.bindings.turn_triton import turned
 
 SIZES = st.sampled_from([1, 2, 7, 31, 64, 65, 127])
 

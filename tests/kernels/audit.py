@@ -19,7 +19,7 @@ from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.survey import blocks
 from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.search import rank
-from m2gen.runtime.cross_compile import TARGETS, Compiled, Job, compile_all
+from m2gen.runtime.build.cross_compile import TARGETS, Compiled, Job, compile_all
 from m2gen.testing.corpus import corpus
 
 

@@ -15,8 +15,8 @@ from m2gen.planner.shortconv import tiles as shortconv
 from m2gen.planner.shortconv.tiles import ShortconvSizes
 from m2gen.planner.turn import tiles as turn
 from m2gen.planner.turn.tiles import TurnSizes
-from m2gen.runtime.cross_compile import Compiled, Job
-from m2gen.runtime.operand_reads import misread
+from m2gen.runtime.build.cross_compile import Compiled, Job
+from m2gen.runtime.machine_code.operand_reads import misread
 
 GLU = BlockdiagSizes(32768, 4, 192, 1536, "bf16", activation="gelu", glu=True)  # M2-BERT: 768 to 2 x 3072
 OUT = BlockdiagSizes(32768, 4, 768, 192, "bf16", bias=True, residual=True)  # and back, with what is added

@@ -17,8 +17,8 @@ import survey
 import triton
 
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.runtime.cross_compile import Compiled, Job, compile_all
-from m2gen.runtime.operand_reads import misread
+from m2gen.runtime.build.cross_compile import Compiled, Job, compile_all
+from m2gen.runtime.machine_code.operand_reads import misread
 
 ARCH = "sm90"
 COMMITTED = Path(__file__).with_name("operand_reads.txt")

@@ -17,7 +17,7 @@ import triton
 
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.survey import BARRIERS, FAMILIES, KNOBS, tile
-from m2gen.runtime.cross_compile import Compiled, Job, compile_all
+from m2gen.runtime.build.cross_compile import Compiled, Job, compile_all
 
 ARCHS = ("sm80", "sm90", "sm100", "gfx942")  # the first of each family
 ON_CHIP = ((16, 16), (16, 32), (32, 16), (32, 32), (64, 32), (64, 64))

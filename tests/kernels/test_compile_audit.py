@@ -16,7 +16,7 @@ import triton
 from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.survey import BARRIERS, blocks
-from m2gen.runtime.cross_compile import TARGETS, Compiled, Job
+from m2gen.runtime.build.cross_compile import TARGETS, Compiled, Job
 
 TABLE = (Path(__file__).parent / "audit.txt").read_text().splitlines()
 WRITE_AGAIN = "if the change is meant: python tests/kernels/audit.py > tests/kernels/audit.txt"

@@ -31,7 +31,7 @@ from m2gen.planner.shortconv import tiles as shortconv
 from m2gen.planner.shortconv.tiles import ShortconvSizes
 from m2gen.planner.turn import tiles as turn
 from m2gen.planner.turn.tiles import TurnSizes
-from m2gen.runtime.triton_kernel import load
+from m2gen.runtime.build.triton_kernel import load
 
 GPUS = [limits for limits in LIMITS.values() if limits.kind == "gpu"]
 BLOCKDIAG = BlockdiagSpec(part="fwd", dtype="bf16", block_r=64, block_n=64, block_k=32)

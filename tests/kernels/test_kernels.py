@@ -18,7 +18,7 @@ from m2gen.codegen.render import fields, render
 from m2gen.device.limits import LIMITS
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.survey import FAMILIES, KNOBS, blocks, found, variants
-from m2gen.runtime.cross_compile import TARGETS
+from m2gen.runtime.build.cross_compile import TARGETS
 
 TEMPLATES = [
     *sorted((templates_dir() / "triton" / "fftconv").glob("*.jinja")),

@@ -10,8 +10,8 @@ import triton
 
 from m2gen.kernels.survey import FAMILIES
 from m2gen.kernels.unsound import unsound
-from m2gen.runtime.cross_compile import Job, compile_all
-from m2gen.runtime.operand_reads import misread
+from m2gen.runtime.build.cross_compile import Job, compile_all
+from m2gen.runtime.machine_code.operand_reads import misread
 
 # A: 64 rows of 16 numbers at byte 0, swizzled by 128 bytes; B: 16 by 16 at byte 8192, by 32 bytes, across
 PTX = """

@@ -20,9 +20,9 @@ from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.limits import live
-from m2gen.runtime.native import NativeKernel
-from m2gen.runtime.spectral import Operands, SpectralKernel
+from m2gen.runtime.bindings.native import NativeKernel
+from m2gen.runtime.bindings.spectral import Operands, SpectralKernel
+from m2gen.runtime.build.limits import live
 from m2gen.testing.operands import operands
 from m2gen.testing.tolerances import check
 

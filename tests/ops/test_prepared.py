@@ -10,8 +10,8 @@ import torch
 
 import m2gen
 from m2gen import ProblemError
-from m2gen.runtime import kept_spectra
-from m2gen.runtime.native import NativeKernel
+from m2gen.runtime.bindings import kept_spectra
+from m2gen.runtime.bindings.native import NativeKernel
 
 
 def given(mode: str, length: int = 40, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, dict]:
@@ -146,7 +146,7 @@ def test_the_kernel_that_reads_kept_spectra_runs() -> None:
         run(self, spec, *args, **kwargs)  # type: ignore[arg-type]
 
     u, k, _ = given("causal")
-    from m2gen.runtime.cpp_kernel import available
+    from m2gen.runtime.build.cpp_kernel import available
 
     if available():
         pytest.skip("no C++ compiler")

@@ -24,8 +24,9 @@ from m2gen.planner.monarch.steps import MonarchStep, NativeMonarch
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import PROBLEMS, parse
 from m2gen.planner.stored import plan_from_json
-from m2gen.runtime import cases, executor
-from m2gen.runtime.cases import case_of
+from m2gen.runtime import executor
+from m2gen.runtime.measure import cases
+from m2gen.runtime.measure.cases import case_of
 
 
 @settings(max_examples=60)

@@ -15,7 +15,9 @@ from m2gen.cache import store
 from m2gen.config import Config
 from m2gen.device.limits import target
 from m2gen.errors import CompileError
-from m2gen.runtime import binding, blockdiag, compiler, cpp_kernel, executor, gate, monarch, shortconv
+from m2gen.runtime import binding, executor
+from m2gen.runtime.bindings import blockdiag, gate, monarch, shortconv
+from m2gen.runtime.build import compiler, cpp_kernel
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ request = json.loads(Path(sys.argv[2]).read_text())
 sys.path[:] = request["path"]
 
 from m2gen.planner.stored import plan_from_json  # noqa: E402
-from m2gen.runtime import trial  # noqa: E402
-from m2gen.runtime.native import NativeKernel  # noqa: E402
+from m2gen.runtime.bindings.native import NativeKernel  # noqa: E402
+from m2gen.runtime.measure import trial  # noqa: E402
 
 how, _, which = sys.argv[1].partition(":")
 forward, backward = NativeKernel.forward, NativeKernel.backward

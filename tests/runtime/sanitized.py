@@ -14,7 +14,8 @@ import torch
 
 import m2gen
 from m2gen.planner.problems import parse
-from m2gen.runtime import cpp_kernel, monarch
+from m2gen.runtime.bindings import monarch
+from m2gen.runtime.build import cpp_kernel
 from m2gen.testing.operands import operands
 
 NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")

@@ -6,8 +6,8 @@ import torch
 
 from m2gen.cache import store
 from m2gen.codegen.render import Source
-from m2gen.runtime import compiler, cpp_kernel
-from m2gen.runtime.cpp_kernel import CppKernel
+from m2gen.runtime.build import compiler, cpp_kernel
+from m2gen.runtime.build.cpp_kernel import CppKernel
 
 # y[i] = factor * i through scratch; and where the scratch was
 TEXT = """

@@ -12,7 +12,7 @@ from torch import Tensor
 import m2gen
 from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec
 from m2gen.planner.blockdiag.steps import NativeProduct
-from m2gen.runtime.cpp_kernel import available, compile_text
+from m2gen.runtime.build.cpp_kernel import available, compile_text
 from m2gen.runtime.executor import product, product_outer, product_problem
 from m2gen.testing.tolerances import check
 

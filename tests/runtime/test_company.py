@@ -18,11 +18,11 @@ from m2gen.modules.linear import dense_linear
 from m2gen.ops.blockdiag_linear import blockdiag_linear
 from m2gen.planner.problems import parse
 from m2gen.runtime import executor
-from m2gen.runtime.cpp_kernel import available
+from m2gen.runtime.bindings.native import NativeKernel
+from m2gen.runtime.bindings.spectral import Operands
+from m2gen.runtime.build.cpp_kernel import available
+from m2gen.runtime.build.limits import live
 from m2gen.runtime.executor import product
-from m2gen.runtime.limits import live
-from m2gen.runtime.native import NativeKernel
-from m2gen.runtime.spectral import Operands
 from m2gen.testing.operands import operands
 from tests.runtime.test_native import TENSORS, as_bhl, kernel_with, native_plan, outputs
 

@@ -25,10 +25,10 @@ from m2gen.errors import CompileError, ConfigError, M2GenError
 from m2gen.kernels.dispatch import DispatchSpec
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.shortconv_cpp import ShortconvCppSpec
-from m2gen.runtime import compiler, cpp_kernel
+from m2gen.runtime.build import compiler, cpp_kernel
 
 FRESH = multiprocessing.get_context("forkserver")  # processes that know nothing of this one, PyTorch loaded once
-FRESH.set_forkserver_preload(["m2gen.runtime.cpp_kernel"])
+FRESH.set_forkserver_preload(["m2gen.runtime.build.cpp_kernel"])
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -209,7 +209,7 @@ def test_a_disk_that_takes_no_more(folder: Path, size: int) -> None:
 def test_a_killed_compilation_leaves_nothing_that_matters(fake: Callable[..., Path], tmp_path: Path) -> None:
     path = fake(f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/started; exec sleep 600")
     code = (
-        "from m2gen.cache import store; from m2gen.config import Config; from m2gen.runtime import compiler;"
+        "from m2gen.cache import store; from m2gen.config import Config; from m2gen.runtime.build import compiler;"
         f"store.config = compiler.config = lambda: Config(cache_dir={str(tmp_path / 'cache')!r}, cxx={str(path)!r});"
         "from m2gen.codegen.render import Source; compiler.shared_library(Source('scaled', ''), ())"
     )

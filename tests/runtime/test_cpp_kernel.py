@@ -12,8 +12,8 @@ import torch
 from small_kernel import SCALED, is_right, scaled
 
 from m2gen.errors import M2GenError
-from m2gen.runtime import cpp_kernel
-from m2gen.runtime.scratch import borrowed, on_huge_pages
+from m2gen.runtime.build import cpp_kernel
+from m2gen.runtime.build.scratch import borrowed, on_huge_pages
 
 
 @pytest.mark.parametrize("items", [0, 1, 2, 15, 17, 1000])

@@ -15,7 +15,8 @@ from m2gen.device.row import refitted
 from m2gen.planner import search
 from m2gen.planner.choice import digest
 from m2gen.planner.problems import parse
-from m2gen.runtime import cpu, fit, limits
+from m2gen.runtime.build import cpu, limits
+from m2gen.runtime.measure import fit
 
 ROW = target("avx512")
 TRUTH = replace(

@@ -15,7 +15,7 @@ from m2gen.codegen.render import fields
 from m2gen.kernels.gate import GateSpec
 from m2gen.ops.gate import by_steps
 from m2gen.runtime import executor
-from m2gen.runtime.cpp_kernel import available
+from m2gen.runtime.build.cpp_kernel import available
 
 pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -20,15 +20,16 @@ from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
-from m2gen.runtime import executor, native
+from m2gen.runtime import executor
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.compiler import arch_flags
-from m2gen.runtime.cpp_kernel import available
-from m2gen.runtime.kept_spectra import KeptFilter
-from m2gen.runtime.limits import live
-from m2gen.runtime.native import NativeKernel
-from m2gen.runtime.native_table import table
-from m2gen.runtime.spectral import Gradients, Operands
+from m2gen.runtime.bindings import native
+from m2gen.runtime.bindings.kept_spectra import KeptFilter
+from m2gen.runtime.bindings.native import NativeKernel
+from m2gen.runtime.bindings.native_table import table
+from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.build.compiler import arch_flags
+from m2gen.runtime.build.cpp_kernel import available
+from m2gen.runtime.build.limits import live
 from m2gen.testing.operands import operands
 from m2gen.testing.tolerances import check
 

@@ -16,9 +16,9 @@ from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.cpp_kernel import available
-from m2gen.runtime.kept_spectra import KeptFilter
-from m2gen.runtime.spectral import Operands
+from m2gen.runtime.bindings.kept_spectra import KeptFilter
+from m2gen.runtime.bindings.spectral import Operands
+from m2gen.runtime.build.cpp_kernel import available
 from m2gen.testing.operands import operands
 
 pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")

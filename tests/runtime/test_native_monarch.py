@@ -21,9 +21,9 @@ from m2gen.planner.monarch.solvers import Native
 from m2gen.planner.monarch.steps import NativeMonarch
 from m2gen.reference import monarch as oracle
 from m2gen.runtime import executor
-from m2gen.runtime.cpp_kernel import available, compile_text
-from m2gen.runtime.limits import live
-from m2gen.runtime.monarch import NativeKernel
+from m2gen.runtime.bindings.monarch import NativeKernel
+from m2gen.runtime.build.cpp_kernel import available, compile_text
+from m2gen.runtime.build.limits import live
 from m2gen.testing.tolerances import check
 
 pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from m2gen.runtime import timer
-from m2gen.runtime.timer import Samples, best_of, interleaved
+from m2gen.runtime.measure import timer
+from m2gen.runtime.measure.timer import Samples, best_of, interleaved
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,8 @@ from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
-from m2gen.runtime import trial, tune, wisdom
-from m2gen.runtime.limits import live
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.measure import trial, tune, wisdom
 
 CPU = torch.device("cpu")
 PROBLEM = parse("fftconv n=300 h=4 b=2 fp32 causal gated skip")

@@ -21,11 +21,11 @@ from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problems import parse
 from m2gen.reference.fftconv import fftconv as reference
 from m2gen.reference.fftconv import fftconv_at
-from m2gen.runtime import tune, wisdom
-from m2gen.runtime.cases import case_of
-from m2gen.runtime.limits import live
-from m2gen.runtime.spectral import SpectralKernel
-from m2gen.runtime.timer import Samples
+from m2gen.runtime.bindings.spectral import SpectralKernel
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.measure import tune, wisdom
+from m2gen.runtime.measure.cases import case_of
+from m2gen.runtime.measure.timer import Samples
 from m2gen.testing.operands import operands
 
 PROBLEM = parse("fftconv n=300 h=4 b=2 fp32 causal gated skip")
@@ -183,10 +183,10 @@ import sys, torch, torch.distributed as dist
 from m2gen.cache import wisdom as store
 from m2gen.config import Config
 from m2gen.planner.problems import parse
-from m2gen.runtime import tune, wisdom
-from m2gen.runtime.cases import case_of
-from m2gen.runtime.limits import live
-from m2gen.runtime.timer import Samples
+from m2gen.runtime.measure import tune, wisdom
+from m2gen.runtime.measure.cases import case_of
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.measure.timer import Samples
 import m2gen
 rank, folder, port = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)

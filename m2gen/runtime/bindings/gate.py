@@ -12,8 +12,8 @@ from m2gen.errors import CompileError
 from m2gen.log import fallback
 from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
-from m2gen.runtime.cpp_kernel import CppKernel, compile_together, load
-from m2gen.runtime.scratch import on_huge_pages
+from m2gen.runtime.build.cpp_kernel import CppKernel, compile_together, load
+from m2gen.runtime.build.scratch import on_huge_pages
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,

@@ -22,7 +22,7 @@ from m2gen.cache import binaries, store
 from m2gen.codegen.render import Source
 from m2gen.config import config
 from m2gen.errors import CompileError
-from m2gen.runtime.cpu import local_arch
+from m2gen.runtime.build.cpu import local_arch
 
 USUAL = ("g++", "clang++", "c++")
 SECONDS = 120.0  # a compilation's time limit

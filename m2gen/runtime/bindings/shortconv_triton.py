@@ -18,9 +18,9 @@ from m2gen.kernels.spec import Candidate
 from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.planner.shortconv.steps import FusedShortconv
 from m2gen.planner.shortconv.tiles import ShortconvSizes, candidates
-from m2gen.runtime.blockdiag_triton import add_parts
-from m2gen.runtime.limits import live
-from m2gen.runtime.triton_kernel import DTYPES, emulated, launch
+from m2gen.runtime.bindings.blockdiag_triton import add_parts
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.build.triton_kernel import DTYPES, emulated, launch
 
 
 class Gradients(NamedTuple):

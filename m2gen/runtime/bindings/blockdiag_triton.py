@@ -20,8 +20,8 @@ from m2gen.kernels.spec import Candidate
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes, Part, candidates
-from m2gen.runtime.limits import live
-from m2gen.runtime.triton_kernel import DTYPES, emulated, launch
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.build.triton_kernel import DTYPES, emulated, launch
 
 
 class Epilogue(NamedTuple):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.turn.tiles import TurnSizes, candidates
-from m2gen.runtime.limits import live
-from m2gen.runtime.triton_kernel import DTYPES, launch
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.build.triton_kernel import DTYPES, launch
 
 
 def turned(x: Tensor, y: Tensor | None = None, spec: TurnSpec | None = None) -> Tensor:

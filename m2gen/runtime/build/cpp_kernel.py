@@ -30,8 +30,8 @@ from m2gen.errors import CompileError, M2GenError
 from m2gen.kernels.dispatch import DispatchSpec
 from m2gen.kernels.spec import KernelSpec
 from m2gen.log import fallback
-from m2gen.runtime import ahead, compiler
-from m2gen.runtime.scratch import borrowed
+from m2gen.runtime.build import ahead, compiler
+from m2gen.runtime.build.scratch import borrowed
 
 _CHUNKS = 8  # pieces of work for each thread, so that a thread held up does not hold up the others
 _ALIGN = 128  # bytes: threads' scratch does not share a cache line, nor the pair that is fetched together

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import SpectralConv
-from m2gen.runtime.ring import Ring
-from m2gen.runtime.transforms import Dft, bind
+from m2gen.runtime.bindings.ring import Ring
+from m2gen.runtime.bindings.transforms import Dft, bind
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from m2gen.log import fallback
 from m2gen.planner.monarch.problem import MonarchProblem, Shape, inner_widths
 from m2gen.planner.monarch.run import MonarchRun, backward_run, forward_run, pitch, widest
 from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
-from m2gen.runtime.cpp_kernel import CppKernel, compile_together, load
-from m2gen.runtime.scratch import borrowed, on_huge_pages
+from m2gen.runtime.build.cpp_kernel import CppKernel, compile_together, load
+from m2gen.runtime.build.scratch import borrowed, on_huge_pages
 
 
 class NativeKernel:

@@ -25,14 +25,14 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.stored import plan_from_json
-from m2gen.runtime.cases import case_of
+from m2gen.runtime.measure.cases import case_of
 from m2gen.testing.poison import poisoned
 
 SECONDS = 300.0  # for one plan: compiling takes most of it
 # What the other process does first: it imports what this one would, and nothing of the user's main program.
 _BEGIN = (
     "import json, sys; request = json.load(open(sys.argv[1])); sys.path[:] = request['path']; "
-    "from m2gen.runtime.trial import answer; answer(request)"
+    "from m2gen.runtime.measure.trial import answer; answer(request)"
 )
 COMMAND = (sys.executable, "-c", _BEGIN)
 

@@ -19,10 +19,10 @@ from m2gen.log import fallback
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
 from m2gen.planner.gate.problem import GateProblem
-from m2gen.runtime import gate
-from m2gen.runtime.cpp_kernel import compile_together, load
-from m2gen.runtime.gate import ACTIVATIONS
-from m2gen.runtime.scratch import on_huge_pages
+from m2gen.runtime.bindings import gate
+from m2gen.runtime.bindings.gate import ACTIVATIONS
+from m2gen.runtime.build.cpp_kernel import compile_together, load
+from m2gen.runtime.build.scratch import on_huge_pages
 
 
 class LibraryKernel:

@@ -13,8 +13,8 @@ from m2gen.errors import CompileError
 from m2gen.log import fallback
 from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.planner.shortconv.steps import LibraryShortconv, NativeShortconv
-from m2gen.runtime.cpp_kernel import compile_together, load
-from m2gen.runtime.scratch import on_huge_pages
+from m2gen.runtime.build.cpp_kernel import compile_together, load
+from m2gen.runtime.build.scratch import on_huge_pages
 
 
 class LibraryKernel:

@@ -21,11 +21,11 @@ from m2gen.config import config
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv
-from m2gen.runtime import kept_spectra
-from m2gen.runtime.constants import left_matrix, right_matrix, ring_twiddles, ring_weights
-from m2gen.runtime.ring import Ring
-from m2gen.runtime.spectral import Gradients, Operands
-from m2gen.runtime.triton_kernel import load
+from m2gen.runtime.bindings import kept_spectra
+from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twiddles, ring_weights
+from m2gen.runtime.bindings.ring import Ring
+from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.build.triton_kernel import load
 
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "bf16_emulated": torch.float32}
 

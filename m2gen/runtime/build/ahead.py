@@ -17,7 +17,7 @@ from m2gen.log import fallback
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.stored import plan_from_json
-from m2gen.runtime.cpu import local_arch
+from m2gen.runtime.build.cpu import local_arch
 
 _X86 = ("avx512", "avx2", "generic")  # each runs what stands behind it
 

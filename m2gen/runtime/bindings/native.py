@@ -17,12 +17,12 @@ from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.log import fallback
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import NativeConv
-from m2gen.runtime import kept_spectra
-from m2gen.runtime.cpp_kernel import compile_together, load
-from m2gen.runtime.native_table import table
-from m2gen.runtime.ring import Ring
-from m2gen.runtime.scratch import on_huge_pages
-from m2gen.runtime.spectral import Gradients, Operands
+from m2gen.runtime.bindings import kept_spectra
+from m2gen.runtime.bindings.native_table import table
+from m2gen.runtime.bindings.ring import Ring
+from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.build.cpp_kernel import compile_together, load
+from m2gen.runtime.build.scratch import on_huge_pages
 
 _TORCH = {"fp32": torch.float32, "fp64": torch.float64}
 _ITEMS = 4  # groups of channels for each thread, at least, before groups are widened

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from m2gen.log import fallback
-from m2gen.runtime.spectral import Operands
+from m2gen.runtime.bindings.spectral import Operands
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from m2gen.dtypes import DTYPES
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.plan import Plan
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.blockdiag import matmul_blocks
-from m2gen.runtime.case import Case
-from m2gen.runtime.gate import ACTIVATIONS
+from m2gen.runtime.bindings.blockdiag import matmul_blocks
+from m2gen.runtime.bindings.gate import ACTIVATIONS
+from m2gen.runtime.measure.case import Case
 
 _NUMBERS = 2**26  # in a tensor: larger problems are timed on fewer rows
 _SMALL = 300  # rows of the small problem: several tiles, and a rest

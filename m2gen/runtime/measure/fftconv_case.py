@@ -20,9 +20,9 @@ from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.plan import Plan
 from m2gen.reference.fftconv import fftconv_at
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.case import Case
-from m2gen.runtime.kept_spectra import KeptFilter
-from m2gen.runtime.spectral import Gradients, Operands
+from m2gen.runtime.bindings.kept_spectra import KeptFilter
+from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.measure.case import Case
 from m2gen.testing.exact import BOUND, NAMES, STAGED, exact, relative
 from m2gen.testing.operands import operands
 from m2gen.testing.tolerances import check

@@ -13,8 +13,8 @@ from m2gen.dtypes import DTYPES
 from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.plan import Plan
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.case import Case
-from m2gen.runtime.gate import ACTIVATIONS
+from m2gen.runtime.bindings.gate import ACTIVATIONS
+from m2gen.runtime.measure.case import Case
 
 _NUMBERS = 2**26  # of the result: larger problems are timed on fewer rows
 _SMALL = 300  # rows of the small problem

@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from m2gen.runtime.dataflow import Condition, Instruction, Known, Machine, State, chosen, combine, put, signed
+from m2gen.runtime.machine_code.dataflow import (
+    Condition,
+    Instruction,
+    Known,
+    Machine,
+    State,
+    chosen,
+    combine,
+    put,
+    signed,
+)
 
 _LINE = re.compile(r"^\s*(?:\{\s*)?(?:(@!?%p\d+)\s+)?([a-z][\w.:]*)\s*(.*?);")
 _LABEL = re.compile(r"^\s*(\$\w+):")

@@ -10,11 +10,11 @@ from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.shortconv.problem import ShortconvProblem
-from m2gen.runtime.blockdiag_case import BlockDiagCase
-from m2gen.runtime.case import Case
-from m2gen.runtime.fftconv_case import FftConvCase
-from m2gen.runtime.gate_case import GateCase
-from m2gen.runtime.shortconv_case import ShortconvCase
+from m2gen.runtime.measure.blockdiag_case import BlockDiagCase
+from m2gen.runtime.measure.case import Case
+from m2gen.runtime.measure.fftconv_case import FftConvCase
+from m2gen.runtime.measure.gate_case import GateCase
+from m2gen.runtime.measure.shortconv_case import ShortconvCase
 
 _CASES: dict[type[Problem], type[Case[Any]]] = {
     FftConvProblem: FftConvCase,

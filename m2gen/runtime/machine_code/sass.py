@@ -10,8 +10,19 @@ import re
 from collections.abc import Callable
 from itertools import product
 
-from m2gen.runtime.dataflow import Condition, Instruction, Known, Machine, State, chosen, combine, forget, put, signed
-from m2gen.runtime.ptx import COMPARE, split
+from m2gen.runtime.machine_code.dataflow import (
+    Condition,
+    Instruction,
+    Known,
+    Machine,
+    State,
+    chosen,
+    combine,
+    forget,
+    put,
+    signed,
+)
+from m2gen.runtime.machine_code.ptx import COMPARE, split
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P[0-9T]+)\s+)?([A-Z0-9_.x]+)\s*(.*?)\s*;")
 _REGISTER = re.compile(r"U?R\d+")

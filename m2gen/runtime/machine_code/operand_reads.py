@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
-from m2gen.runtime import dataflow, ptx, sass
+from m2gen.runtime.machine_code import dataflow, ptx, sass
 
 BASE = 1024  # where a block's own shared memory begins on Hopper; what is before belongs to the driver
 _WIDTH = {0: 16, 1: 128, 2: 64, 3: 32}  # bytes of a swizzled row, by the descriptor's mode

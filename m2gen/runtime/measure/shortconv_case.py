@@ -13,8 +13,8 @@ from m2gen.dtypes import DTYPES
 from m2gen.planner.plan import Plan
 from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.case import Case
-from m2gen.runtime.shortconv import convolved
+from m2gen.runtime.bindings.shortconv import convolved
+from m2gen.runtime.measure.case import Case
 
 _NUMBERS = 2**26  # of a tensor: larger problems are timed on fewer sequences
 _SMALL = 300  # samples of the small problem

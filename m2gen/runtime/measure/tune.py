@@ -1,7 +1,7 @@
 """Tuning: the planner's best candidates of a problem are checked against the reference and timed as deployed.
 
-On a GPU each generated kernel is tried once in a process of its own (m2gen/runtime/trial.py): one that faults costs the
-candidate, not the process.
+On a GPU each generated kernel is tried once in a process of its own (m2gen/runtime/measure/trial.py): one that faults
+costs the candidate, not the process.
 
 The estimate's choice is the default. Another plan is recorded only where it was faster in the same rounds by more than
 the noise; among equals the planner's own order decides. So an entry never names a plan slower than the default, and
@@ -31,12 +31,13 @@ from m2gen.planner import search
 from m2gen.planner.choice import digest
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
-from m2gen.runtime import cpp_kernel, trial, wisdom
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.case import Case
-from m2gen.runtime.cases import case_of
-from m2gen.runtime.limits import default_device, live
-from m2gen.runtime.timer import Samples, best_of, interleaved
+from m2gen.runtime.build import cpp_kernel
+from m2gen.runtime.build.limits import default_device, live
+from m2gen.runtime.measure import trial, wisdom
+from m2gen.runtime.measure.case import Case
+from m2gen.runtime.measure.cases import case_of
+from m2gen.runtime.measure.timer import Samples, best_of, interleaved
 
 BEST = 8  # candidates of the likely solver
 # A plan that is not faster by more than this is not faster. Within a process ratios are known to half a percent; from

@@ -15,8 +15,8 @@ from m2gen.config import config
 from m2gen.device.limits import LIMITS, DeviceLimits, target
 from m2gen.device.row import refitted
 from m2gen.errors import PlanError
-from m2gen.runtime.cpp_kernel import available
-from m2gen.runtime.cpu import local_arch, processor
+from m2gen.runtime.build.cpp_kernel import available
+from m2gen.runtime.build.cpu import local_arch, processor
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.planner.fftconv.transform import Transform
-from m2gen.runtime.constants import dft_matrix, stages, twiddles
+from m2gen.runtime.bindings.constants import dft_matrix, stages, twiddles
 
 
 class Dft(Protocol):

@@ -22,8 +22,8 @@ from m2gen.planner import search
 from m2gen.planner.advice import Circumstances, Knowledge
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
-from m2gen.runtime.cpu import processor
-from m2gen.runtime.limits import default_device, live
+from m2gen.runtime.build.cpu import processor
+from m2gen.runtime.build.limits import default_device, live
 
 T = TypeVar("T")
 Measure = Callable[[Problem, DeviceLimits], "store.Entry | None"]
@@ -60,7 +60,7 @@ def _compiler(limits: DeviceLimits) -> str:
     """The C++ compiler's version, without its path; empty where there is none."""
     if not limits.languages:
         return ""
-    from m2gen.runtime.compiler import compiler  # late: wisdom is read without one too
+    from m2gen.runtime.build.compiler import compiler  # late: wisdom is read without one too
 
     try:
         return compiler().version

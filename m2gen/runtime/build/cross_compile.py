@@ -21,7 +21,7 @@ from m2gen.codegen.render import render
 from m2gen.errors import CompileError
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.spec import TritonSpec
-from m2gen.runtime import machine_code
+from m2gen.runtime.machine_code import resources as machine_code
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -171,7 +171,7 @@ def _compile(job: Job) -> Compiled:
             "install triton 3.4 or newer (it comes with torch 2.8 or newer)",
         )
     triton.knobs.runtime.interpret = False  # before the kernel's module is loaded
-    from m2gen.runtime.triton_kernel import load
+    from m2gen.runtime.build.triton_kernel import load
 
     spec, kernel, start = job.spec, load(job.spec), time.perf_counter()
     signature, constants, attributes = specialise(spec, kernel.arg_names, job.layout)

@@ -1,0 +1,1 @@
+"""What runs a plan: tensors in, tensors out; a file an op and language."""

@@ -1,0 +1,1 @@
+"""What measures plans, tries them, and keeps what was found."""
