@@ -20,9 +20,10 @@ from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, S
 from m2gen.planner.gate import solvers as gate
 from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
+from m2gen.planner.monarch import fused as monarch_fused
 from m2gen.planner.monarch import solvers as monarch
 from m2gen.planner.monarch.problem import MonarchProblem
-from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
+from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.shortconv import solvers as shortconv
@@ -67,7 +68,11 @@ _ROWS = (
         (blockdiag_library.Library(), blockdiag_fused.Fused(), blockdiag_native.Native()),
         (LibraryProduct, FusedProduct, NativeProduct),
     ),
-    Op(MonarchProblem, (monarch.Staged(), monarch.Native()), (StagedMonarch, NativeMonarch)),
+    Op(
+        MonarchProblem,
+        (monarch.Staged(), monarch_fused.Fused(), monarch.Native()),
+        (StagedMonarch, FusedMonarch, NativeMonarch),
+    ),
     Op(
         ShortconvProblem,
         (shortconv.Library(), shortconv.Fused(), shortconv.Native()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from m2gen.errors import PlanError
 from m2gen.planner.plan import Plan
@@ -40,7 +40,8 @@ def _revived(kind: Any, value: Any) -> Any:
         kinds = get_type_hints(of)
         return of(**{name: _revived(kinds[name], one) for name, one in value.items()})  # type: ignore[operator]
     if isinstance(value, list):
-        return tuple(_revived(None, one) for one in value)
+        inner = get_args(kind)[0] if get_origin(kind) is tuple else None
+        return tuple(_revived(inner, one) for one in value)
     return value
 
 

@@ -9,11 +9,19 @@ from typing import Any
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
-from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
+from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
 from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
 from m2gen.planner.step import Body
-from m2gen.runtime.bindings import blockdiag, blockdiag_triton, gate, monarch, shortconv, shortconv_triton
+from m2gen.runtime.bindings import (
+    blockdiag,
+    blockdiag_triton,
+    gate,
+    monarch,
+    monarch_triton,
+    shortconv,
+    shortconv_triton,
+)
 from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.native import NativeKernel
 from m2gen.runtime.bindings.spectral import SpectralKernel
@@ -26,6 +34,7 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     NativeProduct: blockdiag.NativeKernel,
     FusedProduct: blockdiag_triton.FusedKernel,
     StagedMonarch: monarch.StagedKernel,
+    FusedMonarch: monarch_triton.FusedKernel,
     NativeMonarch: monarch.NativeKernel,
     LibraryShortconv: shortconv.LibraryKernel,
     NativeShortconv: shortconv.NativeKernel,

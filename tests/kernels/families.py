@@ -11,6 +11,8 @@ from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
+from m2gen.planner.monarch.fused import Fused
+from m2gen.planner.problems import parse
 from m2gen.planner.shortconv import tiles as shortconv
 from m2gen.planner.shortconv.tiles import ShortconvSizes
 from m2gen.planner.turn import tiles as turn
@@ -18,10 +20,17 @@ from m2gen.planner.turn.tiles import TurnSizes
 from m2gen.runtime.build.cross_compile import Compiled, Job
 from m2gen.runtime.machine_code.operand_reads import misread
 
+monarch = Fused()
 GLU = BlockdiagSizes(32768, 4, 192, 1536, "bf16", activation="gelu", glu=True)  # M2-BERT: 768 to 2 x 3072
 OUT = BlockdiagSizes(32768, 4, 768, 192, "bf16", bias=True, residual=True)  # and back, with what is added
 STAGE = BlockdiagSizes(8192, 64, 64, 64, "bf16", apart_x=True, apart_y=True)  # of a Monarch of order 2, 4096 wide
 MIXER = ShortconvSizes(8, 768, 4096, 3, "bf16", bias=True, masked="in", last_in=True)
+MONARCHS = (  # one kernel for both factors
+    "monarch in=256 out=256 rows=8192 bf16 order=2 blocks=16x16",
+    "monarch in=1024 out=1024 rows=8192 bf16 order=2 blocks=32x32",
+    "monarch in=256 out=256 rows=8192 fp32 order=2 blocks=16x16",
+    "monarch in=60 out=150 rows=1000 fp16 factors=12x10x5,10x15x12",
+)
 SAMPLE = (  # what the tests compile again
     ("sm90", "blockdiag_fwd_bf16", "glu"),
     ("sm90", "blockdiag_dw", ""),
@@ -29,6 +38,8 @@ SAMPLE = (  # what the tests compile again
     ("sm80", "blockdiag_fwd_fp32", ""),
     ("sm100", "blockdiag_fwd_bf16", "residual"),
     ("gfx942", "blockdiag_dz", ""),
+    ("sm90", "monarch_fwd_bf16", "c32"),
+    ("sm86", "monarch_fwd_fp32", ""),
 )
 
 
@@ -56,6 +67,8 @@ def specs(limits: DeviceLimits) -> Iterator[TritonSpec]:
     yield shortconv.candidates(replace(plain, last_in=False, masked="out"), limits)[0].spec
     yield shortconv.candidates(replace(plain, last_out=True), limits, "dw")[0].spec
     yield AddPartsSpec(dtype="bf16")
+    for text in MONARCHS:
+        yield from (plan.body.whole for plan in monarch.candidates(parse(text), limits) if plan.body.whole is not None)
 
 
 def jobs(arch: str) -> list[Job]:

@@ -22,6 +22,7 @@ from m2gen.codegen.render import fields, render
 from m2gen.device.limits import LIMITS, target
 from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.blockdiag import BlockdiagSpec
+from m2gen.kernels.monarch import MonarchSpec
 from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.turn import TurnSpec
@@ -36,7 +37,16 @@ from m2gen.runtime.build.triton_kernel import load
 GPUS = [limits for limits in LIMITS.values() if limits.kind == "gpu"]
 BLOCKDIAG = BlockdiagSpec(part="fwd", dtype="bf16", block_r=64, block_n=64, block_k=32)
 SHORTCONV = ShortconvSpec(part="fwd", width=3, dtype="fp16")
+MONARCH = MonarchSpec(dtype="bf16", blocks=32, depth=32, middle=32, width=32)
 SPECS: list[TritonSpec] = [
+    MONARCH,
+    *(
+        replace(MONARCH, **{name: value})
+        for name, value in {
+            "dtype": "fp32", "blocks": 12, "depth": 5, "middle": 10, "width": 15, "block_r": 32, "precision": "ieee",
+            "num_warps": 8, "emulated": True,
+        }.items()
+    ),
     TurnSpec(dtype="fp16"),
     TurnSpec(dtype="fp32", block_r=32, block_c=128, num_warps=8),
     AddPartsSpec(dtype="bf16"),
@@ -69,8 +79,9 @@ SPECS: list[TritonSpec] = [
     ),
 ]  # fmt: skip
 PIECES = {
-    "turn": SPECS[0],
-    "add_parts": SPECS[2],
+    "turn": TurnSpec(dtype="fp16"),
+    "add_parts": AddPartsSpec(dtype="bf16"),
+    "monarch": MONARCH,
     "blockdiag": BLOCKDIAG,
     "shortconv": SHORTCONV,
     "_lib/activation": BLOCKDIAG,

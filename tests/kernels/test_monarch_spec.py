@@ -11,13 +11,13 @@ from jinja2 import meta
 from m2gen.codegen.environment import environment
 from m2gen.codegen.loader import templates_dir
 from m2gen.codegen.render import fields, render
-from m2gen.kernels.monarch import TILES, MonarchSpec
+from m2gen.kernels.monarch_cpp import TILES, MonarchCppSpec
 from m2gen.planner.monarch.run import backward_run, fits, forward_run, spec_of
 
 FOLDER = templates_dir() / "cpp"
 TEMPLATES = [*sorted((FOLDER / "monarch").glob("*.jinja")), FOLDER / "_lib" / "plain.jinja"]
 SPECS = [
-    MonarchSpec(part=part, dtype=dtype, vector_bytes=bytes_, registers=registers)
+    MonarchCppSpec(part=part, dtype=dtype, vector_bytes=bytes_, registers=registers)
     for part, dtype, (bytes_, registers) in product(
         ("fwd", "bwd", "sum"), ("fp32", "fp64"), ((64, 32), (32, 16), (16, 32), (16, 16))
     )
@@ -52,7 +52,7 @@ def test_tiles_fit_the_registers() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_a_rendered_source_exports_the_kernel_and_its_scratch(spec: MonarchSpec) -> None:
+def test_a_rendered_source_exports_the_kernel_and_its_scratch(spec: MonarchCppSpec) -> None:
     text = render(spec).text
     assert f'extern "C" void {spec.name}(void *const *ptrs, const int64_t *ints,' in text
     assert f'extern "C" int64_t {spec.name}_scratch(const int64_t *' in text

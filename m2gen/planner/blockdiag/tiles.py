@@ -90,7 +90,7 @@ def _spec(
             activation=None if part == "dw" else sizes.activation,
             glu=sizes.glu and part != "dw",
             residual=sizes.residual and part == "fwd",
-            precision=_precision(sizes.dtype, limits),
+            precision=precision_of(sizes.dtype, limits),
             num_warps=warps,
             num_stages=stages,
         )
@@ -100,7 +100,8 @@ def _spec(
     return None
 
 
-def _precision(dtype: str, limits: DeviceLimits) -> Literal["tf32", "tf32x3", "ieee"]:
+def precision_of(dtype: str, limits: DeviceLimits) -> Literal["tf32", "tf32x3", "ieee"]:
+    """How float32 products are made (kernels/blockdiag.py)."""
     if dtype != "fp32":
         return "tf32"
     return "ieee" if limits.arch.startswith("gfx") else "tf32x3"

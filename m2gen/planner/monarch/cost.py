@@ -8,7 +8,7 @@ from math import prod
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
-from m2gen.kernels.monarch import MonarchSpec
+from m2gen.kernels.monarch_cpp import MonarchCppSpec
 from m2gen.planner.blockdiag import cost as products
 from m2gen.planner.blockdiag.native_products import native_products, unable
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
@@ -33,7 +33,7 @@ def _sizes(problem: MonarchProblem, factors: Sequence[Shape]) -> Values:
 
 
 def native_values(
-    problem: MonarchProblem, factors: tuple[Shape, ...], spec: MonarchSpec, limits: DeviceLimits
+    problem: MonarchProblem, factors: tuple[Shape, ...], spec: MonarchCppSpec, limits: DeviceLimits
 ) -> Values:
     """The numbers of the kernel that does all stages."""
     numbers = parameters(factors)
@@ -51,7 +51,7 @@ def native_values(
 
 
 def native_estimate(
-    problem: MonarchProblem, factors: tuple[Shape, ...], spec: MonarchSpec, limits: DeviceLimits
+    problem: MonarchProblem, factors: tuple[Shape, ...], spec: MonarchCppSpec, limits: DeviceLimits
 ) -> Estimate:
     return Estimate(*map(float, native(native_values(problem, factors, spec, limits), NUMBERS)))
 

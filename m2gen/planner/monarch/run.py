@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from m2gen.kernels.monarch import MonarchSpec
+from m2gen.kernels.monarch_cpp import MonarchCppSpec
 from m2gen.planner.monarch.problem import Shape
 
 _ALONE = 2**19  # multiplications below which a second thread costs more than it does
@@ -35,15 +35,15 @@ class MonarchRun:
     together: int = _CHUNK
 
 
-def spec_of(part: Literal["fwd", "bwd", "sum"], dtype: str, vector_bytes: int, arch: str) -> MonarchSpec:
+def spec_of(part: Literal["fwd", "bwd", "sum"], dtype: str, vector_bytes: int, arch: str) -> MonarchCppSpec:
     """The kernel for a CPU with vectors of so many bytes; narrower units are given vectors by the compiler."""
     vector_bytes = max(16, vector_bytes)
     registers = 32 if vector_bytes == 64 or arch == "neon" else 16
-    return MonarchSpec(part=part, dtype=dtype, vector_bytes=vector_bytes, registers=registers)
+    return MonarchCppSpec(part=part, dtype=dtype, vector_bytes=vector_bytes, registers=registers)
 
 
 @lru_cache(maxsize=1024)
-def forward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec) -> MonarchRun:
+def forward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchCppSpec) -> MonarchRun:
     """An item is a group: rows do not meet."""
     lanes = _lanes(rows, spec.tiles[0][0], spec)
     ahead = widest(shapes) * lanes * spec.real_bytes <= _AHEAD_BYTES
@@ -51,7 +51,7 @@ def forward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec) -> Mona
 
 
 @lru_cache(maxsize=1024)
-def backward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchSpec, summed: bool) -> MonarchRun:
+def backward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchCppSpec, summed: bool) -> MonarchRun:
     """Where a weight's gradient is wanted (`summed`), the rows' partition, and with it the order of the sums, follows
     from the sizes alone, never from the number of threads."""
     lanes = _lanes(rows, max(spec.tiles[0][0], _SUMMED // spec.vector), spec)
@@ -80,7 +80,7 @@ def pitch(block: int) -> int:
     return block | 1
 
 
-def _lanes(rows: int, vectors: int, spec: MonarchSpec) -> int:
+def _lanes(rows: int, vectors: int, spec: MonarchCppSpec) -> int:
     """Rows of a group: whole vectors, and no more than there are. A group of one tile is best forwards: it stays in
     cache, and reading the weights again for each costs less."""
     return min(-(-rows // spec.vector), vectors) * spec.vector

@@ -1,17 +1,20 @@
-"""Two ways of multiplying by a Monarch matrix."""
+"""Three ways of multiplying by a Monarch matrix."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import ClassVar
 
 from m2gen.device.limits import DeviceLimits
+from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.monarch import MonarchSpec
+from m2gen.kernels.monarch_cpp import MonarchCppSpec
 from m2gen.planner.monarch import cost
 from m2gen.planner.monarch.formulas import LEGEND, NOTES, native, staged
 from m2gen.planner.monarch.problem import MonarchProblem, Shape, parameters
-from m2gen.planner.step import Body, Terms
+from m2gen.planner.step import UNTRIED, Body, Reluctance, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +90,12 @@ class StagedMonarch(MonarchStep):
 class NativeMonarch(MonarchStep):
     """One generated C++ kernel for all stages, and one for all gradients."""
 
-    spec: MonarchSpec
+    spec: MonarchCppSpec
 
     def _who(self) -> str:
         return f"kernel    {self.spec.name}, all stages"
 
-    def parts(self, problem: MonarchProblem) -> dict[str, MonarchSpec]:
+    def parts(self, problem: MonarchProblem) -> dict[str, MonarchCppSpec]:
         """The product "fwd", its gradients "bwd", and the "sum" of weights' gradients of parts of the rows."""
         return {
             "fwd": self.spec,
@@ -100,7 +103,7 @@ class NativeMonarch(MonarchStep):
             "sum": replace(self.spec, part="sum"),
         }
 
-    def kernels(self, problem: MonarchProblem, gradients: bool = True) -> tuple[MonarchSpec, ...]:
+    def kernels(self, problem: MonarchProblem, gradients: bool = True) -> tuple[MonarchCppSpec, ...]:
         return tuple(self.parts(problem).values()) if gradients else (self.spec,)
 
     def terms(self, problem: MonarchProblem, body: Body[MonarchProblem], limits: DeviceLimits) -> Terms | None:
@@ -111,3 +114,56 @@ class NativeMonarch(MonarchStep):
 
     def __str__(self) -> str:
         return f"(native-monarch {self.choice} {self.spec.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class FusedMonarch(MonarchStep):
+    """Generated Triton kernels: for each factor `stages`, `back` for the gradient behind it, and `dw` for that of its
+    weight, over `parts_of_rows` parts that are added in their order; permutations are strides. `whole` does both of two
+    factors at once, and `whole_back` the gradient in x; None where their tiles do not fit. Its estimate is that of its
+    tiles (planner/monarch/fused.py)."""
+
+    stages: tuple[BlockdiagSpec, ...]
+    back: tuple[BlockdiagSpec, ...]
+    dw: tuple[BlockdiagSpec, ...]
+    parts_of_rows: tuple[int, ...]
+    whole: MonarchSpec | None
+    whole_back: MonarchSpec | None
+
+    @property
+    def reluctance(self) -> Reluctance:
+        return Reluctance(UNTRIED.factor, "compiled and interpreted, not yet run on a device")
+
+    @property
+    def choice(self) -> str:
+        return f"{super(FusedMonarch, self).choice}, {'stage by stage' if self.whole is None else self.whole.name}"
+
+    @property
+    def style(self) -> str:
+        return f"order {len(self.factors)}, {'stage by stage' if self.whole is None else 'one kernel'}"
+
+    def _who(self) -> str:
+        if self.whole is not None:
+            return f"kernel    {self.whole.name}, both stages"
+        return f"kernels   {', '.join(dict.fromkeys(spec.name for spec in self.stages))}; permutations are strides"
+
+    def parts(self, problem: MonarchProblem) -> Mapping[str, BlockdiagSpec | MonarchSpec]:
+        """The product "fwd", or that of the first stage, the gradient in x "dx", and that of the first factor "dw"."""
+        whole = self.whole_back or self.back[0]
+        return {"fwd": self.whole or self.stages[0], "dx": whole, "dw": self.dw[0]}
+
+    def kernels(self, problem: MonarchProblem, gradients: bool = True) -> tuple[BlockdiagSpec | MonarchSpec, ...]:
+        forward = self.stages if self.whole is None else (self.whole,)
+        if not gradients:
+            return tuple(dict.fromkeys(forward))
+        of_x = self.back if self.whole_back is None else (self.whole_back,)
+        return tuple(dict.fromkeys((*forward, *self.stages[:-1], *of_x, *self.back, *self.dw)))
+
+    def expected(self, problem: MonarchProblem, limits: DeviceLimits) -> float:
+        return self.estimate.seconds
+
+    def terms(self, problem: MonarchProblem, body: Body[MonarchProblem], limits: DeviceLimits) -> Terms | None:
+        return None
+
+    def __str__(self) -> str:
+        return f"(fused-monarch {self.choice})"
