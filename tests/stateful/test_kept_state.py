@@ -42,7 +42,7 @@ from torch.nn.utils import parametrize
 
 import m2gen
 
-STEPS = 12
+STEPS = 10
 
 calls = st.sampled_from([LENGTHS[:1], LENGTHS[1:], LENGTHS])
 
@@ -237,10 +237,10 @@ class OfLayers(KeptState):
     kinds = tuple(kind for kind in KINDS if not kind.startswith("M2"))
 
 
-# a failing sequence is shown as it was drawn: it has at most 12 steps, and to shorten it can take minutes
+# a failing sequence is shown as it was drawn: it has at most 10 steps, and to shorten it can take minutes
 drawn = settings(stateful_step_count=STEPS, phases=[Phase.generate])
-OfModels.TestCase.settings = settings(drawn, max_examples=60)
-OfLayers.TestCase.settings = settings(drawn, max_examples=240)
+OfModels.TestCase.settings = settings(drawn, max_examples=50)
+OfLayers.TestCase.settings = settings(drawn, max_examples=250)
 TestModels = pytest.mark.slow(OfModels.TestCase)
 TestLayers = pytest.mark.slow(OfLayers.TestCase)
 
