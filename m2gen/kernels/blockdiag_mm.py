@@ -14,8 +14,8 @@ from m2gen.kernels.square import Level, levels
 
 TILE_ROWS = {
     32: {3: 8, 4: 6, 2: 12, 1: 16},
-    16: {3: 4, 2: 6, 1: 8},
-}  # by registers and vectors of columns: the best first
+    16: {2: 6, 3: 4, 1: 8},
+}  # by registers and vectors of columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,3 @@ class BlockdiagMmSpec:
 
     def resources(self) -> Resources:
         return Resources(shared_bytes=0, threads=1)
-
-
-def columns_for(outputs: int, vector: int, registers: int) -> int:
-    """Vectors of a tile for blocks of `outputs` columns: those that compute least in vain, the best tile among them."""
-    return min(TILE_ROWS[registers], key=lambda columns: -(-outputs // (columns * vector)) * columns)

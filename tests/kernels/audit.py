@@ -116,7 +116,7 @@ def header() -> str:
 
 def sample() -> list[Job]:
     """The smallest kernel of each part and ring for every architecture, and one with an outer stage. On sm90 one of
-    each kind of arithmetic, too, of float16's each size on chip, and a large staged one. And a few of the other families."""
+    each kind of arithmetic, too, of float16's each size on chip, and a large staged one. And some other families'."""
     smallest: dict[tuple[object, ...], Job] = {}
     for job in rows():
         if isinstance(job, Job) and isinstance(job.spec, FftConvSpec):

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2gen.device.limits import LIMITS, target
-from m2gen.kernels.blockdiag_mm import columns_for
 from m2gen.planner import search
+from m2gen.planner.blockdiag.native_products import columns_for
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.problems import parse
@@ -62,7 +62,7 @@ def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
 @pytest.mark.parametrize("out", [1, 7, 48, 96, 100, 192, 768])
 @pytest.mark.parametrize("arch", ["avx512", "avx2", "neon"])
 def test_the_tile_that_computes_least_in_vain_is_chosen(arch: str, out: int) -> None:
-    """Of equals the one with the fewest loads for each product."""
+    """Of equals the fastest: with few registers not the widest."""
     plan = search.plan(BlockDiagProblem(n_in=64, n_out=2 * out, blocks=2, rows=512), target(arch))
     assert isinstance(plan.body, NativeProduct)
     spec = plan.body.spec

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
-from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec, columns_for
-from m2gen.planner.blockdiag.cost import native_estimate
+from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec
+from m2gen.planner.blockdiag.cost import native_estimate, slower
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import NativeProduct
 from m2gen.planner.languages import no_cpp
@@ -39,10 +39,19 @@ def unable(problem: BlockDiagProblem, limits: DeviceLimits) -> str | None:
 
 
 def native_products(problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[NativeProduct]:
-    """Tiles of every width, the one that computes least in vain first; no other differs in anything but speed."""
+    """Tiles of every width, the one that should be the fastest first; no other differs in anything but speed."""
     best = _spec(problem, limits, columns_for(problem.block_out, *_unit(problem, limits)))
     for columns in dict.fromkeys((best.columns, *TILE_ROWS[best.registers])):
         yield _step(problem, limits, replace(best, columns=columns))
+
+
+def columns_for(outputs: int, vector: int, registers: int) -> int:
+    """Vectors of a tile for blocks of `outputs` columns: whole tiles are computed, some faster than others."""
+
+    def cost(columns: int) -> float:
+        return -(-outputs // (columns * vector)) * columns * slower(columns, registers)
+
+    return min(TILE_ROWS[registers], key=cost)
 
 
 def _unit(problem: BlockDiagProblem, limits: DeviceLimits) -> tuple[int, int]:
