@@ -170,6 +170,29 @@ def test_large_problems_are_timed_on_fewer_channels() -> None:
     assert case_of(many).reduced(many) == replace(many, rows=2**26 // 768)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fftconv n=700 h=40 b=3 fp32 causal gated skip",
+        "blockdiag in=48 out=96 blocks=4 rows=900 fp32 gelu glu",
+        "shortconv n=700 h=40 b=9 fp32 bias",
+        "shortconv n=700 h=40 b=9 bf16 bias blh",
+        "shortconv n=700 h=40 b=9 fp32 bias gated blh",
+        "shortconv n=700 h=40 b=9 bf16 gated to=blh",
+        "gate n=30 rows=900 fp32 gelu",
+    ],
+)
+def test_a_plan_does_the_problems_that_are_measured_in_its_problems_stead(text: str) -> None:
+    """Nothing of a plan says how much there is to do: fewer rows, sequences and samples stay within their memory."""
+    problem = parse(text)
+    kind = case_of(problem)
+    cpu = torch.device("cpu")
+    case = kind(kind.small(problem), cpu)
+    assert case.problem != problem
+    for plan in search.rank(problem, live(cpu)).plans[:4]:
+        assert case.wrong_somewhere(replace(plan, problem=case.problem)) is None, plan
+
+
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "same", "circular"])
 def test_the_sampled_reference_is_the_reference(mode: str) -> None:
     args = operands(FftConvProblem(n=23, k=23, h=3, b=2, mode=mode, pre_gate=True, post_gate=True, skip=True))

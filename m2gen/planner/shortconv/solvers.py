@@ -126,20 +126,10 @@ def _native(problem: ShortconvProblem, limits: DeviceLimits) -> NativeShortconv:
 
     forward, back = (spec("mix"), spec("ds")) if problem.gated else (spec("fwd"), spec("dw"))
     group = max(1, min(problem.h // _ITEMS, _SHORT // problem.n))
-    by_groups = not (last or problem.gated)
     return NativeShortconv(
         cost.estimate(problem, limits, True),
         forward,
         back,
-        items=_items(problem, forward),
-        items_back=-(-problem.h // group) if by_groups else _items(problem, back),
         group=group,
         parallel=problem.b * problem.h * problem.outputs >= _ALONE,
     )
-
-
-def _items(problem: ShortconvProblem, spec: ShortconvCppSpec) -> int:
-    """What a kernel splits its work into: blocks of times, or rows."""
-    if spec.layout == "BLH":
-        return problem.b * max(1, problem.outputs // spec.block)
-    return problem.b * problem.h

@@ -71,16 +71,30 @@ class LibraryShortconv(Shortconv):
 class NativeShortconv(Shortconv):
     """Generated C++ kernels: `spec`, and `back`, the gradients of weight and bias, or the one behind a gate.
 
-    `items`: pieces of work, which a thread alone does where they are not `parallel`; `items_back`: those of `back`,
-    of `group` channels each where rows are read one after the other.
+    A thread alone does what is not `parallel`. `group`: channels whose rows the gradients of weight and bias read one
+    after the other, where times are side by side.
     """
 
     spec: ShortconvCppSpec
     back: ShortconvCppSpec
-    items: int
-    items_back: int
     group: int
     parallel: bool
+
+    def items(self, problem: ShortconvProblem) -> int:
+        """What `spec` splits its work into: blocks of times, or rows."""
+        return self._items(problem, self.spec)
+
+    def items_back(self, problem: ShortconvProblem) -> int:
+        """The same of `back`."""
+        if self.back.part == "dw" and self.back.layout == "BHL":
+            return -(-problem.h // self.group)
+        return self._items(problem, self.back)
+
+    @staticmethod
+    def _items(problem: ShortconvProblem, spec: ShortconvCppSpec) -> int:
+        if spec.layout == "BLH":
+            return problem.b * max(1, problem.outputs // spec.block)
+        return problem.b * problem.h
 
     @property
     def choice(self) -> str:
@@ -93,7 +107,7 @@ class NativeShortconv(Shortconv):
     @property
     def what(self) -> str:
         tile = self.spec.tile if self.spec.layout == "BLH" else self.spec.lanes
-        return f"{self.spec.name}, {self.style}, {tile} times at once, {self.items} pieces of work"
+        return f"{self.spec.name}, {self.style}, {tile} times at once"
 
     @property
     def row(self) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ class NativeKernel:
         self.problem, self.step, self.last = problem, step, step.spec.layout == "BLH"
         compile_together(step.spec, step.back)
         self.kernel = load(step.spec)
+        self.items, self.items_back = step.items(problem), step.items_back(problem)
         self.dtype = torch.float64 if problem.dtype == "fp64" else torch.float32
         self.library = LibraryKernel(problem, LibraryShortconv(step.estimate))
 
@@ -85,7 +86,7 @@ class NativeKernel:
         batch, channels, length = x.shape
         pointers = [x.data_ptr(), taps.data_ptr(), 0 if offset is None else offset.data_ptr(), into.data_ptr()]
         sizes = [batch, channels, length, y.shape[2], left, *strides]
-        self.kernel.run(pointers, sizes, self.step.items, parallel=self.step.parallel)
+        self.kernel.run(pointers, sizes, self.items, parallel=self.step.parallel)
         if into is not y:
             y.copy_(into)
 
@@ -101,11 +102,11 @@ class NativeKernel:
         x, of_x = self._laid(x)
         dy, of_dy = self._laid(dy)
         batch, channels, length = x.shape
-        shape = (step.items_back, width + 1, channels) if self.last else (channels, width + 1)
+        shape = (self.items_back, width + 1, channels) if self.last else (channels, width + 1)
         parts = torch.empty(shape, dtype=self.dtype)
         sizes = [batch, channels, length, dy.shape[2], left, *of_x, *of_dy, *([] if self.last else [step.group])]
         pointers = [x.data_ptr(), dy.data_ptr(), parts.data_ptr()]
-        kernel.run(pointers, sizes, step.items_back, parallel=step.parallel)
+        kernel.run(pointers, sizes, self.items_back, parallel=step.parallel)
         sums.copy_(_total(parts).t() if self.last else parts)
         return None
 
@@ -116,7 +117,7 @@ class NativeKernel:
         taps, offset = self._filters(weight, bias)
         into = y if self._dense(y[0]) else self._empty(y.shape, y.dtype)
         pointers = [x.data_ptr(), taps.data_ptr(), 0 if offset is None else offset.data_ptr(), into.data_ptr()]
-        self.kernel.run(pointers, self._mixed(strides), self.step.items, parallel=self.step.parallel)
+        self.kernel.run(pointers, self._mixed(strides), self.items, parallel=self.step.parallel)
         if into is not y:
             y.copy_(into)
 
@@ -134,7 +135,7 @@ class NativeKernel:
         into = ds if self._dense(ds) else self._empty(ds.shape, ds.dtype)
         tensors = (x, taps, offset, dy, into)
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        kernel.run(pointers, self._mixed(strides), self.step.items_back, parallel=self.step.parallel)
+        kernel.run(pointers, self._mixed(strides), self.items_back, parallel=self.step.parallel)
         if into is not ds:
             ds.copy_(into)
         return None
