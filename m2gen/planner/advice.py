@@ -5,7 +5,7 @@ Wisdom orders legal plans, it makes none: an entry is followed where its choice 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import log2
@@ -53,6 +53,8 @@ class Record(Protocol):
     def style(self) -> str: ...
     @property
     def default(self) -> str: ...
+    @property
+    def seconds(self) -> Mapping[str, float]: ...
     @property
     def date(self) -> str: ...
 
@@ -111,19 +113,44 @@ def advise(
             stale += 1
             continue
         if distance == 0:
-            plan = by_choice(plans).get(record.choice)
-            if plan is not None:
-                return Advice(plan, f"measured {record.date[:10]} on {record.key.processor}", exact=True)
-        elif record.choice == record.default:
+            own = _own(record, plans)
+            if own is not None:
+                return own
+        if record.choice == record.default:
             where = f"{record.key.problem}, which differs in {', '.join(differing)}"
             return Advice(plans[0], f"the estimate, which was right for the nearest, {where}")
-        elif (plan := _like(record, plans)) is not None:
+        if (plan := _like(record, plans)) is not None:
             return Advice(plan, f"like the nearest, {record.key.problem}, which differs in {', '.join(differing)}")
     _, differing, _, record = near[0]
     why = f"differs in {', '.join(differing) or 'its candidates'}, and its way is none here"
     if stale == len(near):
         why = "chose among other candidates than there are now"
     return Advice(None, f"the nearest wisdom, {record.key.problem}, {why}")
+
+
+def _own(record: Record, plans: tuple[Plan, ...]) -> Advice | None:
+    """What the problem's own record says of `plans`: its choice, or the fastest measured of those that give the bits of
+    other batches; None where it knows none."""
+    where, known = f"measured {record.date[:10]} on {record.key.processor}", by_choice(plans)
+    if record.choice in known:
+        return Advice(known[record.choice], where, exact=True)
+    among = {name: seconds for name, seconds in record.seconds.items() if name in known}
+    if not among:
+        return None
+    best = known[min(among, key=lambda name: among[name])]
+    return Advice(best, f"{where}; the fastest with the bits of larger batches", exact=True)
+
+
+def company(problem: Problem, arch: str, known: Knowledge) -> list[tuple[Problem, Record]]:
+    """The records in these circumstances of problems that differ from this one in company alone, the largest first, of
+    equals the newest."""
+    those = [
+        (other, record)
+        for other, record in known.problems
+        if record.key.arch == arch and type(other) is type(problem) and other.alone == problem.alone
+    ]
+    here = [one for one in those if _distance(one[0], one[0], one[1].key, known.here)[0] == 0]
+    return sorted(here, key=lambda one: (one[0].least_bytes, one[1].date), reverse=True)
 
 
 def _nearest(problem: Problem, arch: str, known: Knowledge) -> list[tuple[float, list[str], Problem, Record]]:

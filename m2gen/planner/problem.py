@@ -129,6 +129,12 @@ class Problem:
         return problem
 
     @property
+    def alone(self) -> Problem:
+        """The problem of one of those that are done together, whose plan decides how all of them are computed
+        (`Body.arithmetic`); itself, where nothing depends on company."""
+        return self
+
+    @property
     def main(self) -> str:
         """The size that decides most, as text, for what is said of the nearest wisdom."""
         raise NotImplementedError

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from m2gen import log
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import PlanError, WisdomError
-from m2gen.planner.advice import Advice, Knowledge, advise
-from m2gen.planner.choice import digest
+from m2gen.planner.advice import Advice, Knowledge, advise, company
+from m2gen.planner.choice import by_choice, digest
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.registry import OPS
@@ -93,7 +93,7 @@ def plan(problem: Problem, limits: DeviceLimits, wisdom: Knowledge | None = None
             f"no solver can do it: {reasons}",
             "use a smaller n or b, or a device with more memory",
         )
-    advice = _advice(problem, limits, ranking, wisdom, rigor)
+    advice, ranking = _advice(problem, limits, ranking, wisdom or Knowledge(()), rigor)
     if advice.plan is None:
         chosen = replace(ranking.plans[0], origin=f"estimate: {advice.origin}")
         log.once(f"{chosen}: {reason(ranking)}; {advice.origin}")
@@ -102,18 +102,38 @@ def plan(problem: Problem, limits: DeviceLimits, wisdom: Knowledge | None = None
     return replace(advice.plan, origin=f"wisdom: {advice.origin}")
 
 
-def _advice(problem: Problem, limits: DeviceLimits, ranking: Ranking, wisdom: Knowledge | None, rigor: str) -> Advice:
-    """What wisdom says, after a measurement where the rigor asks for one."""
+def _in_company(problem: Problem, limits: DeviceLimits, known: Knowledge, ranking: Ranking) -> Ranking:
+    """The plans whose results have the bits that each of those done together has alone; all, where none has."""
+    wanted = _arithmetic(problem, limits, known)
+    those = tuple(one for one in ranking.plans if wanted is not None and one.body.arithmetic == wanted)
+    return replace(ranking, plans=those) if those else ranking
+
+
+def _arithmetic(problem: Problem, limits: DeviceLimits, known: Knowledge) -> Hashable:
+    """That of the largest problem measured here of those that differ in company alone; else that of the problem of one
+    alone; None where nothing has to agree."""
+    for other, record in company(problem, limits.arch, known):
+        plans = rank(other, limits).plans
+        found = by_choice(plans).get(record.choice)
+        if found is not None and digest(plans) == record.key.candidates:
+            return found.body.arithmetic
+    return None if problem.alone == problem else plan(problem.alone, limits, known).body.arithmetic
+
+
+def _advice(
+    problem: Problem, limits: DeviceLimits, every: Ranking, known: Knowledge, rigor: str
+) -> tuple[Advice, Ranking]:
+    """What wisdom says, after a measurement where the rigor asks for one; and the plans that it says it of."""
     if rigor not in RIGORS:
         raise PlanError(f"rigor {rigor!r}", "no such rigor", f"use one of {', '.join(RIGORS)}")
-    known = wisdom or Knowledge(())
 
     def digest_of(other: Problem) -> str:
         return digest(rank(other, limits).plans)
 
+    ranking = _in_company(problem, limits, known, every)
     found = advise(problem, limits.arch, ranking.plans, known, digest_of)
     if not problem.measured:
-        return found
+        return found, ranking
     if rigor == "measure" and not found.exact:
         if known.measure is None:
             raise PlanError(
@@ -124,6 +144,7 @@ def _advice(problem: Problem, limits: DeviceLimits, ranking: Ranking, wisdom: Kn
         record = known.measure(problem, limits)
         if record is not None:
             more = replace(known, records=(*known.records, record))
+            ranking = _in_company(problem, limits, more, every)
             found = advise(problem, limits.arch, ranking.plans, more, digest_of)
     if rigor == "wisdom_only" and not found.exact:
         raise WisdomError(
@@ -131,7 +152,7 @@ def _advice(problem: Problem, limits: DeviceLimits, ranking: Ranking, wisdom: Kn
             found.origin if found.plan is None else f"there is none of its own; one would plan {found.origin}",
             f"run m2gen tune {problem}, or plan with rigor estimate",
         )
-    return found
+    return found, ranking
 
 
 def reason(ranking: Ranking) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -108,6 +108,12 @@ class Body(Step[P]):
     def style(self) -> str:
         """How it differs from others of its solver, in words that mean the same for a problem of other sizes."""
         raise NotImplementedError
+
+    @property
+    def arithmetic(self) -> Hashable:
+        """What a result's bits depend on: for problems done together it is that of one alone. None where no two plans
+        are to agree."""
+        return None
 
     @property
     def reluctance(self) -> Reluctance | None:

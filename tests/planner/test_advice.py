@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
+from m2gen.cache import wisdom as store
 from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError, WisdomError
 from m2gen.planner import search
 from m2gen.planner.advice import Circumstances, Knowledge, advise
 from m2gen.planner.choice import by_choice, digest
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.testing.corpus import corpus
@@ -37,6 +39,7 @@ class Record:
     style: str
     default: str = "another"
     date: str = "2026-11-24"
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def record_of(problem: Problem = PROBLEM, at: int = 1, **key: object) -> Record:
@@ -183,3 +186,56 @@ def test_rigors_that_cannot_be_had() -> None:
         search.plan(PROBLEM, LIMIT, Knowledge(()), "measure")
     with pytest.raises(PlanError, match="Use one of estimate, measure, wisdom_only"):
         search.plan(PROBLEM, LIMIT, None, "guess")
+
+
+# -- company: the same bits in any batch -------------------------------------------------------------------------------
+
+
+def batch(b: int) -> Problem:
+    return parse(f"fftconv n=2048 h=768 b={b} fp32 bidirectional skip blh")
+
+
+def others(problem: Problem) -> list[int]:
+    """Places of plans that sum in another order than the first."""
+    plans = search.rank(problem, LIMIT).plans
+    first = plans[0].body.arithmetic
+    return [i for i, one in enumerate(plans) if one.body.arithmetic not in (None, first)]
+
+
+def test_a_batch_is_planned_as_one_sequence_is() -> None:
+    """Whatever was measured: nothing, of one, of many, of both with another choice."""
+    few, many = others(batch(1)), others(batch(8))
+    plans = search.rank(batch(1), LIMIT).plans
+    for records in (
+        (),
+        (record_of(batch(1), few[0]),),
+        (record_of(batch(8), many[-1]),),
+        (record_of(batch(1), few[0]), record_of(batch(8), many[-1])),
+        (record_of(batch(8), 0), record_of(batch(1), few[0])),
+    ):
+        found = {planned(*records, problem=batch(b)).body.arithmetic for b in (1, 2, 5, 8, 64)}
+        assert len(found) == 1, records
+    assert plans[few[0]].body.arithmetic != search.rank(batch(8), LIMIT).plans[many[-1]].body.arithmetic
+
+
+def test_of_records_that_disagree_the_larger_batch_decides_and_the_other_gives_its_times() -> None:
+    plans = search.rank(batch(1), LIMIT).plans
+    large = record_of(batch(8), others(batch(8))[0])
+    wanted = planned(large, problem=batch(8)).body.arithmetic
+    alike = [one.choice for one in plans if one.body.arithmetic == wanted]
+    small = replace(record_of(batch(1), 0), seconds={plans[0].choice: 1.0, alike[-1]: 2.0, alike[0]: 3.0})
+    found = planned(large, small, problem=batch(1))
+    assert found.choice == alike[-1] and "with the bits of larger batches" in found.origin
+    assert planned(large, small, problem=batch(1), rigor="wisdom_only") == found
+    elsewhere = replace(large, key=replace(large.key, threads=99))  # measured in other circumstances: no say in it
+    assert planned(elsewhere, small, problem=batch(1)).choice == plans[0].choice
+
+
+@pytest.mark.parametrize("arch", ["avx2", "avx512"])
+def test_shipped_wisdom_keeps_the_bits_of_a_batch(arch: str) -> None:
+    limits = target(arch)
+    known = Knowledge(store.shipped(arch))
+    for problem, _ in known.problems:
+        if isinstance(problem, FftConvProblem) and problem.b > 1:
+            alone, together = (search.plan(one, limits, known).body.arithmetic for one in (problem.alone, problem))
+            assert alone == together, problem

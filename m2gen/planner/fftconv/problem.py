@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from m2gen.dtypes import DTYPES
@@ -135,6 +135,11 @@ class FftConvProblem(Problem):
         tail, beyond `n`, is then added onto the head.
         """
         return self.n + max(self.taps)
+
+    @property
+    def alone(self) -> FftConvProblem:
+        """One sequence of the batch."""
+        return replace(self, b=1)
 
     @property
     def main(self) -> str:

@@ -214,6 +214,11 @@ class NativeConv(Conv):
         return f"{_order(self.spec)}, {together}{lanes}, {'kept' if self.keep else 'made anew'}"
 
     @property
+    def arithmetic(self) -> tuple[object, ...]:
+        """The order of the sums: that of a sequence alone, in any batch."""
+        return self.transform, self.fold, self.spec.wide
+
+    @property
     def reluctance(self) -> Reluctance | None:
         """Rings of 2^k and of 3 2^k points are the ladder. Any other has to be estimated clearly faster: a data loader
         of random lengths would have a kernel compiled for each of them."""
