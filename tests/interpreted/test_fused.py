@@ -68,7 +68,7 @@ def problems(draw: st.DrawFn) -> Problem:
     )  # fmt: skip
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(problems(), st.sampled_from(["as is", "step", "offset", "expanded"]))
 def test_fftconv_end_to_end(problem: Problem, how: str) -> None:
     """Through the public function: operator, executor, planner, kernel; any strides."""

@@ -16,7 +16,7 @@ from m2gen.device.limits import target
 from m2gen.errors import M2GenError
 from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.spec import Candidate
-from m2gen.planner.shortconv import fused
+from m2gen.planner.shortconv import tiles
 from m2gen.planner.shortconv.tiles import ShortconvSizes, candidates
 from m2gen.runtime.bindings import shortconv_triton as kernels
 
@@ -28,7 +28,7 @@ WIDTHS = st.sampled_from([1, 2, 3, 4, 5, 9, 11])
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "live", lambda device: comparison.SMALL)
-    monkeypatch.setattr(fused, "_TILES", ((64, 64), (32, 32)))
+    monkeypatch.setattr(tiles, "_TILES", ((64, 64), (32, 32)))
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, length: int, mask: Tensor | None) -> Tensor:
@@ -134,7 +134,7 @@ def test_every_tile_that_planning_may_choose(monkeypatch: pytest.MonkeyPatch) ->
     x, weight = comparison.draw(1, 20, 40, dtype=torch.float16), comparison.draw(20, 3, dtype=torch.float16, seed=1)
     expected = exact(x.double(), weight.double(), None, 2, 40, None)
     ranked = candidates(ShortconvSizes(1, 20, 40, 3, "fp16"), target("sm90"))
-    assert len(ranked) == len(fused._TILES) >= 8
+    assert len(ranked) == len(tiles._TILES) >= 8
     for one in ranked:
         comparison.close(kernels.convolve(x, weight, spec=one.spec), expected, one.spec.name)
 
