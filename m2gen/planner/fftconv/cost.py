@@ -41,6 +41,7 @@ def _library_work(size: int) -> float:
     return float(transform_work(*work_case(size), NUMBERS))
 
 
+@lru_cache(maxsize=4096)
 def working_set(problem: FftConvProblem, transform: Transform, channels: int) -> float:
     """Bytes in use while `channels` channels of the whole batch are convolved."""
     values = _sizes(problem, transform, max(channels, 1))
