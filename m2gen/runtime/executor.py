@@ -84,7 +84,7 @@ def _here(x: Tensor) -> tuple[DeviceLimits, int, int]:
 def _of_conv(x: Operands, mode: str, precision: str) -> SpectralKernel | FusedKernel | NativeKernel:
     problem = problem_of(x, mode, precision)
     kernel: SpectralKernel | FusedKernel | NativeKernel
-    kernel = bound(problem, live(x.u.device), torch.get_num_threads(), wisdom.generation())
+    kernel = bound(problem, *_here(x.u))
     return kernel
 
 

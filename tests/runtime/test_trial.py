@@ -64,6 +64,8 @@ def test_a_right_plan_passes_in_a_process_of_its_own() -> None:
         "fftconv n=200 h=2 b=2 fp32 causal gated skip",
         "blockdiag in=40 out=60 blocks=4 rows=70 fp32 gelu glu",
         "blockdiag in=40 out=60 blocks=4 rows=70 bf16 bias silu",
+        "shortconv n=90 h=20 b=2 bf16 bias blh",
+        "shortconv n=90 h=20 b=2 fp32 bias gated blh to=bhl",
     ],
 )
 def test_tritons_kernels_in_the_interpreter(text: str, monkeypatch: pytest.MonkeyPatch) -> None:

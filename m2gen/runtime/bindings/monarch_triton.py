@@ -45,8 +45,7 @@ class FusedKernel:
         if needs[0] and step.whole_back is not None:
             turned = [f.transpose(1, 2) for f in reversed(factors)]
             found[0] = both(step.whole_back, back, turned[0], turned[1]).view(x.shape)
-        last = next((i for i, need in enumerate(needs[1:]) if need), len(factors))  # the stage to go back to
-        if last == len(factors) and (found[0] is not None or not needs[0]):
+        if not any(needs[1:]) and (found[0] is not None or not needs[0]):
             return found
         inputs = [rows, *self._stages(rows, factors[:-1])] if any(needs[1:]) else []
         for i in reversed(range(len(factors))):

@@ -44,7 +44,7 @@ class FusedKernel:
     def weight_gradients(self, x: Tensor, dy: Tensor, left: int, sums: Tensor) -> None:
         """Fill `sums` (H, W + 1): the weight's gradient and, last, the bias's."""
         choice = Candidate(self.step.back, 0.0, 0.0, self.step.parts_of_times)
-        sums.copy_(weight_gradients(dy, x, sums.shape[1] - 1, left, None, choice))
+        weight_gradients(dy, x, sums.shape[1] - 1, left, None, choice, sums)
 
     def mix(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Fill y (2, B, D, L) with s(x1) s(v) and s(x2)."""
@@ -108,12 +108,13 @@ def weight_gradients(
     left: int,
     mask: Tensor | None = None,
     choice: Candidate[ShortconvSpec] | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
-    """(H, W + 1): sums of dy[b, h, i] x[b, h, i + w - left] for each tap w and, last, of dy. The same bits in every
-    call: tiles are summed in parts of a fixed number, and these in their order."""
+    """(H, W + 1), in `total` or of x's dtype: sums of dy[b, h, i] x[b, h, i + w - left] for each tap and, last, of dy.
+    The same bits in every call: tiles are summed in parts of a fixed number, and these in their order."""
     dy, x = dy.resolve_neg(), x.resolve_neg()
     batch, channels, length = x.shape
-    total = x.new_empty((channels, width + 1))
+    total = x.new_empty((channels, width + 1)) if total is None else total
     if dy.numel() == 0:
         return total.zero_()
     masked = "no" if mask is None else "in"
