@@ -84,7 +84,6 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
     from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
     from m2gen.ops.gate import gated_bwd_op, gated_op
     from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d_ds_op, gated_depthwise_conv1d_op
-    from m2gen.planner import search
     from m2gen.runtime import executor
     from m2gen.runtime.bindings.spectral import Operands
     from m2gen.runtime.executor import monarch_problem, problem_of, product_problem
@@ -107,22 +106,12 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
             shape = (nblocks, dy.shape[1] // nblocks, x.shape[1] // nblocks)
             wanted.add(product_problem(shape, x.shape[0], x.dtype), of, True)
 
-    def monarch(x: Any, factors: Any, gradients: bool) -> bool:
-        """Whether the product is planned as one kernel."""
+    def monarch(x: Any, factors: Any, gradients: bool) -> None:
         if not x.numel() or not all(f.numel() for f in factors):
-            return False
+            return
         shapes = tuple(tuple(f.shape) for f in factors)
         problem = monarch_problem(shapes, x.numel() // (shapes[0][0] * shapes[0][2]), x.dtype)
         wanted.add(problem, of, gradients)
-        return bool(search.plan(problem, limits).body.kernels(problem))
-
-    def monarch_product(x: Any, factors: Any) -> None:
-        if not monarch(x, factors, False):
-            monarch_matmul.run(x, factors)
-
-    def monarch_backward(dy: Any, x: Any, factors: Any, needs: Any) -> None:
-        if not monarch(x, factors, True):
-            monarch_matmul.backward_by_stages(dy, x, factors, needs)
 
     def short(x: Any, outputs: int, width: int, bias: Any, gradients: bool) -> None:
         if x.numel() and outputs:
@@ -146,8 +135,8 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         blockdiag_linear_op: product,
         blockdiag_glu_op: lambda x, weight, activation: product(x, weight, None, True, activation),
         blockdiag_outer_op: outer,
-        monarch_matmul.monarch_matmul_op: monarch_product,
-        monarch_matmul.monarch_backward_op: monarch_backward,
+        monarch_matmul.monarch_matmul_op: lambda x, factors: monarch(x, factors, False),
+        monarch_matmul.monarch_backward_op: lambda dy, x, factors, needs: monarch(x, factors, True),
         depthwise_conv1d_op: lambda x, weight, bias, left, right: short(
             x, x.shape[2] + left + right - weight.shape[1] + 1, weight.shape[1], bias, False
         ),

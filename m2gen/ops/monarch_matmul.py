@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from m2gen.ops import _check as check
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, register
-from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks, product
-from m2gen.planner.monarch.problem import inner_widths as inner_widths
+from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks
+from m2gen.planner.monarch.problem import inner_widths
 from m2gen.runtime import executor
+from m2gen.runtime.bindings.monarch_stages import gradients
 
 
 def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -53,50 +54,9 @@ def _check(x: Tensor, factors: Sequence[Tensor]) -> None:
     inner_widths(_shapes(factors))
 
 
-def swap(x: Tensor, rows: int, columns: int) -> Tensor:
-    """View the last axis as (..., rows, columns), transpose the two, flatten: a stride permutation."""
-    if x.shape[-1] == 0:
-        return x
-    groups = x.shape[-1] // (rows * columns)
-    return x.reshape(*x.shape[:-1], groups, rows, columns).transpose(-1, -2).reshape(x.shape)
-
-
-def gather_blocks(x: Tensor, factor: Tensor, width: int) -> Tensor:
-    """The permutation before a stage: (..., A, block_in, C) -> (..., A, C, block_in)."""
-    return swap(x, factor.shape[2], width)
-
-
-def scatter_blocks(x: Tensor, factor: Tensor) -> Tensor:
-    """The permutation behind a stage: (..., nblocks, block_out) -> (..., block_out, nblocks)."""
-    return swap(x, factor.shape[0], factor.shape[1])
-
-
-def _stages(
-    x: Tensor, factors: Sequence[Tensor], product: Callable[..., Tensor] = blockdiag_linear_op
-) -> tuple[list[Tensor], Tensor]:
-    """Every stage's input, gathered into blocks, and the result; differentiable, as the product is."""
-    inputs = []
-    for factor, width in zip(factors, inner_widths(_shapes(factors)), strict=True):
-        x = gather_blocks(x, factor, width) if len(factors) > 1 else x
-        inputs.append(x)
-        x = product(x, factor, None)
-        x = scatter_blocks(x, factor) if len(factors) > 1 else x
-    return inputs, x
-
-
-def run(x: Tensor, factors: list[Tensor]) -> Tensor:
-    """The operator by others: a product for each factor."""
-    return _stages(x, factors)[1].contiguous()
-
-
-def chain(x: Tensor, factors: list[Tensor]) -> Tensor:
-    """The product where no kernel does all of it: a block-diagonal one for each factor, permutations between."""
-    return _stages(x, factors, product)[1].contiguous()
-
-
-def _impl(x: Tensor, factors: list[Tensor]) -> Tensor:
-    y = executor.monarch(x, factors)
-    return chain(x, factors) if y is None else y
+def _product(x: Tensor, factor: Tensor, _: int) -> Tensor:
+    y: Tensor = blockdiag_linear_op(x, factor, None)
+    return y
 
 
 def _fake(x: Tensor, factors: list[Tensor]) -> Tensor:
@@ -118,21 +78,13 @@ def _of_the_older_vmap(x: Tensor) -> bool:
 
 
 def backward_by_stages(dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool]) -> list[Tensor]:
-    """All gradients by differentiable operators, stage by stage from the last; empty where one is not wanted. What the
-    stages read is computed again."""
-    many, widths = len(factors) > 1, inner_widths(_shapes(factors))
-    inputs, _ = _stages(x, factors) if any(needs[1:]) else ([], None)
-    grads = [x.new_empty(0) for _ in needs]
-    for i in reversed(range(len(factors))):
-        nblocks, block_out, block_in = factors[i].shape
-        dy = swap(dy, block_out, nblocks) if many else dy
-        if needs[1 + i]:
-            grads[1 + i] = outer_blocks(dy, inputs[i], factors[i]).contiguous()
-        if not any(needs[: 1 + i]):
-            return grads
-        dy = blockdiag_linear_op(dy, factors[i].transpose(1, 2), None)
-        dy = swap(dy, widths[i], block_in) if many else dy
-    return [dy.contiguous() if needs[0] else grads[0], *grads[1:]]
+    """All gradients by differentiable operators, stage by stage from the last; empty where one is not wanted."""
+
+    def outer(dy: Tensor, x: Tensor, i: int) -> Tensor:
+        return outer_blocks(dy, x, factors[i])
+
+    found = gradients(dy, x, factors, needs, _product, _product, outer)
+    return [x.new_empty(0) if grad is None else grad.contiguous() for grad in found]
 
 
 def _jvp(args: Args, tangents: Args) -> Tensor:
@@ -161,7 +113,7 @@ monarch_matmul_op: Any = register(
     Definition(
         schema="monarch_matmul(Tensor x, Tensor[] factors) -> Tensor",
         check=_check,
-        impl=_impl,
+        impl=executor.monarch,
         fake=_fake,
         vjp=_vjp,
         jvp=_jvp,
@@ -178,8 +130,6 @@ def _bwd_check(dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence
 
 def _bwd_impl(dy: Tensor, x: Tensor, factors: list[Tensor], needs: list[bool]) -> list[Tensor]:
     found = executor.monarch_gradients(dy, x, factors, needs)
-    if found is None:
-        return backward_by_stages(dy, x, factors, needs)
     return [x.new_empty(0) if grad is None else grad for grad in found]
 
 

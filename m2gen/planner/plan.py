@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from m2gen.errors import PlanError
@@ -67,6 +67,13 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as one JSON object; `stored.plan_from_json` gives an equal plan back."""
-        steps = [{"step": type(step).__name__, **asdict(step)} for step in self.steps]
         head = {"problem": str(self.problem), "arch": self.arch, "solver": self.solver, "origin": self.origin}
-        return json.dumps({**head, "steps": steps})
+        return json.dumps({**head, "steps": _written(self.steps)})
+
+
+def _written(value: Any) -> Any:
+    """What JSON takes; a step, in a plan or in another step, says which."""
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = {"step": type(value).__name__} if isinstance(value, Step) else {}
+        return {**kind, **{one.name: _written(getattr(value, one.name)) for one in fields(value)}}
+    return [_written(one) for one in value] if isinstance(value, tuple | list) else value

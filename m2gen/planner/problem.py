@@ -111,13 +111,17 @@ class Problem:
     grammar: ClassVar[Grammar]
     nearness: ClassVar[Nearness]
     columns: ClassVar[tuple[str, ...]]  # titles of `Body.row`
-    measured: ClassVar[bool] = True  # whether its plans can be; where not, every rigor is "estimate"
     dtype: str
     layout: str = "BHL"  # of its sequences, or "BLH"
 
     @property
     def op(self) -> str:
         return self.grammar.op
+
+    @property
+    def measured(self) -> bool:
+        """Whether its plans can be; where not, every rigor is "estimate"."""
+        return True
 
     @classmethod
     def of(cls, problem: Problem) -> Self:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from m2gen.device.limits import DeviceLimits
-from m2gen.planner.blockdiag import fused as blockdiag_fused
-from m2gen.planner.blockdiag import library as blockdiag_library
-from m2gen.planner.blockdiag import native as blockdiag_native
+from m2gen.planner.blockdiag import solvers as blockdiag
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.composed import Composed
@@ -24,29 +20,12 @@ from m2gen.planner.monarch import fused as monarch_fused
 from m2gen.planner.monarch import solvers as monarch
 from m2gen.planner.monarch.problem import MonarchProblem
 from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
-from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.planner.ranking import Solver
 from m2gen.planner.shortconv import solvers as shortconv
 from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
 from m2gen.planner.step import Step
-
-
-class Solver(Protocol):
-    """One way of doing the problems of its op. Pure: it never times anything and never asks a device."""
-
-    @property
-    def name(self) -> str:
-        """As it is printed in plans."""
-
-    def reject(self, problem: Any, limits: DeviceLimits) -> str | None:
-        """Why it cannot do the problem on the device, or None where it can. Legality, never taste."""
-
-    def candidates(self, problem: Any, limits: DeviceLimits) -> Iterator[Plan]:
-        """Legal plans; called only where nothing was rejected."""
-
-    def left_out(self, problem: Any, limits: DeviceLimits) -> Iterable[tuple[str, str]]:
-        """(kernel, reason) of what would fit and must not run."""
 
 
 class Op(NamedTuple):
@@ -65,7 +44,7 @@ _ROWS = (
     ),
     Op(
         BlockDiagProblem,
-        (blockdiag_library.Library(), blockdiag_fused.Fused(), blockdiag_native.Native()),
+        blockdiag.SOLVERS,
         (LibraryProduct, FusedProduct, NativeProduct),
     ),
     Op(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import replace
 from functools import lru_cache
 
 from m2gen import log
@@ -13,67 +13,18 @@ from m2gen.planner.advice import Advice, Knowledge, advise, company
 from m2gen.planner.choice import by_choice, digest
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
+from m2gen.planner.ranking import Ranking as Ranking
+from m2gen.planner.ranking import ranked
 from m2gen.planner.registry import OPS
 from m2gen.planner.step import duration
 
 RIGORS = ("estimate", "measure", "wisdom_only")
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The legal plans, best first, (solver, reason) for every solver that has none, and (kernel, reason) for every
-    kernel that would fit and must not run."""
-
-    columns: tuple[str, ...]  # titles of the plans' `body.row`
-    plans: tuple[Plan, ...]
-    rejections: tuple[tuple[str, str], ...]
-    left_out: tuple[tuple[str, str], ...] = ()
-
-    def best(self, solver: str) -> Plan | None:
-        """The first plan of `solver`."""
-        return next((plan for plan in self.plans if plan.solver == solver), None)
-
-
 @lru_cache(maxsize=1024)
 def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
-    """All candidates by estimated seconds, equals in the order of the registry and of each solver's own preference; one
-    whose kernels few problems share stands behind others that are a little slower (`Body.reluctance`)."""
-    plans: list[Plan] = []
-    rejections: list[tuple[str, str]] = []
-    left_out: list[tuple[str, str]] = []
-    for solver in OPS[problem.op].solvers:
-        reason = solver.reject(problem, limits)
-        if reason is None:
-            plans += solver.candidates(problem, limits)
-        else:
-            rejections.append((solver.name, reason))
-        left_out += solver.left_out(problem, limits)
-    cheapest = sorted(plans, key=_order)
-    if warnings := (*_behind(cheapest), *_warnings(left_out)):
-        cheapest = [replace(plan, left_out=warnings) for plan in cheapest]
-    return Ranking(problem.columns, tuple(cheapest), tuple(rejections), tuple(dict.fromkeys(left_out)))
-
-
-def _order(plan: Plan) -> float:
-    reluctance = plan.body.reluctance
-    return plan.estimate.seconds * (1.0 if reluctance is None else reluctance.factor)
-
-
-def _behind(plans: list[Plan]) -> Iterator[str]:
-    """Of each reason for standing behind: the cheapest plan that is estimated faster than the first."""
-    faster = [plan for plan in plans if plan.estimate.seconds < plans[0].estimate.seconds]
-    for why in dict.fromkeys(plan.body.reluctance.why for plan in faster if plan.body.reluctance):
-        those = [plan for plan in faster if plan.body.reluctance and plan.body.reluctance.why == why]
-        best = min(those, key=lambda plan: plan.estimate.seconds)
-        yield f"{best.choice}, estimated {duration(best.estimate.seconds)}: {why}"
-
-
-def _warnings(left_out: list[tuple[str, str]]) -> tuple[str, ...]:
-    """Each reason once, with the number of kernels and their names."""
-    reasons: dict[str, dict[str, None]] = {}
-    for name, why in left_out:
-        reasons.setdefault(why, {})[name] = None
-    return tuple(f"{why}; {len(names)} kernels: {', '.join(names)}" for why, names in reasons.items())
+    """What the solvers of the problem's op can do, remembered."""
+    return ranked(OPS[problem.op].solvers, problem, limits)
 
 
 @lru_cache(maxsize=16384)

@@ -36,6 +36,8 @@ def _step(data: Mapping[str, Any]) -> Step[Any]:
 
 def _revived(kind: Any, value: Any) -> Any:
     """What `asdict` and JSON made of a value of this type, as such a value again."""
+    if isinstance(value, dict) and "step" in value:
+        return _step(value)
     if isinstance(value, dict) and (of := next((one for one in _alternatives(kind) if is_dataclass(one)), None)):
         kinds = get_type_hints(of)
         return of(**{name: _revived(kinds[name], one) for name, one in value.items()})  # type: ignore[operator]

@@ -9,6 +9,7 @@ from typing import Any
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
+from m2gen.planner.monarch.problem import MonarchProblem, stage_problems, turned
 from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
 from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
@@ -26,6 +27,18 @@ from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.native import NativeKernel
 from m2gen.runtime.bindings.spectral import SpectralKernel
 
+
+def _staged(problem: MonarchProblem, step: StagedMonarch) -> monarch.StagedKernel:
+    """The products with the factors, each as its own step says."""
+    ways = (problem, step.factors, step.stages), (problem, turned(step.factors), step.back)
+    return monarch.StagedKernel(
+        *(
+            [BINDINGS[type(body)](of, body) for of, body in zip(stage_problems(problem, shapes), bodies, strict=True)]
+            for problem, shapes, bodies in ways
+        )
+    )
+
+
 BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     SpectralConv: SpectralKernel,
     FusedConv: FusedKernel,
@@ -33,7 +46,7 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     LibraryProduct: blockdiag.LibraryKernel,
     NativeProduct: blockdiag.NativeKernel,
     FusedProduct: blockdiag_triton.FusedKernel,
-    StagedMonarch: monarch.StagedKernel,
+    StagedMonarch: _staged,
     FusedMonarch: monarch_triton.FusedKernel,
     NativeMonarch: monarch.NativeKernel,
     LibraryShortconv: shortconv.LibraryKernel,

@@ -24,8 +24,6 @@ from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.blockdiag import applied, matmul_blocks, outer_blocks
 from m2gen.runtime.bindings.fused import FusedKernel
-from m2gen.runtime.bindings.monarch import NativeKernel as MonarchKernel
-from m2gen.runtime.bindings.monarch import StagedKernel as StagedMonarchKernel
 from m2gen.runtime.bindings.native import NativeKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands, SpectralKernel
 from m2gen.runtime.build import ahead
@@ -62,7 +60,11 @@ def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int)
         return kernel_of(ahead.plan(problem, limits) or wisdom.chosen(problem, limits, threads, measure=tune.measure))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
-        return kernel_of(plan(problem, replace(limits, languages=())))
+        return _without_cpp(problem, limits)
+
+
+def _without_cpp(problem: Problem, limits: DeviceLimits) -> Any:
+    return kernel_of(plan(problem, replace(limits, languages=())))
 
 
 def _cached(problem: Callable[..., Problem]) -> Callable[..., Any]:
@@ -154,19 +156,28 @@ _of_product = _cached(product_problem)
 # -- products with Monarch matrices ------------------------------------------------------------------------------------
 
 
-def monarch(x: Tensor, factors: Sequence[Tensor]) -> Tensor | None:
-    """x (..., n_in) by the Monarch matrix of the factors (nblocks, block_out, block_in); None where the plan is to go
-    stage by stage, and where there is nothing to compute."""
+def monarch(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """x (..., n_in) by the Monarch matrix of the factors (nblocks, block_out, block_in), contiguous."""
     kernel = _of_monarch(x, factors)
-    return None if kernel is None else kernel.product(x, factors)
+    if kernel is None:
+        return x.new_zeros((*x.shape[:-1], factors[-1].shape[0] * factors[-1].shape[1]))
+    y: Tensor = kernel.product(x, factors)
+    return y
 
 
-def monarch_gradients(
-    dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
-) -> list[Tensor | None] | None:
-    """Those in x and in each factor, None where one is not wanted; or None as of `monarch`."""
+def monarch_gradients(dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """Those in x and in each factor, None where one is not wanted."""
     kernel = _of_monarch(x, factors)
-    return None if kernel is None else kernel.gradients(dy, x, factors, needs)
+    if kernel is None:
+        return [t.new_zeros(t.shape) if need else None for t, need in zip((x, *factors), needs, strict=True)]
+    found: list[Tensor | None]
+    try:
+        found = kernel.gradients(dy, x, factors, needs)
+    except CompileError as error:
+        problem, limits = kernel.problem, live(x.device)
+        log.fallback(f"gradients of {problem} are done without generated C++: {error}")
+        found = _without_cpp(problem, limits).gradients(dy, x, factors, needs)
+    return found
 
 
 def monarch_problem(shapes: tuple[tuple[int, ...], ...], rows: int, dtype: torch.dtype) -> MonarchProblem:
@@ -176,13 +187,13 @@ def monarch_problem(shapes: tuple[tuple[int, ...], ...], rows: int, dtype: torch
     return MonarchProblem(n_in=first * depth, n_out=last * width, rows=rows, dtype=_SHORT_NAME[dtype], factors=factors)
 
 
-def _of_monarch(x: Tensor, factors: Sequence[Tensor]) -> MonarchKernel | StagedMonarchKernel | None:
+def _of_monarch(x: Tensor, factors: Sequence[Tensor]) -> Any:
+    """None where there is nothing to compute: every sum is empty, or there is none."""
     shapes = tuple([tuple(f.shape) for f in factors])
     if not x.numel() or not all(f.numel() for f in factors):
         return None
     rows = x.numel() // (shapes[0][0] * shapes[0][2])
-    kernel: MonarchKernel | StagedMonarchKernel = _monarch_kernel(*_here(x), shapes, rows, x.dtype)
-    return kernel
+    return _monarch_kernel(*_here(x), shapes, rows, x.dtype)
 
 
 _monarch_kernel = _cached(monarch_problem)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from m2gen.device.limits import target
 from m2gen.kernels.spec import Candidate
-from m2gen.ops.monarch_matmul import inner_widths
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes, candidates
+from m2gen.planner.monarch.problem import inner_widths
 from m2gen.reference import monarch as oracle
 from m2gen.runtime.bindings import blockdiag_triton as kernels
 from m2gen.runtime.bindings.blockdiag_triton import Epilogue

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2gen.config import config
 from m2gen.device.limits import LIMITS, target
 from m2gen.errors import PlanError, ProblemError
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
@@ -24,9 +23,10 @@ from m2gen.planner.monarch.steps import MonarchStep, NativeMonarch
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import PROBLEMS, parse
 from m2gen.planner.stored import plan_from_json
-from m2gen.runtime import executor
+from m2gen.runtime import planning
 from m2gen.runtime.measure import cases
 from m2gen.runtime.measure.cases import case_of
+from m2gen.runtime.measure.monarch_case import MonarchCase
 
 
 @settings(max_examples=60)
@@ -140,22 +140,14 @@ def m2gen_ranking(text: str) -> Plan:
 
 
 def test_what_is_not_measured_says_so() -> None:
-    with pytest.raises(PlanError, match=r"plans of monarch are not measured. Tune problems of fftconv, blockdiag"):
-        case_of(parse("monarch in=8 out=8"))
-    for kind in PROBLEMS:
-        assert kind.measured == (kind in cases._CASES)
+    """Orders are different matrices: only where the factors are given are plans compared by their times."""
+    open_, given = parse("monarch in=8 out=8"), parse("monarch in=8 out=8 factors=2x4x4,4x2x2")
+    with pytest.raises(PlanError, match=r"its plans are not to be compared by their times. Give the factors"):
+        case_of(open_)
+    assert not open_.measured and given.measured and case_of(given) is MonarchCase
+    assert set(PROBLEMS) == set(cases._CASES)
 
 
 @pytest.mark.parametrize("rigor", search.RIGORS)
-def test_no_rigor_stops_what_cannot_be_measured(rigor: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("M2GEN_RIGOR", rigor)
-    config.cache_clear()
-    executor._monarch_kernel.cache_clear()
-    executor.bound.cache_clear()
-    try:
-        assert monarch_matmul(torch.randn(3, 16), [torch.randn(4, 4, 4)] * 2).shape == (3, 16)
-    finally:
-        monkeypatch.undo()
-        config.cache_clear()
-        executor._monarch_kernel.cache_clear()
-        executor.bound.cache_clear()
+def test_no_rigor_stops_what_cannot_be_measured(rigor: str) -> None:
+    assert planning.plan("monarch in=16 out=16 rows=3", rigor=rigor).body.factors

@@ -15,13 +15,13 @@ from torch import Tensor
 import m2gen
 from m2gen.config import config
 from m2gen.device.limits import target
-from m2gen.ops.monarch_matmul import backward_by_stages, chain
 from m2gen.planner.monarch.run import backward_run, spec_of
-from m2gen.planner.monarch.solvers import Native
+from m2gen.planner.monarch.solvers import Native, Staged
 from m2gen.planner.monarch.steps import NativeMonarch
 from m2gen.reference import monarch as oracle
 from m2gen.runtime import executor
-from m2gen.runtime.bindings.monarch import NativeKernel
+from m2gen.runtime.binding import kernel_of
+from m2gen.runtime.bindings.monarch import NativeKernel, StagedKernel
 from m2gen.runtime.build.cpp_kernel import available, compile_text
 from m2gen.runtime.build.limits import live
 from m2gen.testing.tolerances import check
@@ -79,7 +79,7 @@ def kernel(x: Tensor, factors: list[Tensor]) -> NativeKernel:
     """The generated one, whether it is the fastest plan of this CPU or not."""
     shapes = tuple([tuple(f.shape) for f in factors])
     problem = executor.monarch_problem(shapes, x.numel() // (shapes[0][0] * shapes[0][2]), x.dtype)
-    (plan,) = Native().candidates(problem, executor.live(x.device))
+    plan = next(Native().candidates(problem, executor.live(x.device)))
     assert isinstance(plan.body, NativeMonarch)
     return NativeKernel(problem, plan.body)
 
@@ -196,14 +196,15 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_what_is_left_to_others() -> None:
-    """16 bits, no numbers, large blocks: None, and the operator goes stage by stage."""
+    """16 bits and large blocks go stage by stage; without numbers there is nothing to compute."""
     x, factors, dy = drawn(NAMED[0], 5, torch.float32)
     half = [f.bfloat16() for f in factors]
-    for args in ((x.bfloat16(), half), (x[:0], factors)):
-        assert executor.monarch(*args) is None
-        assert executor.monarch_gradients(dy[: len(args[0])].to(args[0].dtype), *args, [True] * 3) is None
     large = drawn(((1, 3, 513),), 2, torch.float32)
-    assert executor.monarch(*large[:2]) is None
+    for args in ((x.bfloat16(), half), large[:2]):
+        assert isinstance(executor._of_monarch(*args), StagedKernel)
+    assert executor.monarch(x[:0], factors).shape == (0, 256)
+    grads = executor.monarch_gradients(dy[:0], x[:0], factors, [True, False, True])
+    assert grads[0] is not None and grads[0].shape == (0, 256) and grads[1] is None and not grads[2].any()
     for sizes in (((0, 2, 2),), ((2, 0, 3), (4, 2, 0))):
         a, b, c = drawn(sizes, 4, torch.float32)
         a.requires_grad_()
@@ -223,14 +224,20 @@ def test_numbers_whose_sign_is_only_noted() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_steps_one_after_the_other_agree(dtype: torch.dtype) -> None:
+def test_the_stages_one_after_the_other_agree(dtype: torch.dtype) -> None:
     for shapes in NAMED:
         x, factors, dy = drawn(shapes, 70, dtype)
         terms = sum(f.shape[1] + f.shape[2] for f in factors) + len(x)
         sizes = exact(x, factors, dy, torch.abs)
-        others = [chain(x, factors), *backward_by_stages(dy, x, factors, [True] * (1 + len(factors)))]
-        for one, other, size in zip([run(x, factors), *back(dy, x, factors)], others, sizes, strict=True):
-            assert one is not None
+        problem = executor.monarch_problem(shapes, len(x), dtype)
+        (plan,) = Staged().candidates(problem, executor.live(x.device))
+        staged = kernel_of(plan)
+        # whichever is planned, with however many rows, the bits are the same: each sum is one chain
+        assert torch.equal(staged.product(x, factors), run(x, factors))
+        others = staged.gradients(dy, x, factors, [True] * (1 + len(factors)))
+        assert torch.equal(others[0], back(dy, x, factors)[0])
+        for one, other, size in zip(back(dy, x, factors), others, sizes[1:], strict=True):
+            assert one is not None and other.is_contiguous()
             check(one, other.double(), size, 4 * terms)
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import prod
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.monarch_cpp import MonarchCppSpec
-from m2gen.planner.blockdiag import cost as products
-from m2gen.planner.blockdiag.native_products import native_products, unable
-from m2gen.planner.blockdiag.problem import BlockDiagProblem
+from m2gen.planner.blockdiag.steps import Product
 from m2gen.planner.monarch.formulas import Values, native, staged
 from m2gen.planner.monarch.problem import MonarchProblem, Shape, parameters
-from m2gen.planner.monarch.run import forward_run
+from m2gen.planner.monarch.run import MonarchRun
 from m2gen.planner.step import NUMBERS, Estimate
 
 _EDGE = 4  # entries of a block's side that cost as much as beginning and storing its sums
@@ -33,7 +30,7 @@ def _sizes(problem: MonarchProblem, factors: Sequence[Shape]) -> Values:
 
 
 def native_values(
-    problem: MonarchProblem, factors: tuple[Shape, ...], spec: MonarchCppSpec, limits: DeviceLimits
+    problem: MonarchProblem, factors: tuple[Shape, ...], spec: MonarchCppSpec, run: MonarchRun, limits: DeviceLimits
 ) -> Values:
     """The numbers of the kernel that does all stages."""
     numbers = parameters(factors)
@@ -44,19 +41,21 @@ def native_values(
         Q=-(-problem.rows // spec.vector) * spec.vector,
         X=wide / share,
         W=limits.bandwidth(numbers * of.e),
-        L=forward_run(problem.rows, factors, spec).lanes,
+        L=min(run.lanes, spec.tiles[0][0] * spec.vector),  # larger groups read weights less often, and rows from more pages
         N=limits.native_numbers,
         t=limits.native_call or limits.call_seconds,
     )
 
 
 def native_estimate(
-    problem: MonarchProblem, factors: tuple[Shape, ...], spec: MonarchCppSpec, limits: DeviceLimits
+    problem: MonarchProblem, factors: tuple[Shape, ...], spec: MonarchCppSpec, run: MonarchRun, limits: DeviceLimits
 ) -> Estimate:
-    return Estimate(*map(float, native(native_values(problem, factors, spec, limits), NUMBERS)))
+    return Estimate(*map(float, native(native_values(problem, factors, spec, run, limits), NUMBERS)))
 
 
-def staged_values(problem: MonarchProblem, factors: tuple[Shape, ...], limits: DeviceLimits) -> Values:
+def staged_values(
+    problem: MonarchProblem, factors: tuple[Shape, ...], stages: Sequence[Product], limits: DeviceLimits
+) -> Values:
     """The numbers of a product for each factor; one factor alone is not permuted."""
     of = _sizes(problem, factors)
     copy = problem.rows * of.V * of.e / len(factors)  # bytes, of a factor's two
@@ -64,19 +63,11 @@ def staged_values(problem: MonarchProblem, factors: tuple[Shape, ...], limits: D
         C=int(len(factors) > 1),
         N=limits.permuted_numbers or limits.bandwidth(copy) / (2 * of.e),
         t=(2 * len(factors) if len(factors) > 1 else 1) * limits.call_seconds,
-        S=sum(_product(shape, problem.rows, problem.dtype, limits) for shape in factors),
+        S=sum(stage.estimate.seconds for stage in stages),
     )
 
 
-def staged_estimate(problem: MonarchProblem, factors: tuple[Shape, ...], limits: DeviceLimits) -> Estimate:
-    return Estimate(*map(float, staged(staged_values(problem, factors, limits), NUMBERS)))
-
-
-@lru_cache(maxsize=4096)
-def _product(shape: Shape, rows: int, dtype: str, limits: DeviceLimits) -> float:
-    """Seconds of the product with one factor, by the library or by generated C++."""
-    count, out, into = shape
-    problem = BlockDiagProblem(n_in=count * into, n_out=count * out, blocks=count, rows=rows, dtype=dtype)
-    if unable(problem, limits) is None:
-        return next(native_products(problem, limits)).estimate.seconds
-    return products.library_estimate(problem, limits).seconds
+def staged_estimate(
+    problem: MonarchProblem, factors: tuple[Shape, ...], stages: Sequence[Product], limits: DeviceLimits
+) -> Estimate:
+    return Estimate(*map(float, staged(staged_values(problem, factors, stages, limits), NUMBERS)))

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from m2gen.dtypes import DTYPES
 from m2gen.errors import ProblemError
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.problem import Grammar, Nearness, Problem, check_size, check_words
 
 Shape = tuple[int, int, int]  # nblocks, block_out, block_in
@@ -65,7 +66,6 @@ class MonarchProblem(Problem):
 
     grammar: ClassVar = _GRAMMAR
     nearness: ClassVar = _NEARNESS
-    measured: ClassVar = False
     columns: ClassVar = ("order", "factors (nblocks x out x in)", "parameters", "FLOP a row")
 
     n_in: int
@@ -113,6 +113,11 @@ class MonarchProblem(Problem):
         return " ".join(words)
 
     @property
+    def measured(self) -> bool:
+        """Only where the factors are given: other orders are other matrices, with other numbers of parameters."""
+        return bool(self.factors)
+
+    @property
     def main(self) -> str:
         return f"in={self.n_in} out={self.n_out} rows={self.rows}"
 
@@ -120,6 +125,19 @@ class MonarchProblem(Problem):
     def least_bytes(self) -> int:
         """The rows and the result, and the factors where they are given."""
         return (self.rows * (self.n_in + self.n_out) + parameters(self.factors)) * DTYPES[self.dtype].bytes
+
+
+def stage_problems(problem: MonarchProblem, factors: Sequence[Shape]) -> tuple[BlockDiagProblem, ...]:
+    """The product with each factor, the first one first."""
+    return tuple(
+        BlockDiagProblem(n_in=c * into, n_out=c * out, blocks=c, rows=problem.rows, dtype=problem.dtype)
+        for c, out, into in factors
+    )
+
+
+def turned(factors: Sequence[Shape]) -> tuple[Shape, ...]:
+    """The shapes of the factors' transposes, each in its place: what gradients are multiplied by."""
+    return tuple((count, into, out) for count, out, into in factors)
 
 
 def parameters(factors: Sequence[Shape]) -> int:

@@ -18,6 +18,7 @@ _LONGEST = 2**20  # places of a vector, of which a group of rows needs so many i
 _PART = 128  # rows over which a weight's gradient is summed by itself, at least
 _PARTS_BYTES = 32 * 2**20  # of the sums of all parts
 _MOST_PARTS = 32
+_TILES = (1, 2, 4)  # of a group
 _CHUNK = 2**13  # numbers that are added up together
 
 
@@ -43,9 +44,9 @@ def spec_of(part: Literal["fwd", "bwd", "sum"], dtype: str, vector_bytes: int, a
 
 
 @lru_cache(maxsize=1024)
-def forward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchCppSpec) -> MonarchRun:
-    """An item is a group: rows do not meet."""
-    lanes = _lanes(rows, spec.tiles[0][0], spec)
+def forward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchCppSpec, tiles: int = 1) -> MonarchRun:
+    """An item is a group, of so many tiles' rows: rows do not meet."""
+    lanes = _lanes(rows, tiles * spec.tiles[0][0], spec)
     ahead = widest(shapes) * lanes * spec.real_bytes <= _AHEAD_BYTES
     return MonarchRun(lanes, lanes, -(-rows // lanes), _parallel(rows, shapes), ahead)
 
@@ -61,6 +62,11 @@ def backward_run(rows: int, shapes: tuple[Shape, ...], spec: MonarchCppSpec, sum
     parts = max(1, min(rows // _PART, _MOST_PARTS, _PARTS_BYTES // size))
     part = -(-rows // (parts * lanes)) * lanes
     return MonarchRun(lanes, part, -(-rows // part), _parallel(rows, shapes))
+
+
+def forward_runs(rows: int, shapes: tuple[Shape, ...], spec: MonarchCppSpec) -> tuple[MonarchRun, ...]:
+    """Groups of one tile, which stays in cache, and of more, for which the weights are read less often."""
+    return tuple(dict.fromkeys(forward_run(rows, shapes, spec, tiles) for tiles in _TILES))
 
 
 @lru_cache(maxsize=1024)
@@ -81,8 +87,7 @@ def pitch(block: int) -> int:
 
 
 def _lanes(rows: int, vectors: int, spec: MonarchCppSpec) -> int:
-    """Rows of a group: whole vectors, and no more than there are. A group of one tile is best forwards: it stays in
-    cache, and reading the weights again for each costs less."""
+    """Rows of a group: whole vectors, and no more than there are."""
     return min(-(-rows // spec.vector), vectors) * spec.vector
 
 

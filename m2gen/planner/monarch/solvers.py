@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m2gen.device.limits import DeviceLimits
+from m2gen.planner.blockdiag.solvers import cheapest
+from m2gen.planner.blockdiag.steps import Product
 from m2gen.planner.languages import no_cpp
 from m2gen.planner.monarch.cost import native_estimate, staged_estimate
 from m2gen.planner.monarch.factorings import factorings, why_none
-from m2gen.planner.monarch.problem import MonarchProblem
-from m2gen.planner.monarch.run import fits, spec_of
+from m2gen.planner.monarch.problem import MonarchProblem, Shape, stage_problems, turned
+from m2gen.planner.monarch.run import backward_run, fits, forward_runs, spec_of
 from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
 
@@ -20,15 +22,29 @@ class Staged:
     name: str = "staged"
 
     def reject(self, problem: MonarchProblem, limits: DeviceLimits) -> str | None:
-        return None if next(factorings(problem), None) else why_none(problem)
+        if next(factorings(problem), None) is None:
+            return why_none(problem)
+        if next(self.candidates(problem, limits), None) is None:
+            return "the product with one of its factors has no plan: too large for the memory"
+        return None
 
     def left_out(self, problem: MonarchProblem, limits: DeviceLimits) -> tuple[tuple[str, str], ...]:
         return ()
 
     def candidates(self, problem: MonarchProblem, limits: DeviceLimits) -> Iterator[Plan]:
         for factors in factorings(problem):
-            step = StagedMonarch(staged_estimate(problem, factors, limits), factors)
-            yield Plan(problem, limits.arch, self.name, (step,))
+            stages = _products(problem, factors, limits)
+            back = _products(problem, turned(factors), limits)
+            if stages and back:
+                step = StagedMonarch(staged_estimate(problem, factors, stages, limits), factors, stages, back)
+                yield Plan(problem, limits.arch, self.name, (step,))
+
+
+def _products(problem: MonarchProblem, factors: tuple[Shape, ...], limits: DeviceLimits) -> tuple[Product, ...] | None:
+    """What multiplies by each factor; None where one has no legal plan."""
+    found = [cheapest(one, limits) for one in stage_problems(problem, factors)]
+    bodies = tuple(plan.body for plan in found if plan is not None and isinstance(plan.body, Product))
+    return bodies if len(bodies) == len(factors) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,14 @@ class Native:
     def candidates(self, problem: MonarchProblem, limits: DeviceLimits) -> Iterator[Plan]:
         spec = spec_of("fwd", problem.dtype, limits.vector_bytes, limits.arch)
         for factors in factorings(problem):
-            if fits(factors):
-                step = NativeMonarch(native_estimate(problem, factors, spec, limits), factors, spec)
-                yield Plan(problem, limits.arch, self.name, (step,))
+            if not fits(factors):
+                continue
+            of_x, of_all = (
+                backward_run(problem.rows, factors, replace(spec, part="bwd"), summed) for summed in (False, True)
+            )
+            # of open factors one way each: what tells them apart is the order
+            for run in forward_runs(problem.rows, factors, spec)[: None if problem.factors else 1]:
+                estimate = native_estimate(problem, factors, spec, run, limits)
+                yield Plan(
+                    problem, limits.arch, self.name, (NativeMonarch(estimate, factors, spec, run, of_x, of_all),)
+                )

@@ -11,9 +11,12 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.kernels.monarch_cpp import MonarchCppSpec
+from m2gen.kernels.spec import KernelSpec
+from m2gen.planner.blockdiag.steps import Product
 from m2gen.planner.monarch import cost
 from m2gen.planner.monarch.formulas import LEGEND, NOTES, native, staged
-from m2gen.planner.monarch.problem import MonarchProblem, Shape, parameters
+from m2gen.planner.monarch.problem import MonarchProblem, Shape, parameters, stage_problems, turned
+from m2gen.planner.monarch.run import MonarchRun
 from m2gen.planner.step import UNTRIED, Body, Reluctance, Terms
 
 
@@ -71,16 +74,31 @@ class MonarchStep(Body[MonarchProblem]):
 
 @dataclass(frozen=True, slots=True)
 class StagedMonarch(MonarchStep):
-    """A product for each factor, planned as a problem of its own, and permutations between them."""
+    """A product for each factor, planned as a problem of its own, and permutations that are copies between them:
+    `stages`, and `back` for the gradients behind them, both the first factor's first."""
+
+    stages: tuple[Product, ...]
+    back: tuple[Product, ...]
 
     def _who(self) -> str:
-        return "stages    a block-diagonal product for each factor, permutations between are copies"
+        return f"stages    {', '.join(stage.choice for stage in self.stages)}; permutations between are copies"
+
+    def kernels(self, problem: MonarchProblem, gradients: bool = True) -> tuple[KernelSpec, ...]:
+        ways = [(self.factors, self.stages)] + [(turned(self.factors), self.back)] * gradients
+        return tuple(
+            dict.fromkeys(
+                spec
+                for shapes, stages in ways
+                for of, stage in zip(stage_problems(problem, shapes), stages, strict=True)
+                for spec in stage.kernels(of, gradients)
+            )
+        )
 
     def terms(self, problem: MonarchProblem, body: Body[MonarchProblem], limits: DeviceLimits) -> Terms | None:
-        return Terms(cost.staged_values(problem, self.factors, limits), staged)
+        return Terms(cost.staged_values(problem, self.factors, self.stages, limits), staged)
 
     def expected(self, problem: MonarchProblem, limits: DeviceLimits) -> float:
-        return cost.staged_estimate(problem, self.factors, limits).seconds
+        return cost.staged_estimate(problem, self.factors, self.stages, limits).seconds
 
     def __str__(self) -> str:
         return f"(staged-monarch {self.choice})"
@@ -88,12 +106,24 @@ class StagedMonarch(MonarchStep):
 
 @dataclass(frozen=True, slots=True)
 class NativeMonarch(MonarchStep):
-    """One generated C++ kernel for all stages, and one for all gradients."""
+    """One generated C++ kernel for all stages, and one for all gradients: how each is run over the rows, `of_x` where
+    no weight's gradient is wanted, `of_all` where one is."""
 
     spec: MonarchCppSpec
+    forward: MonarchRun
+    of_x: MonarchRun
+    of_all: MonarchRun
+
+    @property
+    def choice(self) -> str:
+        return f"{super(NativeMonarch, self).choice}, {self.forward.lanes} rows at once"
+
+    @property
+    def style(self) -> str:
+        return f"order {len(self.factors)}, {self.forward.lanes // self.spec.vector} vectors at once"
 
     def _who(self) -> str:
-        return f"kernel    {self.spec.name}, all stages"
+        return f"kernel    {self.spec.name}, all stages of {self.forward.lanes} rows at once"
 
     def parts(self, problem: MonarchProblem) -> dict[str, MonarchCppSpec]:
         """The product "fwd", its gradients "bwd", and the "sum" of weights' gradients of parts of the rows."""
@@ -107,10 +137,10 @@ class NativeMonarch(MonarchStep):
         return tuple(self.parts(problem).values()) if gradients else (self.spec,)
 
     def terms(self, problem: MonarchProblem, body: Body[MonarchProblem], limits: DeviceLimits) -> Terms | None:
-        return Terms(cost.native_values(problem, self.factors, self.spec, limits), native)
+        return Terms(cost.native_values(problem, self.factors, self.spec, self.forward, limits), native)
 
     def expected(self, problem: MonarchProblem, limits: DeviceLimits) -> float:
-        return cost.native_estimate(problem, self.factors, self.spec, limits).seconds
+        return cost.native_estimate(problem, self.factors, self.spec, self.forward, limits).seconds
 
     def __str__(self) -> str:
         return f"(native-monarch {self.choice} {self.spec.name})"

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from m2gen.errors import CompileError
-from m2gen.log import fallback
 from m2gen.planner.monarch.problem import MonarchProblem, Shape, inner_widths
-from m2gen.planner.monarch.run import MonarchRun, backward_run, forward_run, pitch, widest
-from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
+from m2gen.planner.monarch.run import MonarchRun, pitch, widest
+from m2gen.planner.monarch.steps import NativeMonarch
+from m2gen.runtime.bindings.blockdiag import as_rows
+from m2gen.runtime.bindings.monarch_stages import gradients, inputs_and_result
 from m2gen.runtime.build.cpp_kernel import CppKernel, compile_together, load
 from m2gen.runtime.build.scratch import borrowed, on_huge_pages
 
@@ -28,9 +28,9 @@ class NativeKernel:
     """One planned product, and all its gradients. Raises CompileError where the product's kernel does not compile."""
 
     def __init__(self, problem: MonarchProblem, step: NativeMonarch) -> None:
-        self.rows, self.shapes, self.parts = problem.rows, step.factors, step.parts(problem)
+        self.problem, self.rows, self.shapes, self.parts = problem, problem.rows, step.factors, step.parts(problem)
         self.places = _places(self.shapes, tuple(inner_widths(self.shapes)))
-        self.run = forward_run(self.rows, self.shapes, step.spec)
+        self.run, self.of_x, self.of_all = step.forward, step.of_x, step.of_all
         compile_together(*self.parts.values())
         self.kernel = load(step.spec)
 
@@ -45,20 +45,13 @@ class NativeKernel:
         self.kernel.run(pointers, sizes, run.parts, parallel=run.parallel)
         return y
 
-    def gradients(
-        self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]
-    ) -> list[Tensor | None] | None:
-        """Those in x and in each factor, None where `needs` says that one is not wanted; or None, with a line in the
-        log, where their kernels do not compile. Factors' gradients are contiguous, and have the same bits with any
-        number of threads."""
-        try:
-            kernel, adding = load(self.parts["bwd"]), load(self.parts["sum"])
-        except CompileError as error:
-            fallback(f"gradients of Monarch products are done stage by stage: {error}")
-            return None
+    def gradients(self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+        """Those in x and in each factor, None where `needs` says that one is not wanted. Factors' gradients are
+        contiguous, and have the same bits with any number of threads. Raises CompileError."""
+        kernel, adding = load(self.parts["bwd"]), load(self.parts["sum"])
         places, summed = self.places, any(needs[1:])
         x2, dy2, factors = _as_rows(x, places.n_in), _as_rows(dy, places.n_out), [f.resolve_neg() for f in factors]
-        run = backward_run(self.rows, self.shapes, self.parts["bwd"], summed)
+        run = self.of_all if summed else self.of_x
         dx = on_huge_pages(torch.empty(x.shape, dtype=x.dtype)) if needs[0] else None
         dws = [
             torch.empty(f.shape, dtype=f.dtype) if need else None for f, need in zip(factors, needs[1:], strict=True)
@@ -75,17 +68,36 @@ class NativeKernel:
         return [dx, *dws]
 
 
+class Stage(Protocol):
+    """The kernel of a product with one factor (bindings/blockdiag.py)."""
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+    def outer(self, dy: Tensor, x: Tensor) -> Tensor: ...
+
+
 class StagedKernel:
-    """A product for each factor, which the operator makes itself."""
+    """A product for each factor: `stages`, and `back` for the gradients behind them, the first factor's first."""
 
-    def __init__(self, problem: MonarchProblem, step: StagedMonarch) -> None:
-        pass
+    def __init__(self, stages: Sequence[Stage], back: Sequence[Stage]) -> None:
+        self.stages, self.back = stages, back
 
-    def product(self, x: Tensor, factors: Sequence[Tensor]) -> None:
-        """None: the operator goes stage by stage."""
+    def product(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        """x (..., n_in) by the Monarch matrix with these factors, (..., n_out), contiguous."""
+        return inputs_and_result(x, factors, self._product)[1].contiguous()
 
-    def gradients(self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> None:
-        """None: the operator goes stage by stage."""
+    def gradients(self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+        """Those in x and in each factor, contiguous; None where `needs` says that one is not wanted."""
+        found = gradients(dy, x, factors, needs, self._product, self._behind, self._outer)
+        return [None if grad is None else grad.contiguous() for grad in found]
+
+    def _product(self, x: Tensor, factor: Tensor, i: int) -> Tensor:
+        return self.stages[i].product(x, factor, None)
+
+    def _behind(self, dy: Tensor, turned: Tensor, i: int) -> Tensor:
+        return self.back[i].product(dy, turned, None)
+
+    def _outer(self, dy: Tensor, x: Tensor, i: int) -> Tensor:
+        return self.stages[i].outer(as_rows(dy), as_rows(x))
 
 
 def _by_parts(
