@@ -17,9 +17,8 @@ from m2gen.modules.parameters import Parameters
 from m2gen.modules.plain import plain, readable
 from m2gen.monarch import Monarch
 from m2gen.ops.blockdiag_linear import blockdiag_linear
-from m2gen.ops.monarch_matmul import monarch_matmul
+from m2gen.ops.monarch_matmul import inner_widths, monarch_matmul
 from m2gen.ops.sizes import fewest_blocks, planned_factors
-from m2gen.planner.monarch.problem import inner_widths
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
+from m2gen.ops.monarch_matmul import inner_widths
 from m2gen.ops.values import ensured, traced
-from m2gen.planner.monarch.problem import inner_widths
 
 
 @dataclass(frozen=True, eq=False)

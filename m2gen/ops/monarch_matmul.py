@@ -12,7 +12,7 @@ from m2gen.ops import _check as check
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, register
 from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks
-from m2gen.planner.monarch.problem import inner_widths
+from m2gen.planner.monarch.problem import inner_widths as inner_widths
 from m2gen.runtime import executor
 from m2gen.runtime.bindings.monarch_stages import gradients
 

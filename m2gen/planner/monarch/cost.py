@@ -40,8 +40,10 @@ def native_values(
     return of._replace(
         Q=-(-problem.rows // spec.vector) * spec.vector,
         X=wide / share,
-        W=limits.bandwidth(numbers * of.e),
-        L=min(run.lanes, spec.tiles[0][0] * spec.vector),  # larger groups read weights less often, and rows from more pages
+        W=max(limits.bandwidth(numbers * of.e), limits.native_stream(numbers * of.e)),  # in cache
+        L=min(
+            run.lanes, spec.tiles[0][0] * spec.vector
+        ),  # larger groups read weights less often, and rows from more pages
         N=limits.native_numbers,
         t=limits.native_call or limits.call_seconds,
     )
