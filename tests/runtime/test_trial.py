@@ -42,7 +42,14 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "text", [str(PROBLEM), "fftconv n=100 h=3 b=2 fp32 bidirectional", "fftconv n=64 h=8 b=2 bf16 circular blh"]
+    "text",
+    [
+        str(PROBLEM),
+        "fftconv n=100 h=3 b=2 fp32 bidirectional",
+        "fftconv n=64 h=8 b=2 bf16 circular blh",
+        "monarch in=110 out=60 rows=70 factors=11x6x10,6x10x11",
+        "monarch in=36 out=36 rows=5 bf16 factors=12x3x3,6x6x6",
+    ],
 )
 def test_every_solvers_plan_is_found_right(text: str) -> None:
     """In this process: the checks themselves hold, for each solver's best plan."""

@@ -41,9 +41,8 @@ def native_values(
         Q=-(-problem.rows // spec.vector) * spec.vector,
         X=wide / share,
         W=max(limits.bandwidth(numbers * of.e), limits.native_stream(numbers * of.e)),  # in cache
-        L=min(
-            run.lanes, spec.tiles[0][0] * spec.vector
-        ),  # larger groups read weights less often, and rows from more pages
+        # of more rows at once the weights are read less often, but the rows from more pages
+        L=min(run.lanes, spec.tiles[0][0] * spec.vector),
         N=limits.native_numbers,
         t=limits.native_call or limits.call_seconds,
     )
