@@ -196,12 +196,10 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
 
 
 def test_what_is_left_to_others() -> None:
-    """16 bits and large blocks go stage by stage; without numbers there is nothing to compute."""
+    """Large blocks go stage by stage; without numbers there is nothing to compute."""
     x, factors, dy = drawn(NAMED[0], 5, torch.float32)
-    half = [f.bfloat16() for f in factors]
-    large = drawn(((1, 3, 513),), 2, torch.float32)
-    for args in ((x.bfloat16(), half), large[:2]):
-        assert isinstance(executor._of_monarch(*args), StagedKernel)
+    large, few, _ = drawn(((1, 3, 513),), 2, torch.float32)
+    assert isinstance(executor._of_monarch(large, few), StagedKernel)
     assert executor.monarch(x[:0], factors).shape == (0, 256)
     grads = executor.monarch_gradients(dy[:0], x[:0], factors, [True, False, True])
     assert grads[0] is not None and grads[0].shape == (0, 256) and grads[1] is None and not grads[2].any()
@@ -211,6 +209,16 @@ def test_what_is_left_to_others() -> None:
         y = m2gen.monarch_matmul(a, [f.requires_grad_() for f in b])
         grads = torch.autograd.grad(y, [a, *b], c)
         assert not y.any() and not any(g.any() for g in grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_are_widened_and_rounded_once(dtype: torch.dtype) -> None:
+    x, factors, dy = (t.to(dtype) if isinstance(t, Tensor) else t for t in drawn(NAMED[2], 70, torch.float32))
+    x, factors = x / 8, [(f / 8).to(dtype) for f in factors]
+    wide = x.float(), [f.float() for f in factors]
+    assert torch.equal(run(x, factors), run(*wide).to(dtype)) and run(x, factors).dtype is dtype
+    for one, other in zip(back(dy, x, factors), back(dy.float(), *wide), strict=True):
+        assert one is not None and other is not None and torch.equal(one, other.to(dtype))
 
 
 def test_numbers_whose_sign_is_only_noted() -> None:

@@ -40,11 +40,13 @@ def native_values(
     return of._replace(
         Q=-(-problem.rows // spec.vector) * spec.vector,
         X=wide / share,
-        W=max(limits.bandwidth(numbers * of.e), limits.native_stream(numbers * of.e)),  # in cache
+        W=max(limits.bandwidth(numbers * spec.real_bytes), limits.native_stream(numbers * spec.real_bytes)),  # in cache
         # of more rows at once the weights are read less often, but the rows from more pages
         L=min(run.lanes, spec.tiles[0][0] * spec.vector),
         N=limits.native_numbers,
         t=limits.native_call or limits.call_seconds,
+        Z=spec.real_bytes if of.e == 2 else 0,
+        D=limits.bandwidth(spec.real_bytes * (problem.rows * (of.I + of.O) + numbers)),
     )
 
 

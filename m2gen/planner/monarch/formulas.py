@@ -15,7 +15,8 @@ LEGEND = (
     "R rows, Q rows computed, P numbers of all factors, V numbers of a row that stages read and write, I and O "
     "numbers of a row of x and of y, e bytes of a number, X rate of products of such blocks, W bandwidth of "
     "temporaries, L rows of a group, which reads all factors, N numbers turned or permuted a second, t cost of calls, "
-    "S seconds of all stages' products, C 1 where there are permutations between them"
+    "S seconds of all stages' products, C 1 where there are permutations between them, Z bytes of a number that 16-bit "
+    "tensors are widened to, which are written and read at D bytes a second"
 )
 NOTES = (
     "Every figure is an estimate of the cost model. A block of the native kernel gets out/(out + 4) in/(in + 4) of the "
@@ -40,15 +41,19 @@ class Values(NamedTuple):
     t: Any = 1.0
     S: Any = 0
     C: Any = 0
+    Z: Any = 0
+    D: Any = 1.0
 
 
 def native(v: Values, a: Arithmetic) -> Cost:
-    """One kernel: rows are turned in cache, stages multiply them, the result is turned back."""
+    """One kernel: rows are turned in cache, stages multiply them, the result is turned back. Tensors of 16 bits are
+    widened before, and the result rounded once."""
     flop = 2 * v.Q * v.P
     users = v.e * (v.R * (v.I + v.O) + v.P)
-    inside = v.e * (v.Q * v.V + v.P * v.Q / v.L)
-    seconds = flop / v.X + v.Q * (v.I + v.O) / v.N + inside / v.W + v.t
-    return Cost(flop, users + inside, 1, users, seconds)
+    widened = 2 * v.Z * (v.R * (v.I + v.O) + v.P)
+    inside = a.maximum(v.e, v.Z) * (v.Q * v.V + v.P * v.Q / v.L)
+    seconds = flop / v.X + v.Q * (v.I + v.O) / v.N + inside / v.W + widened / v.D + v.t
+    return Cost(flop, users + widened + inside, 1, users + widened, seconds)
 
 
 def staged(v: Values, a: Arithmetic) -> Cost:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from m2gen.device.limits import DeviceLimits
+from m2gen.dtypes import DTYPES
 from m2gen.planner.blockdiag.solvers import cheapest
 from m2gen.planner.blockdiag.steps import Product
 from m2gen.planner.languages import no_cpp
@@ -54,8 +55,6 @@ class Native:
     def reject(self, problem: MonarchProblem, limits: DeviceLimits) -> str | None:
         if why := no_cpp(limits):
             return why
-        if problem.dtype not in ("fp32", "fp64"):
-            return f"its kernels are of 32 and 64 bits, not {problem.dtype}"
         if next(factorings(problem), None) is None:
             return why_none(problem)
         if next(self.candidates(problem, limits), None) is None:
@@ -66,7 +65,7 @@ class Native:
         return ()
 
     def candidates(self, problem: MonarchProblem, limits: DeviceLimits) -> Iterator[Plan]:
-        spec = spec_of("fwd", problem.dtype, limits.vector_bytes, limits.arch)
+        spec = spec_of("fwd", DTYPES[problem.dtype].compute, limits.vector_bytes, limits.arch)
         for factors in factorings(problem):
             if not fits(factors):
                 continue

@@ -33,26 +33,32 @@ class NativeKernel:
         self.run, self.of_x, self.of_all = step.forward, step.of_x, step.of_all
         compile_together(*self.parts.values())
         self.kernel = load(step.spec)
+        self.dtype = torch.float64 if step.spec.dtype == "fp64" else torch.float32  # of the arithmetic
 
     def product(self, x: Tensor, factors: Sequence[Tensor]) -> Tensor:
         """x (..., n_in) by the Monarch matrix with these factors, (..., n_out), contiguous."""
-        places, run = self.places, self.run
-        rows, factors = _as_rows(x, places.n_in), [f.resolve_neg() for f in factors]
-        y = on_huge_pages(x.new_empty((*x.shape[:-1], places.n_out)))
+        places, run, dtype = self.places, self.run, x.dtype
+        rows, factors = _as_rows(x.to(self.dtype), places.n_in), [self._plain(f) for f in factors]
+        y = on_huge_pages(rows.new_empty((*x.shape[:-1], places.n_out)))
         pointers = [_address(t) for t in (rows, y, *places.maps, *factors)]
         sizes = [self.rows, rows.stride(0), places.n_out, places.n_in, places.n_out, run.lanes, places.widest]
         sizes += [int(run.ahead), len(factors), *_stages(factors)]
         self.kernel.run(pointers, sizes, run.parts, parallel=run.parallel)
-        return y
+        return y.to(dtype)
+
+    def _plain(self, factor: Tensor) -> Tensor:
+        """Its numbers as they lie in memory, in the dtype of the arithmetic."""
+        return factor.resolve_neg().to(self.dtype)
 
     def gradients(self, dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
         """Those in x and in each factor, None where `needs` says that one is not wanted. Factors' gradients are
         contiguous, and have the same bits with any number of threads. Raises CompileError."""
         kernel, adding = load(self.parts["bwd"]), load(self.parts["sum"])
         places, summed = self.places, any(needs[1:])
-        x2, dy2, factors = _as_rows(x, places.n_in), _as_rows(dy, places.n_out), [f.resolve_neg() for f in factors]
+        dtype, factors = x.dtype, [self._plain(f) for f in factors]
+        x2, dy2 = _as_rows(x.to(self.dtype), places.n_in), _as_rows(dy.to(self.dtype), places.n_out)
         run = self.of_all if summed else self.of_x
-        dx = on_huge_pages(torch.empty(x.shape, dtype=x.dtype)) if needs[0] else None
+        dx = on_huge_pages(x2.new_empty(x.shape)) if needs[0] else None
         dws = [
             torch.empty(f.shape, dtype=f.dtype) if need else None for f, need in zip(factors, needs[1:], strict=True)
         ]
@@ -65,7 +71,7 @@ class NativeKernel:
             _by_parts(kernel, adding, fixed, sizes, run, dws)
         else:
             kernel.run(fixed + [0] * len(dws), sizes, run.parts, parallel=run.parallel)
-        return [dx, *dws]
+        return [None if grad is None else grad.to(dtype) for grad in (dx, *dws)]
 
 
 class Stage(Protocol):
