@@ -1,6 +1,7 @@
 """The benchmarks, and what is made of their results:
 
-python -m bench cpu | models | products | short | generate | gpu [--rounds 9] [--threads 1] [--only NAME] [--out FILE]
+python -m bench cpu | models | products | short | lengths | generate | gpu
+                [--rounds 9] [--threads 1] [--only NAME] [--out FILE]
 python -m bench report FILES... [--out FOLDER]
 python -m bench compare OLD NEW
 """
@@ -17,10 +18,10 @@ parser = argparse.ArgumentParser(
 )
 parser.add_argument(
     "what",
-    choices=["cpu", "models", "products", "short", "generate", "gpu", "report", "compare"],
+    choices=["cpu", "models", "products", "short", "lengths", "generate", "gpu", "report", "compare"],
     help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal and "
-    "Monarch products beside the library; the short convolution beside conv1d; M2-GPT's time per token; the "
-    "convolution on a GPU; a page with pictures; what changed",
+    "Monarch products beside the library; the short convolution beside conv1d; kernels compiled for random lengths; "
+    "M2-GPT's time per token; the convolution on a GPU; a page with pictures; what changed",
 )
 parser.add_argument("files", nargs="*", help="of results: for report and compare")
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
@@ -68,6 +69,10 @@ elif arguments.what == "short":
     from bench import short
 
     short.main(arguments.rounds, arguments.threads, arguments.out)
+elif arguments.what == "lengths":
+    from bench import lengths
+
+    lengths.main(arguments.rounds, arguments.threads, arguments.out)
 elif arguments.what == "generate":
     from bench import generate
 
