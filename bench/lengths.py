@@ -38,14 +38,15 @@ def main(rounds: int, threads: int, out: str | None) -> None:
             words, env={**os.environ, "M2GEN_CACHE_DIR": folder}, check=True, stdout=subprocess.PIPE, text=True
         ).stdout
     found = json.loads(text)
-    first, logs = found["first calls"], [math.log(row["ratio"]["median"]) for row in found["results"]]
+    first, logs = found["first calls"], [math.log(row["ratio"]["m2gen"]["median"]) for row in found["results"]]
     print(
         f"{COUNT} random lengths up to {LONGEST}, forward and backward: {first['kernels']} kernels compiled in "
         f"{first['compiling']:.1f} s ({first['busy']:.1f} s of compilers), {first['whole']:.1f} s in all"
     )
     print(
         f"{len(logs)} of {SAMPLE} plans are not the ones estimated fastest; time beside those: "
-        f"{math.exp(sum(logs) / SAMPLE):.3f} in geometric mean of {SAMPLE}, worst {math.exp(max(logs, default=0.0)):.3f}"
+        f"{math.exp(sum(logs) / SAMPLE):.3f} in geometric mean of {SAMPLE}, "
+        f"worst {math.exp(max(logs, default=0.0)):.3f}"
     )
     if out:
         Path(out).write_text(json.dumps(found, indent=1))
@@ -105,7 +106,7 @@ def shared(rounds: int) -> list[dict[str, Any]]:
         times = interleaved(calls, rounds)
         ms = {name: summary(values) for name, values in times.items()}
         row = {"group": "shared rings", "problem": str(problem), "plans": [chosen.choice, fastest.choice], "ms": ms}
-        rows.append(row | {"ratio": ratios(times["m2gen"], times["fastest"])})
+        rows.append(row | {"ratio": {"m2gen": ratios(times["m2gen"], times["fastest"])}})
     return rows
 
 
