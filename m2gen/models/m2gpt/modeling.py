@@ -23,6 +23,7 @@ from m2gen.modules.mixer_block import MixerBlock
 from m2gen.modules.mixer_cache import MixerCache, bank_state, filter_bank
 from m2gen.modules.online_conv import FilterBank
 from m2gen.modules.plain import plain
+from m2gen.modules.rehearsal import Rehearses
 from m2gen.modules.sequence_mixer import SequenceMixer
 from m2gen.modules.tied import KeepsTies
 from m2gen.modules.values import ensured
@@ -30,7 +31,7 @@ from m2gen.modules.values import ensured
 IGNORE = -100  # a label that does not count
 
 
-class M2GPT(Keeper, KeepsTies):
+class M2GPT(Rehearses, Keeper, KeepsTies):
     """input_ids (B, L) int64 -> logits (B, L, vocab_size); L <= max_length. Causal: logits[:, i] depend on
     input_ids[:, : i + 1] alone.
 
@@ -197,6 +198,24 @@ class M2GPT(Keeper, KeepsTies):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start with nothing kept or declared."""
         return {**self.__dict__, "_bank": Checked(), "_staying": None, "declared": None}
+
+    def _rehearsed_length(self) -> int:
+        return self.config.max_length
+
+    def _rehearsed_layers(self) -> nn.ModuleList:
+        return self.layers
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        ids = torch.zeros((batch, length), dtype=torch.int64, device=self.embedding.weight.device)
+        yield (self(ids),)
+
+    def _rehearsed_parts(self, length: int, batch: int) -> None:
+        """A prompt of that length read with a cache, a token, and all that may stand before and after them."""
+        ids = torch.zeros((batch, length), dtype=torch.int64, device=self.embedding.weight.device)
+        self.new_cache(batch).rehearse()
+        self(ids, cache=self.new_cache(batch))
+        self(ids[:, :1], cache=self.new_cache(batch))  # products of few rows are done otherwise
+        self(ids, cache=self.new_cache(batch), logits_to_keep=1)
 
     @torch.no_grad()
     def generate(

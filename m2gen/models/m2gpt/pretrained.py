@@ -5,6 +5,7 @@ The mathematics is `M2GPT`'s, which this wraps as `model`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -213,6 +214,18 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache:
         """An empty cache, as `M2GPT.new_cache`."""
         return self.model.new_cache(batch, capacity)
+
+    def _rehearsed_length(self) -> int:
+        return self.model._rehearsed_length()
+
+    def _rehearsed_layers(self) -> nn.ModuleList:
+        return self.model._rehearsed_layers()
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        return self.model._rehearsed_calls(length, batch)
+
+    def _rehearsed_parts(self, length: int, batch: int) -> None:
+        self.model._rehearsed_parts(length, batch)
 
     @staticmethod
     def _reorder_cache(past_key_values: MixerCache, beam_idx: Tensor) -> MixerCache:
