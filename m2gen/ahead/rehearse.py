@@ -17,7 +17,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from m2gen.ahead.record import Wanted, _recorder
-from m2gen.errors import ProblemError
+from m2gen.errors import M2GenError, ProblemError
 from m2gen.log import fallback
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """How many problems were met; of their kernels how many were `compiled`, were `there` before, and `failed`."""
+    """How many problems were met; of their kernels how many were `compiled`, were `there` before, and `failed`. What
+    Triton's cache on disk had counts as compiled."""
 
     problems: int
     compiled: int
@@ -80,23 +81,18 @@ def rehearse(
         A `Rehearsal`: numbers of problems and kernels, and the seconds that it took.
 
     Raises:
-        ProblemError: for another module, for lengths and batches that are not whole numbers from 1 on, none of them,
-            or longer than the model takes.
+        ProblemError: for lengths and batches that are not whole numbers from 1 on, none of them, or longer than the
+            model takes; for another module, and for one that PyTorch cannot call on fake tensors, or whose weights are
+            away.
         WisdomError: with M2GEN_RIGOR=wisdom_only, for a problem that was never tuned.
     """
-    import torch
+    from m2gen.runtime.build.limits import live  # late: it loads torch
 
     start = time.perf_counter()
     sizes = list(sizes_of(model, lengths, batches))
     with _undisturbed(model) as device:
-        from m2gen.runtime.build.limits import live  # late: as torch
-
-        limits, wanted = live(device), Wanted()
-        with torch.inference_mode(False):
-            stand_in, mode = _faked(model)
-            with mode, _recorder(wanted, "", limits), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch's on what a call would do: there will be one
-                call_all(stand_in, sizes, training)
+        limits = live(device)
+        wanted = _posed(model, sizes, training, limits)
         compiled, there, failed = _make_ready(wanted, limits, device)
     return Rehearsal(len(wanted.problems), compiled, there, failed, time.perf_counter() - start)
 
@@ -141,6 +137,26 @@ def _numbers(name: str, given: Any) -> tuple[int, ...]:
 # -- calls of a stand-in -----------------------------------------------------------------------------------------------
 
 
+def _posed(model: Rehearses, sizes: list[tuple[int, int]], training: bool, limits: DeviceLimits) -> Wanted:
+    """The problems that calls of the model pose."""
+    import torch
+
+    wanted = Wanted()
+    try:
+        with torch.inference_mode(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's on what is called: a call will have them
+            stand_in, mode = _faked(model)
+            with mode, _recorder(wanted, "", limits):
+                call_all(stand_in, sizes, training)
+    except M2GenError:
+        raise
+    except Exception as error:  # of whatever stands in the model
+        found = f"PyTorch cannot call it on fake tensors ({type(error).__name__}: {error})"
+        do = "rehearse before it is wrapped, sharded or quantised, or leave it out"
+        raise ProblemError(f"a rehearsal of a {type(model).__name__}", found, do) from error
+    return wanted
+
+
 def call_all(model: Any, sizes: Iterable[tuple[int, int]], training: bool) -> None:
     """Call `model`, made of fake tensors, in all ways that its users may. It is of no use afterwards."""
     import torch
@@ -176,7 +192,11 @@ def _undisturbed(model: Any) -> Iterator[torch.device]:
     """The device of the model's first parameter; random state and autocast's cache stay as they are."""
     import torch
 
-    device = next(model.parameters()).device
+    devices = [p.device for p in model.parameters()]
+    if any(device.type == "meta" for device in devices):
+        found = "some of its weights are away, on the meta device"
+        raise ProblemError(f"a rehearsal of a {type(model).__name__}", found, "rehearse before they are offloaded")
+    device = devices[0]
     cached = torch.is_autocast_cache_enabled()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.set_autocast_cache_enabled(False)  # it would keep copies of fake weights
@@ -276,7 +296,7 @@ def _in_cpp(kernels: Iterable[KernelSpec]) -> tuple[int, int, int]:
 
 
 def _in_triton(kernels: dict[KernelSpec, Problem], limits: DeviceLimits) -> tuple[int, int, int]:
-    """Triton's cache is filled by processes; what is in it takes them no time."""
+    """Triton's own cache is filled, by processes."""
     from m2gen.runtime.build.cross_compile import Job, compile_all
 
     jobs = [

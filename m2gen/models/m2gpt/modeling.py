@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.models.m2gpt.configuration import M2GPTConfig
-from m2gen.models.m2gpt.generation import stream
+from m2gen.models.m2gpt.generation import rehearsed, stream
 from m2gen.modules.dimension_mixer import DimensionMixer
 from m2gen.modules.kept import Checked, Keeper, same_tensors, values_suffice
 from m2gen.modules.linear import apply_linear
@@ -206,16 +206,13 @@ class M2GPT(Rehearses, Keeper, KeepsTies):
         return self.layers
 
     def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
-        ids = torch.zeros((batch, length), dtype=torch.int64, device=self.embedding.weight.device)
-        yield (self(ids),)
+        yield (self(self._any_ids(length, batch)),)
 
     def _rehearsed_parts(self, length: int, batch: int) -> None:
-        """A prompt of that length read with a cache, a token, and all that may stand before and after them."""
-        ids = torch.zeros((batch, length), dtype=torch.int64, device=self.embedding.weight.device)
-        self.new_cache(batch).rehearse()
-        self(ids, cache=self.new_cache(batch))
-        self(ids[:, :1], cache=self.new_cache(batch))  # products of few rows are done otherwise
-        self(ids, cache=self.new_cache(batch), logits_to_keep=1)
+        rehearsed(self, self._any_ids(length, batch))
+
+    def _any_ids(self, length: int, batch: int) -> Tensor:
+        return torch.zeros((batch, length), dtype=torch.int64, device=self.embedding.weight.device)
 
     @torch.no_grad()
     def generate(

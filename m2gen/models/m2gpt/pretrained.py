@@ -20,6 +20,7 @@ from transformers.utils import can_return_tuple
 from m2gen.errors import ProblemError
 from m2gen.models.filters import Shares, owner, reset_filter_part
 from m2gen.models.m2gpt.configuration import M2GPTConfig, preset
+from m2gen.models.m2gpt.generation import rehearsed
 from m2gen.models.m2gpt.modeling import M2GPT
 from m2gen.models.options import DECODER, check_labels, is_padding_mask, loss_options
 from m2gen.modules.causal_monarch import TriangularTransform
@@ -222,10 +223,11 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
         return self.model._rehearsed_layers()
 
     def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
-        return self.model._rehearsed_calls(length, batch)
+        # of this module, not of `model`: there may be an autocast around its `forward`
+        yield (self(self.model._any_ids(length, batch), return_dict=True).logits,)
 
     def _rehearsed_parts(self, length: int, batch: int) -> None:
-        self.model._rehearsed_parts(length, batch)
+        rehearsed(self, self.model._any_ids(length, batch))
 
     @staticmethod
     def _reorder_cache(past_key_values: MixerCache, beam_idx: Tensor) -> MixerCache:
