@@ -65,8 +65,8 @@ def rehearse(
     with so many tokens. Lengths share kernels, and what is on disk or compiled ahead is taken from there. Calls at
     these sizes then compile nothing. Without a compiler, nothing is compiled, and the log says so, as at a call.
 
-    The model stays as it is: weights, gradients, buffers, random state, mode, kept filters. Hooks are not run, so what
-    they do to shapes or dtypes is not seen.
+    The model stays as it is: weights, gradients, buffers, random state, mode, kept filters. Its modules' hooks are not
+    run, so what they do to shapes or dtypes is not seen.
 
     On a GPU Triton's cache is filled by processes that start anew: guard a script by `if __name__ == "__main__"`.
 
