@@ -20,6 +20,7 @@ _PUBLIC = {
     "prepare_filter": "m2gen.ops.prepared",
     "keep_filters": "m2gen.modules.kept",
     "forget_filters": "m2gen.modules.kept",
+    "rehearse": "m2gen.ahead.rehearse",
     "plan": "m2gen.runtime.planning",
     "share_wisdom": "m2gen.runtime.measure.wisdom",
     "M2GenError": "m2gen.errors",
@@ -47,12 +48,14 @@ __all__ = [
     "monarch_matmul",
     "plan",
     "prepare_filter",
+    "rehearse",
     "share_wisdom",
     "testing",
 ]
 
 if TYPE_CHECKING:
     from m2gen import models, modules, monarch, testing
+    from m2gen.ahead.rehearse import rehearse
     from m2gen.errors import ConfigError, M2GenError, PlanError, ProblemError
     from m2gen.modules.kept import forget_filters, keep_filters
     from m2gen.ops.blockdiag_linear import blockdiag_linear

@@ -35,7 +35,8 @@ def problems_of_corpus(kind: str) -> list[Problem]:
 
 def problems_of_models(names: Iterable[str], sizes: Sizes, limits: DeviceLimits) -> list[Problem]:
     """What models call that can be measured, by their folders or presets: found in shapes alone. Raises M2GenError."""
-    from m2gen.ahead.record import Wanted, record
+    from m2gen.ahead.models import record
+    from m2gen.ahead.record import Wanted
 
     wanted = Wanted()
     for name in names:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from m2gen.ahead.build import build
-from m2gen.ahead.models import Sizes
-from m2gen.ahead.record import Wanted, record
+from m2gen.ahead.models import Sizes, record
+from m2gen.ahead.record import Wanted
 from m2gen.errors import M2GenError
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse_all

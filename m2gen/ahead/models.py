@@ -1,20 +1,22 @@
-"""Models by name: their configuration, and inputs of every size that is asked for. For fake tensors, so without
-weights."""
+"""Models by name: their configuration, and the problems that they pose at every size that is asked for. Made of fake
+tensors, so without weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2gen.ahead.record import Wanted, recorder
+from m2gen.ahead.rehearse import call_all, sizes_of
 from m2gen.dtypes import DTYPES
 from m2gen.errors import M2GenError, ProblemError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
+
+    from m2gen.device.limits import DeviceLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +83,18 @@ def model_of(config: Any, dtype: torch.dtype) -> nn.Module:
     raise M2GenError(f"a {config.model_type} model", "no class is registered for it", "import its module first")
 
 
-def inputs_of(config: Any, dtype: torch.dtype, sizes: Sizes) -> Iterator[Tensor]:
-    """Tokens of every length and batch; for a model of images, images of its one size. Raises ProblemError."""
+def record(
+    wanted: Wanted, name: str, limits: DeviceLimits, sizes: Sizes | None = None, *, gradients: bool = False
+) -> None:
+    """Add what the model `name`, a folder's or a preset's, calls in evaluation, with `gradients` in training too, and
+    what generation with a cache calls. Raises M2GenError."""
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    if hasattr(config, "image_size"):
-        if sizes.lengths:
-            raise ProblemError("--lengths of a model of images", f"its size is {config.image_size}", "leave it out")
-        for batch in sizes.batches:
-            yield torch.zeros((batch, config.num_channels, config.image_size, config.image_size), dtype=dtype)
-        return
-    for length, batch in product(sizes.lengths or (config.max_position_embeddings,), sizes.batches):
-        yield torch.zeros((batch, length), dtype=torch.long)
+    config, sizes = config_of(name), sizes or Sizes()
+    weights = getattr(torch, DTYPES[sizes.dtype].torch_name) if sizes.dtype else config.dtype or torch.float32
+    with FakeTensorMode():
+        model: Any = model_of(config, weights)
+        of_all = list(sizes_of(model, sizes.lengths or None, sizes.batches))
+        with recorder(wanted, name, limits):
+            call_all(model, of_all, gradients)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from m2gen.ahead.models import Sizes, config_of, inputs_of, model_of
 from m2gen.planner.problem import Problem
 
 if TYPE_CHECKING:
@@ -29,38 +28,7 @@ class Wanted:
             self.trained.add(problem)
 
 
-def record(
-    wanted: Wanted, name: str, limits: DeviceLimits, sizes: Sizes | None = None, *, gradients: bool = False
-) -> None:
-    """Add what the model `name`, a folder's or a preset's, calls in evaluation, with `gradients` in training too, and
-    what generation with a cache calls. Raises M2GenError."""
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from m2gen.dtypes import DTYPES
-
-    config, sizes = config_of(name), sizes or Sizes()
-    weights = getattr(torch, DTYPES[sizes.dtype].torch_name) if sizes.dtype else config.dtype or torch.float32
-    with FakeTensorMode(), _recorder(wanted, name, limits):
-        model = model_of(config, weights)
-        for inputs in inputs_of(config, weights, sizes):
-            with torch.no_grad():
-                model.eval()(inputs)
-                if hasattr(model, "new_cache"):
-                    _generation(model, inputs)
-            if gradients:  # other kernels than in evaluation
-                model.train()(inputs)[0].float().sum().backward()
-
-
-def _generation(model: Any, prompt: Any) -> None:
-    """A prompt read with a cache, a token after it, and all that may stand before and after them."""
-    cache = model.new_cache(prompt.shape[0])
-    cache.rehearse()
-    model(prompt, cache=cache)
-    model(prompt[:, :1], cache=model.new_cache(prompt.shape[0]))  # products of few rows are done otherwise
-
-
-def _recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
+def recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
     """A context in which calls of operators are noted in `wanted`."""
     from torch.utils._python_dispatch import TorchDispatchMode
 

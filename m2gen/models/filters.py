@@ -14,6 +14,7 @@ from m2gen.modules.hyena_filter import (
     position_features,
     unit_times,
 )
+from m2gen.modules.rehearsal import Rehearses
 from m2gen.modules.tied import LoadsTies, shared, tied_names
 
 
@@ -50,7 +51,7 @@ def owner(model: nn.Module, part: nn.Module) -> nn.Module:
     return next(module for module in model.modules() if any(child is part for child in module.children()))
 
 
-class Shares(LoadsTies, PreTrainedModel):  # type: ignore[misc]
+class Shares(Rehearses, LoadsTies, PreTrainedModel):  # type: ignore[misc]
     """A `PreTrainedModel` with parameters that are built into several places (`m2gen.modules.tied`).
 
     They are saved once, as safetensors hold no tensor twice, and come back in all their places with the one that was

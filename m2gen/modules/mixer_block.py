@@ -5,13 +5,16 @@ Source: Monarch Mixer, arXiv 2310.12109.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from m2gen.modules.dimension_mixer import DimensionMixer
-from m2gen.modules.sequence_mixer import Cached, SequenceMixer
+from m2gen.modules.rehearsal import Rehearses
+from m2gen.modules.sequence_mixer import Cached, SequenceMixer, rehearsed_input
 
 
-class MixerBlock(nn.Module):
+class MixerBlock(Rehearses, nn.Module):
     """x (B, L, d_model) -> (B, L, d_model): `attention`, then `mlp`.
 
     The names are those of the published M2-BERT checkpoints; there is no attention in `attention`. As in M2-BERT there
@@ -37,3 +40,9 @@ class MixerBlock(nn.Module):
         if self.mlp is not None:
             mixed = self.mlp(mixed)
         return mixed
+
+    def _rehearsed_length(self) -> int:
+        return self.attention._rehearsed_length()
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        yield (self(rehearsed_input(self.attention, length, batch)),)

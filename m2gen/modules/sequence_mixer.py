@@ -5,6 +5,7 @@ Source: Monarch Mixer, arXiv 2310.12109, section 5.1; gating and short convoluti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from m2gen.modules.causal_monarch import CausalMonarch
 from m2gen.modules.hyena_filter import HyenaFilter, long_conv
 from m2gen.modules.linear import apply_linear
 from m2gen.modules.plain import apply_dropout, plain
+from m2gen.modules.rehearsal import Rehearses
 from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d
 
 
@@ -29,7 +31,7 @@ class Cached(Protocol):
         """The long convolution of the next u (B, n, d_model), with gate and skip."""
 
 
-class SequenceMixer(nn.Module):
+class SequenceMixer(Rehearses, nn.Module):
     """u (B, L, d_model) -> (B, L, d_model), mixing along L without attention:
 
         x1, x2, v = split(short_conv(in_linear(u)))
@@ -127,8 +129,19 @@ class SequenceMixer(nn.Module):
             return gated
         return long_conv(filter_fn, u, mode=self.mode, layout="BLH", post_gate=post_gate)
 
+    def _rehearsed_length(self) -> int:
+        return self.filter_fn.max_length
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        yield (self(rehearsed_input(self, length, batch)),)
+
     def extra_repr(self) -> str:
         return f"{self.d_model}, mode={self.mode}"
+
+
+def rehearsed_input(mixer: SequenceMixer, length: int, batch: int) -> Tensor:
+    """u (B, L, d_model), see `Rehearses`."""
+    return mixer.in_linear.weight.new_zeros((batch, length, mixer.d_model)).requires_grad_(mixer.training)
 
 
 def depthwise(conv: nn.Module) -> bool:

@@ -57,7 +57,7 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
 }
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def kernel_of(chosen: Plan) -> Any:
     """The computation of a plan, bound once; what it can be asked depends on the op.
 

@@ -18,6 +18,7 @@ from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.monarch.problem import MonarchProblem
+from m2gen.planner.plan import Plan
 from m2gen.planner.problem import LAYOUTS, Problem
 from m2gen.planner.search import plan
 from m2gen.planner.shortconv.problem import ShortconvProblem
@@ -51,13 +52,18 @@ def problem_of(x: Operands, mode: str, precision: str) -> FftConvProblem:
     )
 
 
-@lru_cache(maxsize=1024)
+def planned(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
+    """The plan that a call follows where its kernels compile: as compiled ahead, as measured, or as estimated."""
+    return ahead.plan(problem, limits) or wisdom.chosen(problem, limits, threads, measure=tune.measure)
+
+
+@lru_cache(maxsize=4096)
 def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int) -> Any:
     """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile.
 
     `generation` is that of wisdom: plans of an older one are not used."""
     try:
-        return kernel_of(ahead.plan(problem, limits) or wisdom.chosen(problem, limits, threads, measure=tune.measure))
+        return kernel_of(planned(problem, limits, threads))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
         return _without_cpp(problem, limits)

@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel
 
 import m2gen
-from m2gen.ahead.models import Sizes
-from m2gen.ahead.record import Wanted, _notes, _recorder, record
+from m2gen.ahead.models import Sizes, record
+from m2gen.ahead.record import Wanted, _notes, _recorder
 from m2gen.cache import compiled
 from m2gen.cli import main
 from m2gen.config import Config

@@ -12,6 +12,7 @@ import torch
 from small_kernel import SCALED, is_right, scaled
 
 from m2gen.errors import M2GenError
+from m2gen.kernels.gate import GateSpec
 from m2gen.runtime.build import cpp_kernel
 from m2gen.runtime.build.scratch import borrowed, on_huge_pages
 
@@ -86,9 +87,11 @@ def test_huge_pages_change_no_value() -> None:
     assert on_huge_pages(torch.empty(0)).numel() == 0
 
 
-def test_load_all(folder: Path) -> None:
-    cpp_kernel.load_all([])
-    assert cpp_kernel.available() is None
+def test_ready(folder: Path) -> None:
+    assert cpp_kernel.ready([]) == (0, 0, 0)
+    spec = GateSpec(part="fwd", dtype="fp32", activation="relu")
+    assert cpp_kernel.ready([spec]) == (1, 0, 0)
+    assert cpp_kernel.ready([spec]) == (0, 1, 0)
 
 
 def test_without_gnu_openmp_one_thread_does_it_all(

@@ -8,6 +8,7 @@ Shapes: B batch, L tokens, d = hidden_size, V = vocab_size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,6 +61,17 @@ class M2BertPreTrainedModel(Pretrained):
             init.copy_(module.position_ids, torch.arange(module.position_ids.shape[1])[None])
         else:
             super()._init_weights(module)
+
+    def _rehearsed_length(self) -> int:
+        return int(self.config.max_position_embeddings)
+
+    def _rehearsed_layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.base_model.encoder.layer
+        return layers
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        ids = torch.zeros((batch, length), dtype=torch.int64, device=self.get_input_embeddings().weight.device)
+        yield tuple(y for y in self(ids, return_dict=True).values() if isinstance(y, Tensor))
 
 
 class M2BertModel(M2BertPreTrainedModel):
@@ -182,6 +194,14 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.cls.predictions.decoder = value
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        yield from super()._rehearsed_calls(length, batch)
+        if self.config.sparse_prediction:  # any number of labels: kernels change at a few of them
+            like = self.get_input_embeddings().weight[0]
+            states = self.bert.embeddings(like.expand(batch, length, -1), None, None).flatten(0, 1).detach()
+            for rows in (1 << i for i in range((batch * length).bit_length())):
+                yield (self.cls(states[:rows].requires_grad_()),)
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(

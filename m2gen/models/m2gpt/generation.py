@@ -23,6 +23,14 @@ class LanguageModel(Protocol):
     def __call__(self, input_ids: Tensor, *, cache: MixerCache | None = None, logits_to_keep: int = 0) -> Any: ...
 
 
+def rehearsed(model: LanguageModel, ids: Tensor) -> None:
+    """What `generate` calls of a prompt ids (B, P): it is read with a cache, then a token at a time, and the cache does
+    all that may stand before and after them."""
+    model.new_cache(ids.shape[0]).rehearse()
+    for part, kept in ((ids, 0), (ids, 1), (ids[:, :1], 0)):  # products of few rows are done otherwise
+        model(part, cache=model.new_cache(ids.shape[0]), logits_to_keep=kept)
+
+
 def stream(model: LanguageModel, prompt_ids: Tensor, n: int, *, use_cache: bool, **sampling: Any) -> Iterator[Tensor]:
     """`M2GPT.stream`; `sampling` are the options of `sample`. The prompt is checked at once, not at the first token.
     Raises ProblemError for another prompt or count, and for options that mean nothing."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
 from m2gen.models.m2gpt.configuration import M2GPTConfig
-from m2gen.models.m2gpt.generation import stream
+from m2gen.models.m2gpt.generation import rehearsed, stream
 from m2gen.modules.dimension_mixer import DimensionMixer
 from m2gen.modules.kept import Checked, Keeper, same_tensors, values_suffice
 from m2gen.modules.linear import apply_linear
@@ -23,6 +23,7 @@ from m2gen.modules.mixer_block import MixerBlock
 from m2gen.modules.mixer_cache import MixerCache, bank_state, filter_bank
 from m2gen.modules.online_conv import FilterBank
 from m2gen.modules.plain import plain
+from m2gen.modules.rehearsal import Rehearses
 from m2gen.modules.sequence_mixer import SequenceMixer
 from m2gen.modules.tied import KeepsTies
 from m2gen.modules.values import ensured
@@ -30,7 +31,7 @@ from m2gen.modules.values import ensured
 IGNORE = -100  # a label that does not count
 
 
-class M2GPT(Keeper, KeepsTies):
+class M2GPT(Rehearses, Keeper, KeepsTies):
     """input_ids (B, L) int64 -> logits (B, L, vocab_size); L <= max_length. Causal: logits[:, i] depend on
     input_ids[:, : i + 1] alone.
 
@@ -197,6 +198,21 @@ class M2GPT(Keeper, KeepsTies):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start with nothing kept or declared."""
         return {**self.__dict__, "_bank": Checked(), "_staying": None, "declared": None}
+
+    def _rehearsed_length(self) -> int:
+        return self.config.max_length
+
+    def _rehearsed_layers(self) -> nn.ModuleList:
+        return self.layers
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        yield (self(self._any_ids(length, batch)),)
+
+    def _rehearsed_parts(self, length: int, batch: int) -> None:
+        rehearsed(self, self._any_ids(length, batch))
+
+    def _any_ids(self, length: int, batch: int) -> Tensor:
+        return torch.zeros((batch, length), dtype=torch.int64, device=self.embedding.weight.device)
 
     @torch.no_grad()
     def generate(

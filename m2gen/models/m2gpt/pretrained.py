@@ -5,6 +5,7 @@ The mathematics is `M2GPT`'s, which this wraps as `model`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from transformers.utils import can_return_tuple
 from m2gen.errors import ProblemError
 from m2gen.models.filters import Shares, owner, reset_filter_part
 from m2gen.models.m2gpt.configuration import M2GPTConfig, preset
+from m2gen.models.m2gpt.generation import rehearsed
 from m2gen.models.m2gpt.modeling import M2GPT
 from m2gen.models.options import DECODER, check_labels, is_padding_mask, loss_options
 from m2gen.modules.causal_monarch import TriangularTransform
@@ -213,6 +215,19 @@ class M2GPTForCausalLM(Shares, GenerationMixin):  # type: ignore[misc]
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> MixerCache:
         """An empty cache, as `M2GPT.new_cache`."""
         return self.model.new_cache(batch, capacity)
+
+    def _rehearsed_length(self) -> int:
+        return self.model._rehearsed_length()
+
+    def _rehearsed_layers(self) -> nn.ModuleList:
+        return self.model._rehearsed_layers()
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        # of this module, not of `model`: there may be an autocast around its `forward`
+        yield (self(self.model._any_ids(length, batch), return_dict=True).logits,)
+
+    def _rehearsed_parts(self, length: int, batch: int) -> None:
+        rehearsed(self, self.model._any_ids(length, batch))
 
     @staticmethod
     def _reorder_cache(past_key_values: MixerCache, beam_idx: Tensor) -> MixerCache:

@@ -9,6 +9,7 @@ Shapes: B batch, C channels, S image size, L patches (and a class token where th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,18 @@ class M2ViTPreTrainedModel(Shares):
             for table in (module.cls_token, module.position_embeddings):
                 if table is not None:
                     init.normal_(table, std=0.02)
+
+    def _rehearsed_length(self) -> None:
+        """None: images have the configuration's size."""
+
+    def _rehearsed_layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.base_model.layers
+        return layers
+
+    def _rehearsed_calls(self, length: int, batch: int) -> Iterator[tuple[Tensor, ...]]:
+        patches = self.get_input_embeddings()
+        pixels = patches.projection.weight.new_zeros((batch, *patches.shape))
+        yield tuple(y for y in self(pixels, return_dict=True).values() if isinstance(y, Tensor))
 
 
 class M2ViTModel(M2ViTPreTrainedModel):

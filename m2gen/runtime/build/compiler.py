@@ -133,12 +133,22 @@ def portable_flags(arch: str) -> tuple[str, ...]:
 
 def shared_library(source: Source, flags: tuple[str, ...]) -> Path:
     """The compiled source, from the cache where it is there and whole. Raises CompileError."""
-    tool, flags = compiler(), (*_FLAGS, *flags)
-    key = sha256("\n".join((source.text, tool.identity, *flags, cpu_features())).encode()).hexdigest()[:16]
+    key, flags = _key(source, flags)
     try:
         return binaries.find(source.name, key) or binaries.add(source.name, key, build(source, (*flags, "-shared")))
     except OSError as error:
         raise _unwritable(source, error) from error
+
+
+def kept(source: Source, flags: tuple[str, ...]) -> Path | None:
+    """The compiled source where the cache has it. Raises CompileError where there is no compiler whose it could be."""
+    return binaries.find(source.name, _key(source, flags)[0])
+
+
+def _key(source: Source, flags: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The key of a binary, and all flags that it is compiled with."""
+    tool, flags = compiler(), (*_FLAGS, *flags)
+    return sha256("\n".join((source.text, tool.identity, *flags, cpu_features())).encode()).hexdigest()[:16], flags
 
 
 def _unwritable(source: Source, error: OSError) -> CompileError:

@@ -76,11 +76,22 @@ def load_source(source: Source, arch: str = "native") -> CppKernel:
     return CppKernel(source.name, _open(source, compiler.arch_flags(arch)))
 
 
-def load_all(specs: Iterable[KernelSpec]) -> None:
-    """Compile several kernels at once, so that `load` finds them. Raises CompileError for the first that fails."""
+def ready(specs: Iterable[KernelSpec]) -> tuple[int, int, int]:
+    """Compile several kernels at once, so that `load` finds them: how many were compiled, were there, and failed, which
+    say so where they are loaded."""
+
+    def one(spec: KernelSpec) -> int:
+        try:
+            source = render(spec)
+            there = ahead.binary(source) or compiler.kept(source, compiler.arch_flags(getattr(spec, "arch", "native")))
+            load(spec)
+            return 1 if there else 0
+        except CompileError:
+            return 2
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(load, specs):
-            pass
+        found = list(pool.map(one, specs))
+    return found.count(0), found.count(1), found.count(2)
 
 
 _following: ContextVar[bool] = ContextVar("following", default=False)
