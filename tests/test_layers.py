@@ -40,7 +40,8 @@ IN_RUNTIME = {
     "binding": {"bindings"},
     "measure": {"binding", "bindings", "build"},
     "planning": {"measure", "build"},
-    "executor": {"binding", "bindings", "measure", "build"},
+    "beside": {"build"},
+    "executor": {"beside", "binding", "bindings", "measure", "build"},
 }
 ANYTHING = {"__init__", "__main__", "ahead", "cli", "demo", "doctor", "show", "tuning"}  # they import late
 NO_TORCH = {

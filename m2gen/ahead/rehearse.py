@@ -7,7 +7,6 @@ is not touched; the problems that its calls pose (`record`) are planned and boun
 from __future__ import annotations
 
 import copy
-import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from m2gen.ahead.record import Wanted, recorder
 from m2gen.errors import M2GenError, ProblemError
-from m2gen.log import fallback
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from m2gen.device.limits import DeviceLimits
     from m2gen.kernels.spec import KernelSpec
     from m2gen.modules.rehearsal import Rehearses
-    from m2gen.planner.problem import Problem
 
 _ALIKE = 3  # of a run of layers that are alike: its first, one between two others, its last
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -93,7 +90,7 @@ def rehearse(
     with _undisturbed(model) as device:
         limits = live(device)
         wanted = _posed(model, sizes, training, limits)
-        compiled, there, failed = _make_ready(wanted, limits, device)
+        compiled, there, failed = _compile(wanted, limits)
     return Rehearsal(len(wanted.problems), compiled, there, failed, time.perf_counter() - start)
 
 
@@ -268,50 +265,23 @@ def _told(value: Any) -> object:
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
-def _make_ready(wanted: Wanted, limits: DeviceLimits, device: torch.device) -> tuple[int, int, int]:
+def _compile(wanted: Wanted, limits: DeviceLimits) -> tuple[int, int, int]:
     """Plan every problem, compile all kernels together, bind every plan: numbers of kernels compiled, there, failed."""
     import torch
 
     from m2gen.runtime import executor
+    from m2gen.runtime.build.ready import make_ready
     from m2gen.runtime.measure import wisdom
 
     threads = torch.get_num_threads()
     for problem in wanted.problems:  # rigor "measure" gets to know more with every one
         executor.planned(problem, limits, threads)
-    kernels: dict[KernelSpec, Problem] = {}
+    kernels: dict[KernelSpec, str] = {}  # with how the tensors lie in memory that it is first called with
     for problem in wanted.problems:
         body = executor.planned(problem, limits, threads).body
         for spec in body.kernels(problem, problem in wanted.trained):
-            kernels.setdefault(spec, problem)
-    made = _in_triton(kernels, limits) if device.type == "cuda" else _in_cpp(kernels)
+            kernels.setdefault(spec, problem.layout)
+    made = make_ready(kernels, limits)
     for problem in wanted.problems:
         executor.bound(problem, limits, threads, wisdom.generation())
     return made
-
-
-def _in_cpp(kernels: Iterable[KernelSpec]) -> tuple[int, int, int]:
-    from m2gen.runtime.build.cpp_kernel import ready
-
-    return ready(spec for spec in kernels if spec.template.startswith("cpp/"))
-
-
-def _in_triton(kernels: dict[KernelSpec, Problem], limits: DeviceLimits) -> tuple[int, int, int]:
-    """Triton's own cache is filled, by processes."""
-    from m2gen.runtime.build.cross_compile import Job, compile_all
-
-    jobs = [
-        Job(spec, limits.arch, "BLH" if problem.layout == "BLH" else "BHL")  # type: ignore[arg-type]
-        for spec, problem in kernels.items()
-        if spec.template.startswith("triton/") and (spec, limits.arch) not in _IN_CACHE
-    ]
-    failed = 0
-    for job, made in zip(jobs, compile_all(jobs, processes=min(os.cpu_count() or 1, len(jobs)) or 1), strict=True):
-        if made.error:
-            failed += 1
-            fallback(f"{job.spec.name} is left to its first call: {made.error}")
-        else:
-            _IN_CACHE.add((job.spec, job.arch))
-    return len(jobs) - failed, len(kernels) - len(jobs), failed
-
-
-_IN_CACHE: set[tuple[KernelSpec, str]] = set()

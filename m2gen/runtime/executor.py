@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from m2gen import log
+from m2gen.config import config
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.errors import CompileError
@@ -22,6 +23,7 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.problem import LAYOUTS, Problem
 from m2gen.planner.search import plan
 from m2gen.planner.shortconv.problem import ShortconvProblem
+from m2gen.runtime import beside
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.blockdiag import applied, matmul_blocks, outer_blocks
 from m2gen.runtime.bindings.fused import FusedKernel
@@ -63,13 +65,17 @@ def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int)
 
     `generation` is that of wisdom: plans of an older one are not used."""
     try:
-        return kernel_of(planned(problem, limits, threads))
+        chosen = planned(problem, limits, threads)
+        if config().compile == "beside" and beside.missing(chosen, limits):
+            log.once(f"{problem}: its kernels are being compiled, others compute meanwhile")
+            return beside.Beside(chosen, limits, kernel_of, _without_kernels(problem, limits))
+        return kernel_of(chosen)
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
-        return _without_cpp(problem, limits)
+        return _without_kernels(problem, limits)
 
 
-def _without_cpp(problem: Problem, limits: DeviceLimits) -> Any:
+def _without_kernels(problem: Problem, limits: DeviceLimits) -> Any:
     return kernel_of(plan(problem, replace(limits, languages=())))
 
 
@@ -182,7 +188,7 @@ def monarch_gradients(dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: S
     except CompileError as error:
         problem, limits = kernel.problem, live(x.device)
         log.fallback(f"gradients of {problem} are done without generated C++: {error}")
-        found = _without_cpp(problem, limits).gradients(dy, x, factors, needs)
+        found = _without_kernels(problem, limits).gradients(dy, x, factors, needs)
     return found
 
 

@@ -76,16 +76,22 @@ def load_source(source: Source, arch: str = "native") -> CppKernel:
     return CppKernel(source.name, _open(source, compiler.arch_flags(arch)))
 
 
+def there(spec: KernelSpec) -> bool:
+    """Whether `load` need not compile it. Raises CompileError where there is no compiler whose it could be."""
+    source = render(spec)
+    flags = compiler.arch_flags(getattr(spec, "arch", "native"))
+    return bool(ahead.binary(source) or compiler.kept(source, flags))
+
+
 def ready(specs: Iterable[KernelSpec]) -> tuple[int, int, int]:
     """Compile several kernels at once, so that `load` finds them: how many were compiled, were there, and failed, which
     say so where they are loaded."""
 
     def one(spec: KernelSpec) -> int:
         try:
-            source = render(spec)
-            there = ahead.binary(source) or compiler.kept(source, compiler.arch_flags(getattr(spec, "arch", "native")))
+            found = there(spec)
             load(spec)
-            return 1 if there else 0
+            return int(found)
         except CompileError:
             return 2
 

@@ -19,6 +19,8 @@ from m2gen.runtime.measure.case import Case
 _NUMBERS = 2**26  # of the result: larger problems are timed on fewer rows
 _SMALL = 300  # rows of the small problem
 
+_ROUNDINGS = 4  # of an activation: its argument, the function, what it is a part of; and the product
+
 
 class GateCase(Case[GateProblem]):
     """A gate of normal numbers."""
@@ -54,7 +56,7 @@ class GateCase(Case[GateProblem]):
     def wrong(self, y: Tensor) -> str | None:
         half, value = self.z.double().chunk(2, dim=1)
         expected = ACTIVATIONS[self.problem.activation](half) * value
-        return self.off("result", y, expected, half.abs() * value.abs(), 1)
+        return self.off("result", y, expected, half.abs() * value.abs(), _ROUNDINGS)
 
     def wrong_somewhere(self, plan: Plan) -> str | None:
         kernel = kernel_of(plan)
@@ -72,4 +74,4 @@ class GateCase(Case[GateProblem]):
         half, value = z.chunk(2, dim=1)
         (expected,) = torch.autograd.grad(ACTIVATIONS[self.problem.activation](half) * value, z, dy.double())
         half, value, d = half.detach().abs(), value.detach().abs(), dy.double().abs()
-        return self.off("gradient", found, expected, torch.cat([d * value * (1 + half), d * half], 1), 1)
+        return self.off("gradient", found, expected, torch.cat([d * value * (1 + half), d * half], 1), _ROUNDINGS)
