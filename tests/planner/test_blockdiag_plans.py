@@ -57,6 +57,20 @@ def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
         assert body.pack is None or (body.pack.columns, body.pack.glu) == (body.spec.columns, False)
         assert set(body.kernels(problem)) == {s for s in (body.spec, body.pack, body.outer) if s is not None}
         assert body.pieces == max(1, problem.rows // 64)
+        _pieces_of_work(body, problem)
+
+
+def _pieces_of_work(body: NativeProduct, problem: BlockDiagProblem) -> None:
+    """They are of whole panels, cover each once, and there are enough for every thread where panels suffice."""
+    panels, groups = body.panels(problem), body.pieces * problem.result_blocks
+    assert body.outer is None or body.outer_rows % body.outer.rows == 0, "whole tiles"
+    each, rest = divmod(body.outer_work(problem), problem.blocks)
+    assert rest == 0 and (each - 1) * body.outer_rows < problem.block_out <= each * body.outer_rows
+    for threads in (1, 2, 64):
+        items, together = body.work(problem, threads)
+        each, rest = divmod(items, groups)
+        assert rest == 0 and (each - 1) * together < panels <= each * together
+        assert together == 1 or items >= (body.items * threads if body.parallel else 1)
 
 
 @pytest.mark.parametrize("out", [1, 7, 48, 96, 100, 192, 768])

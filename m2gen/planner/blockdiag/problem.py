@@ -98,6 +98,11 @@ class BlockDiagProblem(Problem):
         return self.n_out // 2 if self.glu else self.n_out
 
     @property
+    def result_blocks(self) -> int:
+        """Blocks of the result."""
+        return self.blocks // 2 if self.glu else self.blocks
+
+    @property
     def flop(self) -> int:
         """Of the product; a multiply-add counts two."""
         return 2 * self.rows * self.weights

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.errors import CompileError
-from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.log import fallback
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
@@ -56,7 +55,7 @@ class NativeKernel:
         compile_together(step.spec, step.pack, step.outer)
         self.kernel = load(step.spec)
         self.pack = None if step.pack is None else load(step.pack)
-        self.panels = -(-problem.block_out // step.spec.width)
+        self.panels = step.panels(problem)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
@@ -67,12 +66,9 @@ class NativeKernel:
         rows = _side_by_side(x.reshape(of.rows, of.n_in))
         bias = None if bias is None else self._plain(bias).contiguous()
         y = on_huge_pages(x.new_empty((*x.shape[:-1], of.results)))
-        blocks = of.blocks // 2 if of.glu else of.blocks
-        wanted = step.items * torch.get_num_threads() if step.parallel else 1
-        together = max(1, self.panels * step.pieces * blocks // max(wanted, step.pieces * blocks))
+        items, together = step.work(of, torch.get_num_threads())
         pointers = [rows.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()]
         sizes = [of.rows, of.blocks, of.block_in, of.block_out, rows.stride(0), of.results, step.pieces, together]
-        items = step.pieces * blocks * -(-self.panels // together)
         self.kernel.run(pointers, [*sizes, int(packs), *weight.stride()], items, parallel=step.parallel)
         return y if dtype == y.dtype else y.to(dtype)
 
@@ -105,14 +101,9 @@ class NativeKernel:
         dy, x = _side_by_side(self._plain(dy)), _side_by_side(self._plain(x))
         dw = torch.empty(of.blocks, of.block_out, of.block_in, dtype=x.dtype)
         pointers = [dy.data_ptr(), x.data_ptr(), dw.data_ptr()]
-        sizes = [of.rows, of.blocks, of.block_in, of.block_out, dy.stride(0), x.stride(0)]
-        kernel.run(pointers, sizes, of.blocks * _groups(of, spec), parallel=self.step.parallel_outer)
+        sizes = [of.rows, of.blocks, of.block_in, of.block_out, dy.stride(0), x.stride(0), self.step.outer_rows]
+        kernel.run(pointers, sizes, self.step.outer_work(of), parallel=self.step.parallel_outer)
         return dw if dtype == dw.dtype else dw.to(dtype)
-
-
-def _groups(problem: BlockDiagProblem, spec: BlockdiagMmSpec) -> int:
-    """Items that the rows of a block of the weight's gradient are split into, as its template does."""
-    return -(-problem.block_out // (12 * spec.rows))
 
 
 def _side_by_side(x: Tensor) -> Tensor:
