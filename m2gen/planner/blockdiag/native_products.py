@@ -32,11 +32,7 @@ _OUTER_TILES = 12  # tiles of a weight's gradient that share a panel of x, one a
 
 def unable(problem: BlockDiagProblem, limits: DeviceLimits) -> str | None:
     """Why no generated C++ can do it; None where it can."""
-    if why := no_cpp(limits):
-        return why
-    if problem.glu and problem.bias:
-        return "its kernel of a glu adds no bias"
-    return None
+    return no_cpp(limits)
 
 
 def native_products(problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[NativeProduct]:

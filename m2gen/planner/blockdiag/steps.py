@@ -36,7 +36,10 @@ class Product(Body[BlockDiagProblem]):
             f"blocks    {of.blocks} x {of.block_out} x {of.block_in}   (nblocks x out x in)",
             f"weight    {of.weights} numbers, a {dense // of.weights}th of a dense one's {dense}",
         ]
-        return [*found, self._who()]
+        behind = [*["bias"] * of.bias, *([of.activation] if of.activation else []), *["gate"] * of.glu]
+        behind += ["residual"] * of.residual
+        epilogue = [f"behind it {', '.join(behind)}"] if behind else []
+        return [*found, *epilogue, self._who()]
 
     def _who(self) -> str:
         """The line that says what computes."""

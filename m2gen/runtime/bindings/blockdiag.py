@@ -33,13 +33,13 @@ class LibraryKernel:
             half = GateProblem(n=problem.results, rows=problem.rows, dtype=problem.dtype, activation=problem.activation)
             self.gate = gate.NativeKernel(half, step.gate)
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
         y = matmul_blocks(x, weight)
         y = y if bias is None else y.add_(bias)
-        if self.gate is not None:
-            return self.gate.gated(y)
-        return applied(y, self.problem.glu, self.problem.activation).contiguous()
+        glu, activation = self.problem.glu, self.problem.activation
+        y = applied(y, glu, activation).contiguous() if self.gate is None else self.gate.gated(y)
+        return y if residual is None else y.add_(residual)
 
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
         """(nblocks, block_out, block_in): for each block the sum over rows of dy x^T."""
@@ -57,7 +57,7 @@ class NativeKernel:
         self.pack = None if step.pack is None else load(step.pack)
         self.panels = step.panels(problem)
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
         step, of, dtype = self.step, self.problem, x.dtype
         x, weight = self._plain(x), self._plain(weight)
@@ -65,10 +65,12 @@ class NativeKernel:
         packed = weight if packs else self._packed(weight)
         rows = _side_by_side(x.reshape(of.rows, of.n_in))
         bias = None if bias is None else self._plain(bias).contiguous()
+        beside = None if residual is None else _side_by_side(self._plain(residual).reshape(of.rows, of.results))
         y = on_huge_pages(x.new_empty((*x.shape[:-1], of.results)))
         items, together = step.work(of, torch.get_num_threads())
-        pointers = [rows.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()]
-        sizes = [of.rows, of.blocks, of.block_in, of.block_out, rows.stride(0), of.results, step.pieces, together]
+        pointers = [0 if t is None else t.data_ptr() for t in (rows, packed, bias, beside, y)]
+        steps = [rows.stride(0), 0 if beside is None else beside.stride(0), of.results]
+        sizes = [of.rows, of.blocks, of.block_in, of.block_out, *steps, step.pieces, together]
         self.kernel.run(pointers, [*sizes, int(packs), *weight.stride()], items, parallel=step.parallel)
         return y if dtype == y.dtype else y.to(dtype)
 
