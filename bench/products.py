@@ -59,22 +59,34 @@ def gated(rows: int, nblocks: int, block_out: int, block_in: int) -> Calls:
     return {"library": library, "m2gen": ours}
 
 
+def added(rows: int, nblocks: int, block_out: int, block_in: int) -> Calls:
+    """A layer's input added behind it, by an operator of its own or in the product's kernel."""
+    x, weight = torch.randn(rows, nblocks * block_in), torch.randn(nblocks, block_out, block_in)
+    bias, residual = torch.randn(nblocks * block_out), torch.randn(rows, nblocks * block_out)
+    return {
+        "then added": lambda: m2gen.blockdiag_linear(x, weight, bias) + residual,
+        "m2gen": lambda: m2gen.blockdiag_linear(x, weight, bias, None, residual),
+    }
+
+
 def main(rounds: int, threads: int, out: str | None, only: str | None) -> None:
     torch.set_num_threads(threads)
     found = provenance() | {"fma_peak_gflops": peak_gflops()}
     print(json.dumps(found))
     results: list[dict[str, Any]] = []
-    kinds = {"forward": (forward, 2), "gradients": (backward, 4), "gelu(g) * h": (gated, 2)}
+    kinds = {"forward": (forward, 2), "gradients": (backward, 4), "gelu(g) * h": (gated, 2), "+ residual": (added, 2)}
+    of = {"gelu(g) * h": "gated_layers", "+ residual": "wo"}
     for (name, sizes), rows, (what, (calls, flop)) in product(SIZES.items(), ROWS, kinds.items()):
-        if (what == "gelu(g) * h" and name != "gated_layers") or (only or "") not in f"{name} {what}":
+        if of.get(what, name) != name or (only or "") not in f"{name} {what}":
             continue
         nblocks, block_out, block_in = sizes
         times = interleaved(calls(rows, *sizes), rounds)
         ms = {who: summary(values) for who, values in times.items()}
-        gain = ratios(times["library"], times["m2gen"])
+        peer = next(who for who in times if who != "m2gen")
+        gain = ratios(times[peer], times["m2gen"])
         rate = flop * rows * nblocks * block_out * block_in / ms["m2gen"]["median"] / 1e6
         results.append({"product": name, "rows": rows, "what": what, "ms": ms, "ratio": gain, "gflops": rate})
-        medians = f"library {ms['library']['median']:8.2f} ms, m2gen {ms['m2gen']['median']:8.2f}"
+        medians = f"{peer} {ms[peer]['median']:8.2f} ms, m2gen {ms['m2gen']['median']:8.2f}"
         spread = f"{gain['median']:.2f} ({gain['q1']:.2f} .. {gain['q3']:.2f})"
         print(f"{name:13} {rows:5} rows {what:12} {medians}: {spread}; {rate:.0f} GFLOP/s", flush=True)
     results += monarch.results(rounds, only or "")

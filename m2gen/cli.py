@@ -64,7 +64,7 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated skip --target sm90
     fftconv    n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
                gated pre_gated post_gated skip   bhl blh   wide
-    blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu
+    blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu   residual
     monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  params<=2M  factors=64x64x64,64x64x64
     """
     from m2gen.planner import search

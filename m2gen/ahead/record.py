@@ -47,7 +47,7 @@ def recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
 def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
     """What to note of each operator's call."""
     from m2gen.ops import monarch_matmul
-    from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
+    from m2gen.ops.blockdiag_linear import blockdiag_epilogue_op, blockdiag_linear_op, blockdiag_outer_op
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
     from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
     from m2gen.ops.gate import gated_bwd_op, gated_op
@@ -64,10 +64,12 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         k = z.new_empty((dc.shape[1], length))
         long(True, z, k, k if mode == "bidirectional" else None, None, None, None, mode, precision)
 
-    def product(x: Any, weight: Any, bias: Any = None, glu: bool = False, activation: str | None = None) -> None:
+    def product(
+        x: Any, weight: Any, bias: Any, residual: Any = None, activation: str | None = None, glu: bool = False
+    ) -> None:
         if x.numel() and weight.numel():
-            rows = x.numel() // (weight.shape[0] * weight.shape[2])
-            wanted.add(product_problem(weight.shape, rows, x.dtype, bias is not None, glu, activation), of, False)
+            rows, words = x.numel() // (weight.shape[0] * weight.shape[2]), (glu, activation, residual is not None)
+            wanted.add(product_problem(weight.shape, rows, x.dtype, bias is not None, *words), of, False)
 
     def outer(dy: Any, x: Any, nblocks: int) -> None:
         if x.numel() and dy.numel():
@@ -101,7 +103,7 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         fftconv_bwd_op: lambda dy, *args: long(True, *args[:-1]),
         fftconv_dk_op: taps,  # where gradients are differentiated again
         blockdiag_linear_op: product,
-        blockdiag_glu_op: lambda x, weight, activation: product(x, weight, None, True, activation),
+        blockdiag_epilogue_op: product,
         blockdiag_outer_op: outer,
         monarch_matmul.monarch_matmul_op: lambda x, factors: monarch(x, factors, False),
         monarch_matmul.monarch_backward_op: lambda dy, x, factors, needs: monarch(x, factors, True),

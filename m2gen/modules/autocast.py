@@ -1,4 +1,4 @@
-"""Switching autocast off where single precision is needed."""
+"""Switching autocast off where single precision is needed, and asking whether it is on."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ from torch import Tensor
 def no_autocast(x: Tensor) -> AbstractContextManager[None]:
     """A context in which nothing on x's device is cast. The meta device knows no autocast, and refuses the question."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def autocasting(x: Tensor) -> bool:
+    """Whether something on x's device may be cast."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
+from m2gen.modules.autocast import autocasting
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
 from m2gen.modules.parameters import Parameters
 from m2gen.modules.plain import all_plain, plain
@@ -95,16 +96,23 @@ class DimensionMixer(nn.Module):
         if self.layernorm is None:
             return self._mix(x)
         if self.norm == "pre":
-            return x + self._mix(self.layernorm(x))
-        out: Tensor = self.layernorm(self._mix(x) + x)
+            return self._mix(self.layernorm(x), x)
+        out: Tensor = self.layernorm(self._mix(x, x))
         return out
 
-    def _mix(self, x: Tensor) -> Tensor:
+    def _mix(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """f(x) + residual."""
         if self.kind == "glu":
-            out: Tensor = self.wo(self.dropout(self._gated(x)))
+            hidden, last = self._gated(x), self.wo
         else:
-            out = self.m4(self.dropout(self._activate(self.kernel.to(x.dtype) * self.m3(x))))
-        return out
+            hidden, last = self._activate(self.kernel.to(x.dtype) * self.m3(x)), self.m4
+        hidden = self.dropout(hidden)
+        # the layer's kernel adds, unless it is replaced, or hooks see its result, or autocast would round the residual
+        if residual is not None and plain(last, BlockDiagLinear) and not autocasting(residual):
+            fused: Tensor = last(hidden, residual)
+            return fused
+        out: Tensor = last(hidden)
+        return out if residual is None else out + residual
 
     def _gated(self, x: Tensor) -> Tensor:
         layer = self.gated_layers

@@ -56,7 +56,7 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 @readable
 class BlockDiagLinear(nn.Module):
     """y = activation(W x + bias) with W block-diagonal: `nblocks` dense blocks, 1/nblocks of a dense layer's
-    parameters.
+    parameters. `forward(x, residual)` adds a residual of y's shape at the end, in the same kernel.
 
     x (..., in_features) -> y (..., out_features), dtype as x. Parameters: `weight` (nblocks, out_features / nblocks,
     in_features / nblocks) and `bias` (out_features,) or None. `activation` is None, "gelu" (exact), "relu" or "silu".
@@ -101,9 +101,9 @@ class BlockDiagLinear(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -dense_bound, dense_bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> (..., out_features)."""
-        y: Tensor = blockdiag_linear(x, self.weight, self.bias, activation=self.activation)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (..., in_features) -> (..., out_features), that of `residual`."""
+        y: Tensor = blockdiag_linear(x, self.weight, self.bias, self.activation, residual)
         return y
 
     def extra_repr(self) -> str:

@@ -201,18 +201,33 @@ def filter_length(op: str, mode: str, taps: int, length: int) -> None:
     raise ProblemError(f"{op}(mode={mode!r}) with K = {taps} and L = {length}", found, do)
 
 
-def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
-    op = "blockdiag_linear"
+def blockdiag_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None = None,
+    glu: bool = False,
+) -> None:
+    op = "blockdiag_glu" if glu else "blockdiag_linear"
     if activation is not None:
         choice(op, "activation", activation, ACTIVATIONS)
-    if left_to_the_operator((x, weight), bias):
+    if left_to_the_operator((x, weight), bias, residual):
         return
-    blocks(op, x, weight, bias, autocast=True)
-    finite(op, x=x, weight=weight, bias=bias)
+    blocks(op, x, weight, bias, residual, glu, autocast=True)
+    finite(op, x=x, weight=weight, bias=bias, residual=residual)
 
 
-def blocks(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bool = False) -> None:
-    """The operands of a block-diagonal product fit together."""
+def blocks(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    glu: bool = False,
+    autocast: bool = False,
+) -> None:
+    """The operands of a block-diagonal product and its epilogue fit together."""
     tensor(op, "weight", weight, ("nblocks", "block_out", "block_in"))
     nblocks, block_out, block_in = weight.shape
     _last_axis(op, x, nblocks, block_in)
@@ -221,15 +236,15 @@ def blocks(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, autocast: bo
     if bias is not None:
         tensor(op, "bias", bias, (nblocks * block_out,), x)
         same_dtype(op, "bias", bias, "x", x, autocast)
-
-
-def even_blocks(op: str, weight: Tensor) -> None:
-    if weight.shape[0] % 2:
+    if glu and nblocks % 2:
         raise ProblemError(
             f"{op}: weight",
-            f"its {weight.shape[0]} blocks are not halves of gate and value",
+            f"its {nblocks} blocks are not halves of gate and value",
             "use an even number of blocks, or blockdiag_linear and the gate after it",
         )
+    if residual is not None:
+        tensor(op, "residual", residual, (*x.shape[:-1], nblocks * block_out // (2 if glu else 1)), x)
+        same_dtype(op, "residual", residual, "x", x, autocast)
 
 
 def _last_axis(op: str, x: Tensor, nblocks: int, block_in: int) -> None:

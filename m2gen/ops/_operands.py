@@ -91,14 +91,16 @@ def _countable(asked: str, numbers: int) -> None:
         raise ProblemError(asked, f"the result would have {numbers} entries", "ask for less")
 
 
-def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check.blocks("blockdiag_linear", x, weight, bias)
+def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> None:
+    check.blocks("blockdiag_linear", x, weight, bias, residual)
 
 
-def blockdiag_glu(x: Tensor, weight: Tensor, activation: str | None) -> None:
-    _activation("blockdiag_glu", activation)
-    check.blocks("blockdiag_glu", x, weight, None)
-    check.even_blocks("blockdiag_glu", weight)
+def blockdiag_epilogue(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None, glu: bool
+) -> None:
+    op = "blockdiag_glu" if glu else "blockdiag_linear"
+    _activation(op, activation)
+    check.blocks(op, x, weight, bias, residual, glu)
 
 
 def blockdiag_outer(dy: Tensor, x: Tensor, nblocks: int) -> None:

@@ -42,7 +42,9 @@ _AUTOCAST = _AUTOCAST | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUD
 class Definition:
     """One operator.
 
-    schema       torch schema without the namespace, one Tensor result (several where `vjp` is None)
+    schema       torch schema without the namespace, one Tensor result (several where `vjp` is None). PyTorch leaves
+                 last arguments that are their defaults out of a call: check, impl and fake have the same defaults, the
+                 other rules are given every argument
     check        raises ProblemError for arguments that the computation must not meet
     impl         the computation, on any device
     fake         shape, dtype and strides of the result
@@ -70,10 +72,11 @@ def register(definition: Definition) -> Any:
     name = definition.schema.split("(")[0]
     _library.define(definition.schema)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    asked = tuple(argument.default_value for argument in op._schema.arguments)
     _library.impl(name, _implementation(name, definition), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", _checked(definition.check, definition.fake), lib=_library)
-    torch.library.register_vmap(f"{NAMESPACE}::{name}", _batching_rule(op, definition), lib=_library)
-    _library.impl(name, _autograd_kernel(op, definition), "Autograd")
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", _batching_rule(op, definition, asked), lib=_library)
+    _library.impl(name, _autograd_kernel(op, definition, asked), "Autograd")
     for key, device in _AUTOCAST_KEYS.items():
         _library.impl(name, _autocast_kernel(op, definition.autocast, device), key)
     return op
@@ -98,11 +101,12 @@ def _implementation(name: str, definition: Definition) -> Callable[..., Any]:
     return kernel
 
 
-def _batching_rule(op: Any, definition: Definition) -> Callable[..., tuple[Any, Any]]:
-    """The rule for vmap, the check made of one sample's arguments."""
+def _batching_rule(op: Any, definition: Definition, asked: tuple[Any, ...]) -> Callable[..., tuple[Any, Any]]:
+    """The rule for vmap, the check made of one sample's arguments. `asked`: the defaults of all arguments."""
     check, vmap = definition.check, definition.vmap
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        in_dims, args = (*in_dims, *[None] * (len(asked) - len(args))), (*args, *asked[len(args) :])
         samples = [_sample(arg, dim) for arg, dim in zip(args, in_dims, strict=True)]
         device = next((a.device.type for a in _flatten(args)[0] if isinstance(a, Tensor)), "cpu")
         if device in _AUTOCAST_KEYS.values() and torch.is_autocast_enabled(device):  # it will cast before the operator
@@ -170,11 +174,12 @@ def _unflatten(flat: Iterable[Any], spec: tuple[int | None, ...]) -> Args:
     return [next(items) if count is None else [next(items) for _ in range(count)] for count in spec]
 
 
-def _autograd_kernel(op: Any, definition: Definition) -> Callable[..., Any]:
+def _autograd_kernel(op: Any, definition: Definition, asked: tuple[Any, ...]) -> Callable[..., Any]:
     function = None if definition.composed else _function_class(op, definition)
 
     def kernel(*args: Any) -> Any:
         reverse, forward = torch.is_grad_enabled(), forward_mode()
+        args = (*args, *asked[len(args) :])
         flat, spec = _flatten(args) if reverse or forward else ([], ())
         if not _differentiates(flat, reverse, forward):
             with torch._C._AutoDispatchBelowAutograd():

@@ -16,64 +16,83 @@ from m2gen.runtime.bindings.blockdiag import as_rows
 from m2gen.runtime.bindings.blockdiag import matmul_blocks as matmul_blocks
 
 
-def blockdiag_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
-    """Each contiguous block of the last axis through its own matrix, then bias and activation.
+def blockdiag_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(W x + bias) + residual, W block-diagonal: each contiguous block of x through its own matrix.
 
     Args:
         x: (..., nblocks * in_per_block), float16, bfloat16, float32 or float64.
-        weight: (nblocks, out_per_block, in_per_block), dtype of ``x`` (autocast casts all three).
+        weight: (nblocks, out_per_block, in_per_block), dtype of ``x`` (autocast casts all four).
         bias: (nblocks * out_per_block,).
         activation: None, ``"gelu"`` (exact), ``"relu"`` or ``"silu"``.
+        residual: of the result's shape, added at the end: a layer's input in `f(x) + x`, for example.
 
     Returns:
-        (..., nblocks * out_per_block). Differentiable to any order.
+        (..., nblocks * out_per_block). Differentiable to any order. A generated kernel adds, activates and adds again
+        where its products are, in the arithmetic's precision; an activation whose derivative is wanted is a step of its
+        own.
 
     Raises:
         ProblemError: for shapes, dtypes or devices that do not fit together, or an unknown activation.
 
     Source: Monarch Mixer (arXiv 2310.12109), the order-1 Monarch of the dimension mixer.
     """
-    check.blockdiag_linear(x, weight, bias, activation)
-    y: Tensor = blockdiag_linear_op(x, weight, bias)
-    return y if activation is None else ACTIVATIONS[activation](y)
-
-
-def blockdiag_glu(x: Tensor, weight: Tensor, activation: str | None = "gelu") -> Tensor:
-    """activation(g) * h with g, h = halves of `blockdiag_linear(x, weight)`, in one kernel where there is one.
-
-    Args and errors as in `blockdiag_linear`; nblocks must be even, so that either half is whole blocks. Returns
-    (..., nblocks * out_per_block / 2). Where a derivative is wanted, the two steps are taken one after the other: what
-    stands between them is needed.
-    """
-    check.blockdiag_linear(x, weight, None, activation)
-    y: Tensor = blockdiag_glu_op(x, weight, activation)
+    check.blockdiag_linear(x, weight, bias, activation, residual)
+    if activation is None:
+        y: Tensor = blockdiag_linear_op(x, weight, bias, residual)
+    else:
+        y = blockdiag_epilogue_op(x, weight, bias, residual, activation, False)
     return y
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def blockdiag_glu(
+    x: Tensor,
+    weight: Tensor,
+    activation: str | None = "gelu",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(g) * h + residual with g, h = halves of `blockdiag_linear(x, weight, bias)`, in one kernel where there
+    is one.
+
+    Args and errors as in `blockdiag_linear`; nblocks must be even, so that either half is whole blocks. Returns
+    (..., nblocks * out_per_block / 2). Where a derivative is wanted, the steps are taken one after the other: what
+    stands between them is needed.
+    """
+    check.blockdiag_linear(x, weight, bias, activation, residual, glu=True)
+    y: Tensor = blockdiag_epilogue_op(x, weight, bias, residual, activation, True)
+    return y
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """The operator's own computation, of operands that have been checked."""
-    return executor.product(x, weight, bias)
+    return executor.product(x, weight, bias, residual=residual)
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
-    x, weight, _ = args
+    x, weight, _, _ = args
     return [
         blockdiag_linear_op(dy, weight.transpose(1, 2), None) if needs[0] else None,
         outer_blocks(dy, x, weight) if needs[1] else None,
         as_rows(dy).sum(0) if needs[2] else None,
+        dy if needs[3] else None,
     ]
 
 
 def _jvp(args: Args, tangents: Args) -> Tensor:
-    x, weight, bias = args
-    dx, dweight, dbias = tangents
-    y: Tensor = blockdiag_linear_op(
-        torch.zeros_like(x) if dx is None else dx, weight, None if bias is None else _or_zeros(dbias, bias)
-    )
+    x, weight, bias, _ = args
+    dx, dweight, dbias, dresidual = tangents
+    dbias = None if bias is None else _or_zeros(dbias, bias)
+    y: Tensor = blockdiag_linear_op(_or_zeros(dx, x), weight, dbias, dresidual)
     return y if dweight is None else y + blockdiag_linear_op(x, dweight, None)
 
 
@@ -81,30 +100,37 @@ def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if tangent is None else tangent
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
-    x = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(info.batch_size, *x.shape)
+def _vmap(
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, int]:
+    size = info.batch_size
+    x = _first(x, in_dims[0], size)
+    residual = None if residual is None else _first(residual, in_dims[3], size)
     if in_dims[1] is None and in_dims[2] is None:
-        return blockdiag_linear_op(x, weight, bias), 0
-    weight = weight.movedim(in_dims[1], 0) if in_dims[1] is not None else weight.expand(info.batch_size, *weight.shape)
+        return blockdiag_linear_op(x, weight, bias, residual), 0
     # samples side by side: sample v's blocks stand behind those of sample v - 1
-    y = blockdiag_linear_op(x.movedim(0, -2).flatten(-2), weight.flatten(0, 1), None)
-    y = y.unflatten(-1, (info.batch_size, -1)).movedim(-2, 0)
-    if bias is None:
-        return y, 0
-    bias = bias.movedim(in_dims[2], 0) if in_dims[2] is not None else bias.expand(info.batch_size, *bias.shape)
-    return y + bias.reshape(info.batch_size, *[1] * (y.dim() - 2), -1), 0
+    y = blockdiag_linear_op(x.movedim(0, -2).flatten(-2), _first(weight, in_dims[1], size).flatten(0, 1), None)
+    y = y.unflatten(-1, (size, -1)).movedim(-2, 0)
+    if bias is not None:
+        y = y + _first(bias, in_dims[2], size).reshape(size, *[1] * (y.dim() - 2), -1)
+    return y if residual is None else y + residual, 0
+
+
+def _first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """The samples' axis in front, of `size` equal ones where there is none."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 blockdiag_linear_op: Any = register(
     Definition(
-        schema="blockdiag_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        schema="blockdiag_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual=None) -> Tensor",
         check=operands.blockdiag_linear,
         impl=product,
         fake=_fake,
         vjp=_vjp,
         jvp=_jvp,
         vmap=_vmap,
-        autocast=(0, 1, 2),
+        autocast=(0, 1, 2, 3),
     )
 )
 
@@ -151,36 +177,48 @@ blockdiag_outer_op: Any = register(
 )
 
 
-def _glu_impl(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:
-    return executor.product(x, weight, None, True, activation)
+def _epilogue_impl(*args: Any) -> Tensor:
+    x, weight, bias, residual, activation, glu = args
+    return executor.product(x, weight, bias, glu, activation, residual)
 
 
-def _glu_composed(x: Tensor, weight: Tensor, activation: str | None) -> Tensor:
-    return gated(blockdiag_linear_op(x, weight, None), activation)
+def _epilogue_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1] // (2 if rest[-1] else 1)))
 
 
-def _glu_vmap(
-    info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, activation: str | None
-) -> tuple[Tensor, int]:
+def _epilogue_composed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None, glu: bool
+) -> Tensor:
+    z: Tensor = blockdiag_linear_op(x, weight, bias)
+    y = gated(z, activation) if glu else ACTIVATIONS[activation](z)
+    return y if residual is None else y + residual
+
+
+def _epilogue_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+    *tensors, activation, glu = args
+    if in_dims[1] is None and in_dims[2] is None:
+        x, weight, bias, residual = tensors
+        residual = None if residual is None else _first(residual, in_dims[3], info.batch_size)
+        x = _first(x, in_dims[0], info.batch_size)
+        return blockdiag_epilogue_op(x, weight, bias, residual, activation, glu), 0
     samples = [
-        blockdiag_glu_op(
-            x if in_dims[0] is None else x.select(in_dims[0], i),
-            weight if in_dims[1] is None else weight.select(in_dims[1], i),
-            activation,
+        blockdiag_epilogue_op(
+            *[t if dim is None else t.select(dim, i) for t, dim in zip(tensors, in_dims, strict=False)], activation, glu
         )
         for i in range(info.batch_size)
     ]
     return torch.stack(samples), 0
 
 
-blockdiag_glu_op: Any = register(
+blockdiag_epilogue_op: Any = register(
     Definition(
-        schema="blockdiag_glu(Tensor x, Tensor weight, str? activation) -> Tensor",
-        check=operands.blockdiag_glu,
-        impl=_glu_impl,
-        fake=lambda x, weight, activation: x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1] // 2)),
-        composed=_glu_composed,
-        vmap=_glu_vmap,
-        autocast=(0, 1),
+        schema="blockdiag_epilogue(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str? activation, bool glu) "
+        "-> Tensor",
+        check=operands.blockdiag_epilogue,
+        impl=_epilogue_impl,
+        fake=_epilogue_fake,
+        composed=_epilogue_composed,
+        vmap=_epilogue_vmap,
+        autocast=(0, 1, 2, 3),
     )
 )

@@ -118,16 +118,23 @@ def fftconv_gradients(dy: Tensor, x: Operands, mode: str, precision: str, out: G
 # -- products with block-diagonal weights ------------------------------------------------------------------------------
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, glu: bool = False, activation: str | None = None) -> Tensor:
-    """activation(x W^T + bias), or with `glu` activation(first half) * second half: x (..., n_in) by weight (nblocks,
-    block_out, block_in) -> (..., results), contiguous."""
+def product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    glu: bool = False,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(x W^T + bias) + residual, or with `glu` activation(first half) * second half + residual: x (..., n_in)
+    by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
     if not x.numel() or not weight.numel():
         plain = matmul_blocks(x, weight) if bias is None else matmul_blocks(x, weight) + bias
-        return applied(plain, glu, activation).contiguous()
+        plain = applied(plain, glu, activation)
+        return (plain if residual is None else plain + residual).contiguous()
     rows = x.numel() // (weight.shape[0] * weight.shape[2])
-    y: Tensor = _of_product(*_here(x), weight.shape, rows, x.dtype, bias is not None, glu, activation).product(
-        x, weight, bias
-    )
+    words = (bias is not None, glu, activation, residual is not None)
+    y: Tensor = _of_product(*_here(x), weight.shape, rows, x.dtype, *words).product(x, weight, bias, residual)
     return y
 
 
@@ -147,6 +154,7 @@ def product_problem(
     bias: bool = False,
     glu: bool = False,
     activation: str | None = None,
+    residual: bool = False,
 ) -> BlockDiagProblem:
     """The problem that a weight of this shape and so many rows pose."""
     nblocks, block_out, block_in = shape
@@ -159,6 +167,7 @@ def product_problem(
         bias=bias,
         activation=activation,
         glu=glu,
+        residual=residual,
     )
 
 

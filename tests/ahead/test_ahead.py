@@ -112,6 +112,8 @@ def test_the_manifest_says_what_is_there(model: Path, kernels: Path) -> None:
     assert manifest.problems[problem].of == [str(model)] and " native " in manifest.problems[problem].plan
     for op in ("shortconv", "blockdiag", "gate"):
         assert any(one.split()[0] == op for one in manifest.problems), op
+    products = [parse(one) for one in manifest.problems if one.startswith("blockdiag ")]
+    assert any(one.residual for one in products) and any(one.glu and one.activation for one in products)
     named = {name for entry in manifest.problems.values() for name in entry.kernels}
     assert named | {"m2gen_dispatch"} == set(manifest.kernels)
     files = {name for kernel in manifest.kernels.values() for name in kernel.files}

@@ -3,6 +3,7 @@ gradient, the same bits every time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import m2gen
 from m2gen.device.limits import target
+from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.spec import Candidate
+from m2gen.ops.blockdiag_linear import blockdiag_glu
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes, candidates
 from m2gen.planner.monarch.problem import inner_widths
+from m2gen.planner.search import rank
 from m2gen.reference import monarch as oracle
+from m2gen.runtime import executor
+from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings import blockdiag_triton as kernels
 from m2gen.runtime.bindings.blockdiag_triton import Epilogue
 
@@ -82,6 +89,71 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Epilogue, Tensor]:
 @given(problems())
 def test_products_and_every_gradient(problem: tuple[Tensor, Tensor, Epilogue, Tensor]) -> None:
     check(*problem)
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BlockdiagSpec]]:
+    """Products are planned for a GPU, by this solver; the kernels that run."""
+    ran: list[BlockdiagSpec] = []
+    run, other = kernels._run, executor.bound
+
+    def bound(problem: Any, *how: Any) -> Any:
+        if problem.op != "blockdiag":
+            return other(problem, *how)
+        return kernel_of(next(plan for plan in rank(problem, comparison.SMALL).plans if plan.solver == "fused"))
+
+    def noting(spec: BlockdiagSpec, *rest: Any) -> None:
+        ran.append(spec)
+        run(spec, *rest)
+
+    monkeypatch.setattr(executor, "bound", bound)
+    monkeypatch.setattr(kernels, "_run", noting)
+    executor._of_product.cache_clear()
+    yield ran
+    executor._of_product.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "glu", "activation", "rows", "width", "how", "biased"),
+    [
+        (torch.float16, False, None, 17, 13, "turned", True),
+        (torch.bfloat16, False, "gelu", 33, 16, "step", False),
+        (torch.float32, False, "silu", 1, 7, "as is", True),
+        (torch.float16, True, "relu", 5, 33, "offset", False),
+        (torch.bfloat16, True, "silu", 16, 1, "as is", True),
+        (torch.float32, True, "gelu", 33, 17, "turned", True),
+    ],
+)
+def test_the_public_functions_from_plan_to_kernel(
+    planned: list[BlockdiagSpec], dtype: torch.dtype, glu: bool, activation: str | None, rows: int, width: int,
+    how: str, biased: bool,
+) -> None:  # fmt: skip
+    """Bias, activation, gate and residual in one kernel; where gradients are wanted, those of all operands."""
+    x, weight = comparison.draw(rows, 4 * 9, dtype=dtype), comparison.draw(4, width, 9, dtype=dtype, seed=1)
+    bias = comparison.draw(4 * width, dtype=dtype, seed=2) if biased else None
+    residual = comparison.draw(rows, (2 if glu else 4) * width, dtype=dtype, seed=3)
+    args = [x, weight, bias, comparison.strided(residual, how)]
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        if glu:
+            return blockdiag_glu(x, weight, activation, bias, residual)
+        return m2gen.blockdiag_linear(x, weight, bias, activation, residual)
+
+    def wanted(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        beside = residual.unflatten(1, (-1, 1, width))
+        return exact(kernels.blocks_of(x, 4), weight, Epilogue(bias, activation, glu, beside)).flatten(1)
+
+    high = [None if t is None else t.double().requires_grad_() for t in args]
+    expected = wanted(*high)
+    comparison.close(call(*args), expected, "y")
+    (spec,) = planned
+    assert (spec.bias, spec.activation, spec.glu, spec.residual) == (biased, activation, glu, True)
+    leaves = [None if t is None else t.detach().requires_grad_() for t in args]
+    dy = comparison.draw(*expected.shape, dtype=dtype, seed=7)
+    found = torch.autograd.grad(call(*leaves), [t for t in leaves if t is not None], dy)
+    grads = torch.autograd.grad(expected, [t for t in high if t is not None], dy.double())
+    for one, grad in zip(found, grads, strict=True):
+        assert (one.double() - grad).abs().max() <= 4 * comparison.BOUND[dtype] * grad.abs().max()
 
 
 @pytest.mark.parametrize("dtype, glu", list(zip(comparison.BOUND, (True, False, True), strict=True)), ids=str)

@@ -202,10 +202,11 @@ def moved(reads: Iterable[tuple[object, int, int]], cache: Cache) -> int:
     return cache.missed + written
 
 
-def test_a_gated_product_moves_what_it_must() -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_gated_product_moves_what_it_must(residual: bool) -> None:
     """Programs in their order; x and the weight come from memory where they are not in half of the H100's L2, which is
     two halves. Every program reads its tile of x and of the weight for both blocks, whole along the sum."""
-    sizes, limits = families.GLU, target("sm90")
+    sizes, limits = replace(families.GLU, residual=residual), target("sm90")
     choice = blockdiag.candidates(sizes, limits)[0]
     spec, place = choice.spec, place_of(choice.spec)
     tiles = [-(-n // size) for n, size in ((sizes.rows, spec.block_r), (sizes.width, spec.block_n))]
@@ -217,9 +218,9 @@ def test_a_gated_product_moves_what_it_must() -> None:
             for one in (block, block + sizes.results):
                 yield ("x", r, one), 2 * high * sizes.depth, 0
                 yield ("w", n, one), 2 * wide * sizes.depth, 0
-            yield None, 0, 2 * high * wide
+            yield ("s", r, n, block), 2 * high * wide * spec.residual, 2 * high * wide
 
-    least = 2 * (sizes.rows * (768 + 3072) + sizes.blocks * sizes.depth * sizes.width)
+    least = 2 * (sizes.rows * (768 + 3072 * (1 + residual)) + sizes.blocks * sizes.depth * sizes.width)
     total = moved(reads(), Cache(limits.bandwidths[0][0] // 2))
     assert least <= total <= 1.1 * least
     assert least == choice.bytes

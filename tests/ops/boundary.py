@@ -69,12 +69,22 @@ def public(name: str, draw: Draw) -> Function | None:
         z, g = gated_depthwise_conv1d(x, weight, bias, to="BLH" if last else "BHL")
         return torch.stack([z.transpose(1, 2), g.transpose(1, 2)] if last else [z, g])
 
+    def product(x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        return m2gen.blockdiag_linear(x, weight, bias, residual=residual)
+
+    def epilogue(x: Any, weight: Any, bias: Any, residual: Any, activation: Any, glu: Any) -> Any:
+        if not isinstance(glu, bool):
+            return torch.ops.m2gen.blockdiag_epilogue(x, weight, bias, residual, activation, glu)
+        if glu:
+            return blockdiag_glu(x, weight, activation, bias, residual)
+        return m2gen.blockdiag_linear(x, weight, bias, activation, residual)
+
     found: dict[str, Function] = {
         "fftconv": fftconv,
         "depthwise_conv1d": depthwise_conv1d,
-        "blockdiag_linear": m2gen.blockdiag_linear,
+        "blockdiag_linear": product,
         "monarch_matmul": m2gen.monarch_matmul,
-        "blockdiag_glu": blockdiag_glu,
+        "blockdiag_epilogue": epilogue,
         "gated": gated,
         "gated_depthwise_conv1d": streams,
     }

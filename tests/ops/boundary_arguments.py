@@ -15,8 +15,8 @@ MODES = ("causal", "bidirectional", "same", "circular")
 ACTIVATIONS = ("gelu", "relu", "silu", None)
 CAST = {
     "fftconv": (0, 3, 4),
-    "blockdiag_linear": (0, 1, 2),
-    "blockdiag_glu": (0, 1),
+    "blockdiag_linear": (0, 1, 2, 3),
+    "blockdiag_epilogue": (0, 1, 2, 3),
     "monarch_matmul": (0, 1),
     "depthwise_conv1d": (0, 1, 2),
     "gated_depthwise_conv1d": (0, 1, 2),
@@ -111,16 +111,16 @@ def rows(draw: Draw) -> tuple[int, ...]:
     return draw.one([(), (3,), (30,), (2, 15), (0,), (3, 0), (1, 2, 3)])
 
 
-def blockdiag_linear(draw: Draw) -> list[Any]:
-    dtype, nblocks, out, into = draw.one(DTYPES), draw.size(1, 2, 4), draw.size(2, 16), draw.size(3, 20)
-    x = draw.tensor(*rows(draw), nblocks * into, dtype=dtype)
-    return [x, draw.tensor(nblocks, out, into, dtype=dtype), draw.maybe(nblocks * out, dtype=dtype)]
+def blockdiag_linear(draw: Draw, nblocks: Sequence[int] = (1, 2, 4), halves: int = 1) -> list[Any]:
+    dtype, many, out, into = draw.one(DTYPES), draw.size(*nblocks), draw.size(2, 16), draw.size(3, 20)
+    above = rows(draw)
+    x, weight = draw.tensor(*above, many * into, dtype=dtype), draw.tensor(many, out, into, dtype=dtype)
+    return [x, weight, draw.maybe(many * out, dtype=dtype), draw.maybe(*above, many * out // halves, dtype=dtype)]
 
 
-def blockdiag_glu(draw: Draw) -> list[Any]:
-    dtype, nblocks, out, into = draw.one(DTYPES), draw.size(2, 4), draw.size(2, 16), draw.size(3, 20)
-    x = draw.tensor(*rows(draw), nblocks * into, dtype=dtype)
-    return [x, draw.tensor(nblocks, out, into, dtype=dtype), draw.one(ACTIVATIONS)]
+def blockdiag_epilogue(draw: Draw) -> list[Any]:
+    glu = draw.chance(0.5)
+    return [*(blockdiag_linear(draw, (2, 4), 2) if glu else blockdiag_linear(draw)), draw.one(ACTIVATIONS), glu]
 
 
 def blockdiag_outer(draw: Draw) -> list[Any]:
@@ -157,7 +157,7 @@ def monarch_backward(draw: Draw) -> list[Any]:
 BUILDERS = {
     function.__name__: function
     for function in (
-        fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_glu,
+        fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_epilogue,
         blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds, monarch_matmul,
         monarch_backward,
     )

@@ -64,14 +64,20 @@ def gated_depthwise_conv1d_ds(dy: Tensor, x: Tensor, weight: Tensor, bias: Any, 
     return torch.cat([dy[0] * v, dy[1], dy[0] * x1], 1)
 
 
-def blockdiag_linear(x: Tensor, weight: Tensor, bias: Any, magnitudes: bool) -> Tensor:
+def blockdiag_linear(x: Tensor, weight: Tensor, bias: Any, residual: Any, magnitudes: bool) -> Tensor:
     blocks = x.unflatten(-1, (weight.shape[0], weight.shape[2]))
     y = torch.einsum("...bi,boi->...bo", blocks, weight).flatten(-2)
-    return y if bias is None else y + bias
+    y = y if bias is None else y + bias
+    return y if residual is None else y + residual
 
 
-def blockdiag_glu(x: Tensor, weight: Tensor, activation: str | None, magnitudes: bool) -> Tensor:
-    return gated(blockdiag_linear(x, weight, None, magnitudes), activation, magnitudes)
+def blockdiag_epilogue(
+    x: Tensor, weight: Tensor, bias: Any, residual: Any, activation: str | None, glu: bool, magnitudes: bool
+) -> Tensor:
+    z = blockdiag_linear(x, weight, bias, None, magnitudes)
+    y = z + z.square() if magnitudes else ACTIVATIONS[activation](z)
+    y = gated(z, activation, magnitudes) if glu else y
+    return y if residual is None else y + residual
 
 
 def blockdiag_outer(dy: Tensor, x: Tensor, nblocks: int, magnitudes: bool) -> Tensor:
@@ -97,7 +103,7 @@ def monarch_matmul(x: Tensor, factors: list[Tensor], magnitudes: bool) -> Tensor
             width = nblocks if i == 0 else _product(f.shape[2] for f in factors[i + 1 :])
             x = x.unflatten(-1, (nblocks // max(1, width), block_in, width)).transpose(-1, -2)
             x = x.reshape(*x.shape[:-3], nblocks * block_in)
-        y = blockdiag_linear(x, factor, None, magnitudes)
+        y = blockdiag_linear(x, factor, None, None, magnitudes)
         x = y.unflatten(-1, (nblocks, factor.shape[1])).transpose(-1, -2).flatten(-2) if len(factors) > 1 else y
     return x
 
@@ -118,7 +124,7 @@ def _product(numbers: Any) -> int:
 REFERENCES = {
     function.__name__: function
     for function in (
-        fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_glu,
+        fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_epilogue,
         blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds, monarch_matmul,
         monarch_backward,
     )

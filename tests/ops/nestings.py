@@ -192,9 +192,14 @@ CASES: dict[str, Callable[[], Case]] = {
         {"dy": normal(2, 1, 1, 3), "x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3)},
     ),
     "blockdiag_linear": lambda: (
-        lambda x, weight, bias: m2gen.blockdiag_linear(x, weight, bias, "gelu"),
-        lambda x, weight, bias: F.gelu(blockdiag(x, weight, bias)),
-        {"x": normal(2, 4), "weight": normal(2, 3, 2), "bias": normal(6)},
+        lambda x, weight, bias, residual: m2gen.blockdiag_linear(x, weight, bias, None, residual),
+        lambda x, weight, bias, residual: blockdiag(x, weight, bias) + residual,
+        {"x": normal(2, 4), "weight": normal(2, 3, 2), "bias": normal(6), "residual": normal(2, 6)},
+    ),
+    "blockdiag_linear gelu": lambda: (
+        lambda x, weight, bias, residual: m2gen.blockdiag_linear(x, weight, bias, "gelu", residual),
+        lambda x, weight, bias, residual: F.gelu(blockdiag(x, weight, bias)) + residual,
+        {"x": normal(2, 4), "weight": normal(2, 3, 2), "bias": normal(6), "residual": normal(2, 6)},
     ),
     "blockdiag_outer": lambda: (
         lambda dy, x: blockdiag_outer_op(dy, x, 2),
@@ -202,8 +207,9 @@ CASES: dict[str, Callable[[], Case]] = {
         {"dy": normal(3, 4), "x": normal(3, 6)},
     ),
     "blockdiag_glu": lambda: (
-        lambda x, weight: blockdiag_glu(x, weight, "silu"), lambda x, weight: glu(blockdiag(x, weight), silu),
-        {"x": normal(2, 4), "weight": normal(2, 3, 2)},
+        lambda x, weight, bias, residual: blockdiag_glu(x, weight, "silu", bias, residual),
+        lambda x, weight, bias, residual: glu(blockdiag(x, weight, bias), silu) + residual,
+        {"x": normal(2, 4), "weight": normal(2, 3, 2), "bias": normal(6), "residual": normal(2, 3)},
     ),
     "gated": lambda: (lambda z: gated(z, "gelu"), lambda z: glu(z, F.gelu), {"z": normal(2, 6)}),
     "gated_bwd": lambda: (

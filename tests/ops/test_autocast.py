@@ -50,6 +50,8 @@ def test_float64_beside_what_autocast_casts_is_an_error(sequence: torch.dtype) -
         lambda: m2gen.fftconv(u, k, post_gate=gate),
         lambda: fftconv_op(u, k, None, None, gate, None, "causal", "auto"),
         lambda: m2gen.blockdiag_linear(x, w),
+        lambda: m2gen.blockdiag_linear(x, w.to(sequence), residual=x.to(other)),
+        lambda: m2gen.blockdiag_linear(x, w.to(sequence), None, "gelu", x.to(other)),
         lambda: m2gen.monarch_matmul(x, [w]),
         lambda: m2gen.depthwise_conv1d(u, k.to(other)[:, :4]),
         lambda: torch.ops.m2gen.depthwise_conv1d(u, k.to(other)[:, :4], None, 3, 0),
@@ -82,6 +84,11 @@ def test_linear_ops_cast_like_torch() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert m2gen.blockdiag_linear(x, w, b).dtype == torch.bfloat16
         assert m2gen.blockdiag_linear(x.bfloat16(), w, b).dtype == torch.bfloat16
+        for activation in (None, "gelu"):
+            low = [t.bfloat16() for t in (x, w, b, x)]
+            want = m2gen.blockdiag_linear(*low[:3], activation, low[3])
+            assert torch.equal(m2gen.blockdiag_linear(x, w, b, activation, x), want)
+            assert torch.equal(m2gen.blockdiag_linear(x, w, b, activation, x.bfloat16()), want)
         assert m2gen.monarch_matmul(x, [w, w]).dtype == torch.bfloat16
         assert m2gen.depthwise_conv1d(torch.randn(2, 3, 8), torch.randn(3, 3)).dtype == torch.bfloat16
 

@@ -15,6 +15,7 @@ from m2gen.ops import _check as check
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 
 U, K, GATE = torch.randn(2, 3, 8), torch.randn(3, 5), torch.randn(2, 3, 8)
+X6, W6 = torch.randn(2, 6), torch.randn(2, 4, 3)
 
 
 def conv(u: Any = U, k: Any = K, **rest: Any) -> Tensor:
@@ -60,6 +61,34 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "blockdiag_glu blocks": (
         lambda: blockdiag_glu(torch.randn(2, 3), torch.randn(1, 4, 3)),
         r"blockdiag_glu: weight: its 1 blocks are not halves",
+    ),
+    "blockdiag residual": (
+        lambda: m2gen.blockdiag_linear(torch.randn(2, 6), torch.randn(2, 4, 3), residual=torch.randn(8)),
+        r"blockdiag_linear: residual: its shape is \(8,\)\. Give it the shape \(2, 8\)",
+    ),
+    "blockdiag residual dtype": (
+        lambda: m2gen.blockdiag_linear(X6, W6, None, "gelu", torch.randn(2, 8).double()),
+        r"blockdiag_linear: residual: its dtype is torch.float64 and that of x is torch.float32",
+    ),
+    "blockdiag residual device": (
+        lambda: m2gen.blockdiag_linear(X6, W6, None, None, torch.randn(2, 8, device="meta")),
+        r"blockdiag_linear: residual: it is on meta and the input on cpu",
+    ),
+    "blockdiag residual a number": (
+        lambda: m2gen.blockdiag_linear(X6, W6, residual=1.0),
+        r"blockdiag_linear: residual: found a float",
+    ),
+    "blockdiag_glu residual": (
+        lambda: blockdiag_glu(X6, W6, residual=torch.randn(2, 8)),
+        r"blockdiag_glu: residual: its shape is \(2, 8\)\. Give it the shape \(2, 4\)",
+    ),
+    "blockdiag operator residual": (
+        lambda: torch.ops.m2gen.blockdiag_linear(X6, W6, None, torch.randn(2, 7)),
+        r"blockdiag_linear: residual: its shape is \(2, 7\)\. Give it the shape \(2, 8\)",
+    ),
+    "blockdiag epilogue operator": (
+        lambda: torch.ops.m2gen.blockdiag_epilogue(X6, W6, None, None, "tanh", False),
+        r"blockdiag_linear\(activation='tanh'\)",
     ),
     "blockdiag activation": (
         lambda: m2gen.blockdiag_linear(torch.randn(2, 6), torch.randn(2, 4, 3), activation="tanh"),
@@ -117,11 +146,16 @@ def test_a_lazily_negative_view_where_the_dispatcher_does_not_resolve_it() -> No
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_memory_that_is_gone_is_an_error(autocast: bool) -> None:
-    for call in (conv, m2gen.depthwise_conv1d):
-        k = torch.randn(3, 5)
-        k.untyped_storage().resize_(0)
+    calls: list[tuple[Any, Tensor]] = [
+        (lambda k: conv(U, k), torch.randn(3, 5)),
+        (lambda k: m2gen.depthwise_conv1d(U, k), torch.randn(3, 5)),
+        (lambda r: m2gen.blockdiag_linear(X6, W6, residual=r), torch.randn(2, 8)),
+        (lambda r: m2gen.blockdiag_linear(X6, W6, None, "gelu", r), torch.randn(2, 8)),
+    ]
+    for call, gone in calls:
+        gone.untyped_storage().resize_(0)
         with torch.autocast("cpu", enabled=autocast), pytest.raises(ProblemError, match=r"storage holds 0 bytes"):
-            call(U, k)
+            call(gone)
 
 
 def test_a_sample_is_checked_under_vmap() -> None:

@@ -17,6 +17,12 @@ OPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "fftconv": (lambda k: m2gen.fftconv(torch.arange(30.0).view(2, 3, 5), k), (3, 5)),
     "depthwise_conv1d": (lambda w: m2gen.depthwise_conv1d(torch.arange(30.0).view(2, 3, 5), w), (3, 2)),
     "blockdiag_linear": (lambda w: m2gen.blockdiag_linear(torch.arange(24.0).view(4, 6), w), (2, 3, 3)),
+    "blockdiag_linear residual": (
+        lambda w: m2gen.blockdiag_linear(
+            torch.arange(24.0).view(4, 6), w, None, "silu", (w * w).view(3, 6)[[0, 1, 2, 0]]
+        ),
+        (2, 3, 3),
+    ),
     "monarch_matmul": (lambda w: m2gen.monarch_matmul(torch.arange(16.0).view(4, 4), [w, w]), (2, 2, 2)),
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import m2gen
-from m2gen.ops.blockdiag_linear import blockdiag_glu_op, blockdiag_linear_op, blockdiag_outer_op
+from m2gen.ops.blockdiag_linear import blockdiag_epilogue_op, blockdiag_glu, blockdiag_linear_op, blockdiag_outer_op
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
 from m2gen.ops.gate import gated, gated_bwd_op, gated_op
@@ -61,6 +61,17 @@ CASES: dict[str, Callable[[], tuple[Function, list[Tensor]]]] = {
         )
         for activation in ("gelu", "silu", "relu")
     },
+    **{
+        f"blockdiag_linear {activation} residual": lambda activation=activation: (
+            lambda x, w, b, r: m2gen.blockdiag_linear(x, w, b, activation, r),
+            [normal(2, 3, 4), normal(2, 2, 2), normal(4), normal(2, 3, 4)],
+        )
+        for activation in (None, "silu")
+    },
+    "blockdiag_glu residual": lambda: (
+        lambda x, w, b, r: blockdiag_glu(x, w, "gelu", b, r),
+        [normal(3, 4), normal(2, 3, 2), normal(6), normal(3, 3)],
+    ),
     **{
         f"gated {activation}": lambda activation=activation: (lambda z: gated(z, activation), [normal(3, 10)])
         for activation in ("gelu", "silu", "relu", None)
@@ -189,6 +200,7 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
             (how, fftconv_op, (of(u), of(k), None, None, of(g), of(s), "circular", "auto")),
             (how, fftconv_dk_op, (of(u), of(g), 5, "bidirectional", "auto")),
             (how, blockdiag_linear_op, (of(normal(4, 3, 6)), of(normal(2, 4, 3)), of(normal(8)))),
+            (how, blockdiag_linear_op, (of(normal(4, 6)), of(normal(2, 4, 3)), None, of(normal(4, 8)))),
             (how, gated_op, (of(normal(2, 5, 6)), "silu")),
             (how, blockdiag_outer_op, (of(normal(30, 6)), of(normal(30, 4)), 2)),
             (how, monarch_matmul_op, (of(normal(4, 3, 6)), [of(normal(2, 4, 3)), of(normal(4, 2, 2))])),
@@ -206,7 +218,10 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
         for needs in ([True] * 3, [False, True, False], [True, False, False])
     ]
     found.append(("no grad", gated_bwd_op, (permuted(normal(4, 3)), normal(4, 6), "gelu")))
-    found.append(("no grad", blockdiag_glu_op, (normal(30, 6), permuted(normal(2, 4, 3)), "gelu")))
+    x, weight, bias, residual = normal(30, 6), permuted(normal(2, 4, 3)), normal(8), permuted(normal(30, 4))
+    found.append(("no grad", blockdiag_epilogue_op, (x, weight, None, None, "gelu", True)))
+    found.append(("no grad", blockdiag_epilogue_op, (x, weight, bias, residual, "silu", True)))
+    found.append(("no grad", blockdiag_epilogue_op, (x, weight, bias, permuted(normal(30, 8)), "relu", False)))
     return found
 
 

@@ -25,9 +25,10 @@ def problems(draw: st.DrawFn) -> BlockDiagProblem:
         blocks=blocks,
         rows=draw(st.integers(1, 10**5)),
         dtype=draw(st.sampled_from(("fp16", "bf16", "fp32", "fp64"))),
-        bias=draw(st.booleans()) and not glu,
+        bias=draw(st.booleans()),
         activation=draw(st.sampled_from((None, "gelu", "relu", "silu"))),
         glu=glu,
+        residual=draw(st.booleans()),
     )
 
 
@@ -47,6 +48,8 @@ def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
         if isinstance(body, FusedProduct):
             assert limits.kind == "gpu" and problem.dtype != "fp64"
             assert (body.spec.part, body.dw.part) == ("fwd", "dw")
+            assert (body.spec.bias, body.spec.residual) == (problem.bias, problem.residual)
+            assert not body.dw.residual
             continue
         if isinstance(body, LibraryProduct):
             assert limits.kind == "gpu" or problem.dtype in ("fp16", "bf16"), "a row is not to depend on its company"
@@ -57,6 +60,20 @@ def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
         assert body.pack is None or (body.pack.columns, body.pack.glu) == (body.spec.columns, False)
         assert set(body.kernels(problem)) == {s for s in (body.spec, body.pack, body.outer) if s is not None}
         assert body.pieces == max(1, problem.rows // 64)
+        _pieces_of_work(body, problem)
+
+
+def _pieces_of_work(body: NativeProduct, problem: BlockDiagProblem) -> None:
+    """They are of whole panels, cover each once, and there are enough for every thread where panels suffice."""
+    panels, groups = body.panels(problem), body.pieces * problem.result_blocks
+    assert body.outer is None or body.outer_rows % body.outer.rows == 0, "whole tiles"
+    each, rest = divmod(body.outer_work(problem), problem.blocks)
+    assert rest == 0 and (each - 1) * body.outer_rows < problem.block_out <= each * body.outer_rows
+    for threads in (1, 2, 64):
+        items, together = body.work(problem, threads)
+        each, rest = divmod(items, groups)
+        assert rest == 0 and (each - 1) * together < panels <= each * together
+        assert together == 1 or items >= (body.items * threads if body.parallel else 1)
 
 
 @pytest.mark.parametrize("out", [1, 7, 48, 96, 100, 192, 768])
@@ -93,3 +110,29 @@ def test_explain_and_show() -> None:
     assert f"= {plan.estimate.seconds:.6g} s" in text
     assert dict(search.rank(problem, target("avx2")).rejections)["library"].startswith("its sums depend on the number")
     assert "blockdiag_mm_pack" in show(problem, "avx2", part="pack")
+
+
+def test_what_is_added_is_read_once_more_by_every_solver() -> None:
+    """The residual's bytes are in the problem's least, in each estimate and in the formulas that are shown."""
+    text = "blockdiag in=3072 out=768 blocks=4 rows=4096 {} bias"
+    for arch, dtype, solvers in (("avx512", "fp32", {"native"}), ("avx2", "bf16", {"library", "native"}),
+                                 ("sm90", "bf16", {"library", "fused"})):  # fmt: skip
+        bare, added = (parse(text.format(dtype) + word) for word in ("", " residual"))
+        more = added.least_bytes - bare.least_bytes
+        assert more == 4096 * 768 * (4 if dtype == "fp32" else 2)
+        plain, beside = (search.rank(problem, target(arch)) for problem in (bare, added))
+        assert {plan.solver for plan in beside.plans} == solvers
+        for solver in solvers:
+            one, other = plain.best(solver), beside.best(solver)
+            assert one is not None and other is not None
+            assert other.estimate.bytes >= one.estimate.bytes + more and other.estimate.seconds > one.estimate.seconds
+            assert "behind it bias, residual" in other.explain() and "behind it bias\n" in one.explain()
+    assert "S = 1" in search.plan(added, target("sm90")).explain()
+
+
+def test_a_gated_product_moves_what_it_must() -> None:
+    """M2-BERT's, and with everything behind it: by the plan, at most a tenth more than every tensor once."""
+    for words in ("gelu glu", "bias gelu glu residual"):
+        problem = parse(f"blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 {words}")
+        plan = search.rank(problem, target("sm90")).best("fused")
+        assert plan is not None and problem.least_bytes <= plan.estimate.bytes <= 1.1 * problem.least_bytes

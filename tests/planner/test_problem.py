@@ -51,6 +51,7 @@ def products(draw: st.DrawFn) -> Problem:
         bias=draw(st.booleans()),
         activation=draw(st.sampled_from((None, "gelu", "relu", "silu"))),
         glu=glu,
+        residual=draw(st.booleans()),
     )
 
 
@@ -78,8 +79,8 @@ def test_canonical_text():
     assert str(parse("fftconv n=8 post_gated bhl")) == "fftconv n=8 h=1 b=1 fp32 causal post_gated"
     assert FftConvProblem(n=8, k=8) == FftConvProblem(n=8)
     assert parse(text) is parse(text)
-    text = "blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 bias gelu glu"
-    assert str(parse("glu gelu bias bf16 rows=32768 blocks=4 out=6144 in=768 blockdiag")) == text
+    text = "blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 bias gelu glu residual"
+    assert str(parse("residual glu gelu bias bf16 rows=32768 blocks=4 out=6144 in=768 blockdiag")) == text
     assert str(parse("blockdiag in=8 out=6")) == "blockdiag in=8 out=6 blocks=1 rows=1 fp32"
 
 

@@ -139,9 +139,10 @@ def test_the_product(dtype: str, tmp_path: Path) -> None:
     Emulated(spec("pack"), tmp_path, [w, packed]).run(
         [w.data_ptr(), packed.data_ptr()], [2, 20, 37, *w.stride()], 2 * panels
     )
-    tensors = [x, packed, None, y]
-    pointers = [0 if t is None else t.data_ptr() for t in tensors]
-    Emulated(spec("fwd"), tmp_path, tensors).run(pointers, [29, 2, 20, 37, 40, 37, 1, panels, 0, *w.stride()], 1)
+    bias, beside = torch.randn(74, dtype=kind), torch.randn(29, 50, dtype=kind)
+    tensors = [x, packed, bias, beside, y]
+    pointers = [t.data_ptr() for t in tensors]
+    Emulated(spec("fwd"), tmp_path, tensors).run(pointers, [29, 2, 20, 37, 40, 50, 37, 1, panels, 0, *w.stride()], 1)
     for begin, end, packs in (
         (0, 29, 1),
         (5, 12, 1),
@@ -149,14 +150,16 @@ def test_the_product(dtype: str, tmp_path: Path) -> None:
         (9, 26, 0),
     ):  # fewer rows, and weights packed on the way
         some, weights = torch.full((end - begin, 37), torch.nan, dtype=kind), w if packs else packed
-        tensors = [x[begin:end].clone(), weights, None, some]
-        pointers = [0 if t is None else t.data_ptr() for t in tensors]
-        sizes = [end - begin, 2, 20, 37, 40, 37, 1, panels, packs, *w.stride()]
+        tensors = [x[begin:end].clone(), weights, bias, beside[begin:end].clone(), some]
+        pointers = [t.data_ptr() for t in tensors]
+        sizes = [end - begin, 2, 20, 37, 40, 50, 37, 1, panels, packs, *w.stride()]
         Emulated(spec("fwd"), tmp_path, tensors).run(pointers, sizes, 1)
         assert torch.equal(some, y[begin:end])
-    gate, value = torch.einsum("rck,cnk->crn", x.double().view(29, 2, 20), w.double())
-    big, wide = torch.einsum("rck,cnk->crn", x.double().abs().view(29, 2, 20), w.double().abs())
-    check(y, torch.nn.functional.gelu(gate) * value, big * wide, 40)
+    off = bias.double().view(2, 1, 37)
+    gate, value = torch.einsum("rck,cnk->crn", x.double().view(29, 2, 20), w.double()) + off
+    big, wide = torch.einsum("rck,cnk->crn", x.double().abs().view(29, 2, 20), w.double().abs()) + off.abs()
+    rest = beside[:, :37].double()
+    check(y, torch.nn.functional.gelu(gate) * value + rest, big * wide + rest.abs(), 40)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -70,7 +70,8 @@ def test_a_right_plan_passes_in_a_process_of_its_own() -> None:
     [
         "fftconv n=200 h=2 b=2 fp32 causal gated skip",
         "blockdiag in=40 out=60 blocks=4 rows=70 fp32 gelu glu",
-        "blockdiag in=40 out=60 blocks=4 rows=70 bf16 bias silu",
+        "blockdiag in=40 out=60 blocks=4 rows=70 bf16 bias silu residual",
+        "blockdiag in=40 out=60 blocks=4 rows=70 fp16 bias relu glu residual",
         "shortconv n=90 h=20 b=2 bf16 bias blh",
         "shortconv n=90 h=20 b=2 fp32 bias gated blh to=bhl",
     ],

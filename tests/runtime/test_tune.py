@@ -133,7 +133,7 @@ def test_nothing_right_leaves_no_entry(folder: Path, monkeypatch: pytest.MonkeyP
         "fftconv n=5 h=3 b=2 fp32 circular",
         "fftconv n=64 h=20 b=1 bf16 same k=17 blh",
         "blockdiag in=40 out=60 blocks=4 rows=150 fp32 gelu glu",
-        "blockdiag in=40 out=60 blocks=4 rows=30 bf16 bias silu",
+        "blockdiag in=40 out=60 blocks=4 rows=30 bf16 bias silu residual",
     ],
 )
 def test_real_measurements(folder: Path, text: str) -> None:
@@ -175,6 +175,7 @@ def test_large_problems_are_timed_on_fewer_channels() -> None:
     [
         "fftconv n=700 h=40 b=3 fp32 causal gated skip",
         "blockdiag in=48 out=96 blocks=4 rows=900 fp32 gelu glu",
+        "blockdiag in=48 out=96 blocks=4 rows=900 fp32 bias silu glu residual",
         "shortconv n=700 h=40 b=9 fp32 bias",
         "shortconv n=700 h=40 b=9 bf16 bias blh",
         "shortconv n=700 h=40 b=9 fp32 bias gated blh",

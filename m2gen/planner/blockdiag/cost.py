@@ -39,6 +39,7 @@ def library_values(problem: BlockDiagProblem, limits: DeviceLimits) -> Values:
         W=limits.bandwidth(2 * temporaries),
         t=limits.call_seconds,
         B=int(problem.bias),
+        S=int(problem.residual),
     )
 
 

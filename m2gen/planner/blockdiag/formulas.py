@@ -16,7 +16,7 @@ LEGEND = (
     "the result behind the product (bias, activation), G 1 with a gated linear unit, c 1 where blocks are copied "
     "apart, M rate of products, D memory bandwidth, W bandwidth of temporaries, t cost of a call, w columns of a tile, "
     "P 1 where the weight is packed before, N numbers that a packing turns a second, Z bytes of a number that 16-bit "
-    "tensors are widened to (0: they are not), B 1 with a bias"
+    "tensors are widened to (0: they are not), B 1 with a bias, S 1 with a residual that is added at the end"
 )
 NOTES = (
     "Every figure is an estimate of the cost model. A native kernel computes whole tiles: n is rounded up to tiles of "
@@ -45,6 +45,7 @@ class Values(NamedTuple):
     N: Any = 1.0
     Z: Any = 0
     B: Any = 0
+    S: Any = 0
 
 
 def library(v: Values, a: Arithmetic) -> Cost:
@@ -52,9 +53,9 @@ def library(v: Values, a: Arithmetic) -> Cost:
     results of several are copied to where they belong."""
     result = v.R * v.b * v.n
     flop = 2 * v.R * v.b * v.k * v.n
-    behind = v.e * (2 * v.c * result + 2 * v.A * result + v.G * (result + v.R * v.u))
-    moved = v.e * (v.R * v.b * v.k + v.b * v.k * v.n + result + v.B * v.b * v.n) + behind
-    calls = 1 + v.c + v.A + v.G
+    behind = v.e * (2 * v.c * result + 2 * v.A * result + v.G * (result + v.R * v.u) + 2 * v.S * v.R * v.u)
+    moved = v.e * (v.R * v.b * v.k + v.b * v.k * v.n + result + v.B * v.b * v.n + v.S * v.R * v.u) + behind
+    calls = 1 + v.c + v.A + v.G + v.S
     seconds = flop / v.M + (moved - behind) / v.D + behind / v.W + calls * v.t
     return Cost(flop, moved, calls, moved, seconds)
 
@@ -64,9 +65,9 @@ def native(v: Values, a: Arithmetic) -> Cost:
     tiles = a.ceiling(v.n / v.w) * v.w
     flop = 2 * v.R * v.b * v.k * tiles
     weight = v.b * v.k * tiles
-    tensors = v.R * v.b * v.k + v.b * v.k * v.n + v.R * v.u
+    tensors = v.R * v.b * v.k + v.b * v.k * v.n + (1 + v.S) * v.R * v.u
     own = v.e * (tensors + v.B * v.b * v.n) + 2 * v.P * weight * a.maximum(v.e, v.Z)
     widened = 2 * v.Z * tensors
-    calls = 1 + v.P + a.minimum(v.Z, 3)
+    calls = 1 + v.P + a.minimum(v.Z, 3 + v.S)
     seconds = flop / v.M + own / v.D + widened / v.W + weight / v.N + calls * v.t
     return Cost(flop, own + widened, calls, own + widened, seconds)

@@ -1,4 +1,4 @@
-"""One generated Triton kernel for a GPU: products, bias, activation and gate of a tile of rows and outputs."""
+"""One generated Triton kernel for a GPU: products of a tile of rows and outputs, bias, activation, gate, residual."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def sizes_of(problem: BlockDiagProblem) -> BlockdiagSizes:
         bias=problem.bias,
         activation=problem.activation,
         glu=problem.glu,
+        residual=problem.residual,
     )
 
 
@@ -51,7 +52,7 @@ class Fused:
     def _found(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[FusedProduct]:
         sizes = sizes_of(problem)
         # the gradient in the weight stands behind that of what follows the product
-        bare = replace(sizes, activation=None, glu=False, bias=False)
+        bare = replace(sizes, activation=None, glu=False, bias=False, residual=False)
         of_weight = next(iter(tiles.candidates(bare, limits, "dw")), None)
         for one in tiles.candidates(sizes, limits, "fwd")[:_MOST]:
             if of_weight is not None:

@@ -27,15 +27,12 @@ _PACKED = 2 * _PART  # rows from which on the weight is packed before
 _PACKING = 8  # rows whose product takes as long as packing the weight
 _ALONE = 2**19  # multiplications below which a second thread costs more than it does
 _ITEMS = 4  # pieces of work for each thread, at least
+_OUTER_TILES = 12  # tiles of a weight's gradient that share a panel of x, one above the other
 
 
 def unable(problem: BlockDiagProblem, limits: DeviceLimits) -> str | None:
     """Why no generated C++ can do it; None where it can."""
-    if why := no_cpp(limits):
-        return why
-    if problem.glu and problem.bias:
-        return "its kernel of a glu adds no bias"
-    return None
+    return no_cpp(limits)
 
 
 def native_products(problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[NativeProduct]:
@@ -86,6 +83,7 @@ def _step(problem: BlockDiagProblem, limits: DeviceLimits, spec: BlockdiagMmSpec
         outer=outer if worth else None,
         pieces=max(1, problem.rows // _PART),
         items=_ITEMS,
+        outer_rows=_OUTER_TILES * outer.rows,
         parallel=max(problem.rows, _PACKING) * problem.weights >= _ALONE,
         parallel_pack=problem.weights >= _ALONE,
         parallel_outer=work >= _ALONE,

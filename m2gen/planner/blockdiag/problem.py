@@ -18,6 +18,7 @@ _GRAMMAR = Grammar(
         **{activation: {"activation": activation} for activation in ACTIVATIONS},
         "bias": {"bias": True},
         "glu": {"glu": True},
+        "residual": {"residual": True},
     },
     required=("in", "out"),
     example="blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 gelu glu",
@@ -26,7 +27,7 @@ _GRAMMAR = Grammar(
 _NEARNESS = Nearness(
     equal=("glu",),
     doublings={"n_in": 0.5, "n_out": 0.5, "blocks": 0.5, "rows": 0.25},
-    differences={"dtype": 0.25, "bias": 0.05, "activation": 0.1},
+    differences={"dtype": 0.25, "bias": 0.05, "activation": 0.1, "residual": 0.05},
 )
 
 
@@ -34,8 +35,8 @@ _NEARNESS = Nearness(
 class BlockDiagProblem(Problem):
     """y = activation(x W^T + bias) with x (rows, n_in) and W the matrix of `blocks` blocks of equal size, n_out x n_in.
 
-    `glu`: instead y = activation(first half) * second half of the n_out results, (rows, n_out / 2). One block is a
-    dense linear layer.
+    `glu`: instead y = activation(first half) * second half of the n_out results, (rows, n_out / 2). `residual`: at the
+    end a tensor of y's size is added. One block is a dense linear layer.
     """
 
     grammar: ClassVar = _GRAMMAR
@@ -50,6 +51,7 @@ class BlockDiagProblem(Problem):
     bias: bool = False
     activation: str | None = None
     glu: bool = False
+    residual: bool = False
 
     def __post_init__(self) -> None:
         check_words(dtype=(self.dtype, tuple(DTYPES)))
@@ -74,6 +76,7 @@ class BlockDiagProblem(Problem):
             *["bias"] * self.bias,
             *([self.activation] if self.activation else []),
             *["glu"] * self.glu,
+            *["residual"] * self.residual,
         ]
         return " ".join(words)
 
@@ -98,6 +101,11 @@ class BlockDiagProblem(Problem):
         return self.n_out // 2 if self.glu else self.n_out
 
     @property
+    def result_blocks(self) -> int:
+        """Blocks of the result."""
+        return self.blocks // 2 if self.glu else self.blocks
+
+    @property
     def flop(self) -> int:
         """Of the product; a multiply-add counts two."""
         return 2 * self.rows * self.weights
@@ -108,5 +116,5 @@ class BlockDiagProblem(Problem):
 
     @property
     def least_bytes(self) -> int:
-        numbers = self.rows * (self.n_in + self.results) + self.weights + self.n_out * self.bias
+        numbers = self.rows * (self.n_in + (1 + self.residual) * self.results) + self.weights + self.n_out * self.bias
         return numbers * DTYPES[self.dtype].bytes

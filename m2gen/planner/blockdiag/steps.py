@@ -36,7 +36,10 @@ class Product(Body[BlockDiagProblem]):
             f"blocks    {of.blocks} x {of.block_out} x {of.block_in}   (nblocks x out x in)",
             f"weight    {of.weights} numbers, a {dense // of.weights}th of a dense one's {dense}",
         ]
-        return [*found, self._who()]
+        behind = [*["bias"] * of.bias, *([of.activation] if of.activation else []), *["gate"] * of.glu]
+        behind += ["residual"] * of.residual
+        epilogue = [f"behind it {', '.join(behind)}"] if behind else []
+        return [*found, *epilogue, self._who()]
 
     def _who(self) -> str:
         """The line that says what computes."""
@@ -136,7 +139,7 @@ class NativeProduct(Product):
     so itself panel by panel where there is none; `outer` is the weight's gradient, of PyTorch where there is none.
 
     `pieces`: how many the rows are split into. `items`: pieces of work for each thread, at least; a thread alone does
-    what is not `parallel`.
+    what is not `parallel`. `outer_rows`: rows of a block that a piece of work of `outer` has.
     """
 
     spec: BlockdiagMmSpec
@@ -144,6 +147,7 @@ class NativeProduct(Product):
     outer: BlockdiagMmSpec | None
     pieces: int
     items: int
+    outer_rows: int
     parallel: bool
     parallel_pack: bool
     parallel_outer: bool
@@ -167,6 +171,21 @@ class NativeProduct(Product):
 
     def _who(self) -> str:
         return f"kernel    {self.spec.name}, {self.what}"
+
+    def panels(self, problem: BlockDiagProblem) -> int:
+        """Tiles side by side in a block."""
+        return -(-problem.block_out // self.spec.width)
+
+    def work(self, problem: BlockDiagProblem, threads: int) -> tuple[int, int]:
+        """Pieces of work of the product, and panels of a block in each: as many as leave every thread its items."""
+        panels, groups = self.panels(problem), self.pieces * problem.result_blocks
+        wanted = self.items * threads if self.parallel else 1
+        together = max(1, panels * groups // max(wanted, groups))
+        return groups * -(-panels // together), together
+
+    def outer_work(self, problem: BlockDiagProblem) -> int:
+        """Pieces of work of the weight's gradient."""
+        return problem.blocks * -(-problem.block_out // self.outer_rows)
 
     def parts(self, problem: BlockDiagProblem) -> dict[str, BlockdiagMmSpec]:
         """The product "fwd", the order of its weight "pack", and the weight's gradient "dw"."""

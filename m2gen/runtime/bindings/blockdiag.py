@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2gen.errors import CompileError
-from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.log import fallback
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import LibraryProduct, NativeProduct
@@ -34,13 +33,13 @@ class LibraryKernel:
             half = GateProblem(n=problem.results, rows=problem.rows, dtype=problem.dtype, activation=problem.activation)
             self.gate = gate.NativeKernel(half, step.gate)
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
         y = matmul_blocks(x, weight)
         y = y if bias is None else y.add_(bias)
-        if self.gate is not None:
-            return self.gate.gated(y)
-        return applied(y, self.problem.glu, self.problem.activation).contiguous()
+        glu, activation = self.problem.glu, self.problem.activation
+        y = applied(y, glu, activation).contiguous() if self.gate is None else self.gate.gated(y)
+        return y if residual is None else y.add_(residual)
 
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
         """(nblocks, block_out, block_in): for each block the sum over rows of dy x^T."""
@@ -56,9 +55,9 @@ class NativeKernel:
         compile_together(step.spec, step.pack, step.outer)
         self.kernel = load(step.spec)
         self.pack = None if step.pack is None else load(step.pack)
-        self.panels = -(-problem.block_out // step.spec.width)
+        self.panels = step.panels(problem)
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
         step, of, dtype = self.step, self.problem, x.dtype
         x, weight = self._plain(x), self._plain(weight)
@@ -66,13 +65,12 @@ class NativeKernel:
         packed = weight if packs else self._packed(weight)
         rows = _side_by_side(x.reshape(of.rows, of.n_in))
         bias = None if bias is None else self._plain(bias).contiguous()
+        beside = None if residual is None else _side_by_side(self._plain(residual).reshape(of.rows, of.results))
         y = on_huge_pages(x.new_empty((*x.shape[:-1], of.results)))
-        blocks = of.blocks // 2 if of.glu else of.blocks
-        wanted = step.items * torch.get_num_threads() if step.parallel else 1
-        together = max(1, self.panels * step.pieces * blocks // max(wanted, step.pieces * blocks))
-        pointers = [rows.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr()]
-        sizes = [of.rows, of.blocks, of.block_in, of.block_out, rows.stride(0), of.results, step.pieces, together]
-        items = step.pieces * blocks * -(-self.panels // together)
+        items, together = step.work(of, torch.get_num_threads())
+        pointers = [0 if t is None else t.data_ptr() for t in (rows, packed, bias, beside, y)]
+        steps = [rows.stride(0), 0 if beside is None else beside.stride(0), of.results]
+        sizes = [of.rows, of.blocks, of.block_in, of.block_out, *steps, step.pieces, together]
         self.kernel.run(pointers, [*sizes, int(packs), *weight.stride()], items, parallel=step.parallel)
         return y if dtype == y.dtype else y.to(dtype)
 
@@ -105,14 +103,9 @@ class NativeKernel:
         dy, x = _side_by_side(self._plain(dy)), _side_by_side(self._plain(x))
         dw = torch.empty(of.blocks, of.block_out, of.block_in, dtype=x.dtype)
         pointers = [dy.data_ptr(), x.data_ptr(), dw.data_ptr()]
-        sizes = [of.rows, of.blocks, of.block_in, of.block_out, dy.stride(0), x.stride(0)]
-        kernel.run(pointers, sizes, of.blocks * _groups(of, spec), parallel=self.step.parallel_outer)
+        sizes = [of.rows, of.blocks, of.block_in, of.block_out, dy.stride(0), x.stride(0), self.step.outer_rows]
+        kernel.run(pointers, sizes, self.step.outer_work(of), parallel=self.step.parallel_outer)
         return dw if dtype == dw.dtype else dw.to(dtype)
-
-
-def _groups(problem: BlockDiagProblem, spec: BlockdiagMmSpec) -> int:
-    """Items that the rows of a block of the weight's gradient are split into, as its template does."""
-    return -(-problem.block_out // (12 * spec.rows))
 
 
 def _side_by_side(x: Tensor) -> Tensor:

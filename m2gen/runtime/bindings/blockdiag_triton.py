@@ -47,14 +47,14 @@ class FusedKernel:
     def __init__(self, problem: BlockDiagProblem, step: FusedProduct) -> None:
         self.problem, self.step = problem, step
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
         of = self.problem
-        rows = x.resolve_neg().reshape(of.rows, of.n_in)
-        rows = rows if rows.stride(1) == 1 else rows.contiguous()
         y = x.new_empty((*x.shape[:-1], of.results))
-        into = blocks_of(y.view(of.rows, of.results), of.blocks // 2 if of.glu else of.blocks)
-        product(blocks_of(rows, of.blocks), weight, Epilogue(bias, of.activation, of.glu), into, self.step.spec)
+        into = blocks_of(y.view(of.rows, of.results), of.result_blocks)
+        beside = None if residual is None else blocks_of(_rows(residual, of.rows, of.results), of.result_blocks)
+        epilogue = Epilogue(bias, of.activation, of.glu, beside)
+        product(blocks_of(_rows(x, of.rows, of.n_in), of.blocks), weight, epilogue, into, self.step.spec)
         return y
 
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
@@ -62,6 +62,12 @@ class FusedKernel:
         dy, x = (t.resolve_neg() if t.stride(1) == 1 else t.resolve_neg().contiguous() for t in (dy, x))
         blocks, (spec, parts) = self.problem.blocks, (self.step.dw, self.step.parts_of_rows)
         return weight_gradients(blocks_of(dy, blocks), blocks_of(x, blocks), False, Candidate(spec, 0.0, 0.0, parts))[0]
+
+
+def _rows(x: Tensor, rows: int, width: int) -> Tensor:
+    """x (..., width) as (rows, width), the numbers of a row side by side."""
+    x = x.resolve_neg().reshape(rows, width)
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def blocks_of(x: Tensor, nblocks: int) -> Tensor:

@@ -36,6 +36,7 @@ class BlockDiagCase(Case[BlockDiagProblem]):
         self.x = normal(problem.rows, problem.n_in)
         self.weight = normal(problem.blocks, problem.block_out, problem.block_in) / problem.block_in**0.5
         self.bias = normal(problem.n_out) if problem.bias else None
+        self.residual = normal(problem.rows, problem.results) if problem.residual else None
 
     @staticmethod
     def reduced(problem: BlockDiagProblem) -> BlockDiagProblem:
@@ -52,7 +53,7 @@ class BlockDiagCase(Case[BlockDiagProblem]):
         return self.problem.rows * max(self.problem.n_in, self.problem.n_out) > self.LARGE
 
     def call(self, kernel: Any) -> Tensor:
-        y: Tensor = kernel.product(self.x, self.weight, self.bias)
+        y: Tensor = kernel.product(self.x, self.weight, self.bias, self.residual)
         return y
 
     def opposite(self) -> BlockDiagCase:
@@ -63,13 +64,12 @@ class BlockDiagCase(Case[BlockDiagProblem]):
     def wrong(self, y: Tensor) -> str | None:
         rows = self.problem.rows
         at = torch.tensor(sorted({*range(0, rows, max(1, rows // _LOOKED_AT)), rows - 1}), device=self.device)
-        return self.off("result", y[at], *self._exact(self.x[at]), self.problem.block_in)
+        return self.off("result", y[at], *self._exact(at), self.problem.block_in)
 
     def wrong_somewhere(self, plan: Plan) -> str | None:
         kernel = kernel_of(plan)
-        return self.off(
-            "result", self.call(kernel), *self._exact(self.x), self.problem.block_in
-        ) or self._wrong_gradient(kernel)
+        wrong = self.off("result", self.call(kernel), *self._exact(slice(None)), self.problem.block_in)
+        return wrong or self._wrong_gradient(kernel)
 
     def wrong_in_a_sample(self, plan: Plan) -> str | None:
         kernel = kernel_of(plan)
@@ -83,15 +83,18 @@ class BlockDiagCase(Case[BlockDiagProblem]):
         b = self.x.double().reshape(of.rows, of.blocks, of.block_in).transpose(0, 1)
         return self.off("gradient of weight", kernel.outer(dy, self.x), a @ b, a.abs() @ b.abs(), of.rows)
 
-    def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The result in float64, and the size of the terms of its sums."""
-        y = matmul_blocks(x.double(), self.weight.double())
-        scale = matmul_blocks(x.double().abs(), self.weight.double().abs())
+    def _exact(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """The result of these rows in float64, and the size of the terms of its sums."""
+        x, weight, act = self.x[rows].double(), self.weight.double(), ACTIVATIONS[self.problem.activation]
+        y, scale = matmul_blocks(x, weight), matmul_blocks(x.abs(), weight.abs())
         if self.bias is not None:
             y, scale = y + self.bias.double(), scale + self.bias.double().abs()
-        act = ACTIVATIONS[self.problem.activation]
-        if not self.problem.glu:
-            return act(y), scale
-        gate, rest = y.chunk(2, dim=-1)
-        # an error of either half, times the other
-        return act(gate) * rest, scale.chunk(2, dim=-1)[0] * (1 + rest.abs()) + act(gate).abs() * scale.chunk(2, -1)[1]
+        if self.problem.glu:  # an error of either half, times the other
+            (gate, rest), (first, second) = y.chunk(2, dim=-1), scale.chunk(2, dim=-1)
+            y, scale = act(gate) * rest, first * (1 + rest.abs()) + act(gate).abs() * second
+        else:
+            y = act(y)
+        if self.residual is not None:
+            beside = self.residual[rows].double()
+            y, scale = y + beside, scale + beside.abs()
+        return y, scale
