@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from m2gen.errors import ProblemError
 from m2gen.modules.parameters import Parameters
 from m2gen.modules.plain import plain, readable
+from m2gen.modules.values import being_traced
 from m2gen.monarch import Monarch
-from m2gen.ops.blockdiag_linear import blockdiag_linear
+from m2gen.ops.blockdiag_linear import blockdiag_linear, by_library
 from m2gen.ops.monarch_matmul import inner_widths, monarch_matmul
 from m2gen.ops.sizes import fewest_blocks, planned_factors
 
@@ -39,18 +40,25 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """x (..., in_features), weight (out_features, in_features) -> (..., out_features): `nn.functional.linear`, on a CPU
     by m2gen's own product, a block-diagonal one with a single block.
 
-    For float32 and float64: on a processor that PyTorch's library does not know well it is twice as fast. On any other
-    device, in 16 bits and under autocast it is PyTorch's.
+    On a processor that PyTorch's library does not know well it is twice as fast in float32 and float64. In 16 bits it
+    is m2gen's where the planner says so, on processors without units for them, and no graph is compiled. On any other
+    device, under autocast and for other dtypes it is PyTorch's.
 
-    A row has the same bits in any company, but for a single token of a single text, (1, 1, in_features), which is left
-    to PyTorch's library (not where a graph is compiled).
+    In float32 and float64 a row has the same bits in any company, but for a single token of a single text,
+    (1, 1, in_features), which is left to PyTorch's library (not where a graph is compiled).
     """
     wide = x.dtype in (torch.float32, torch.float64) and x.dtype == weight.dtype
     # one token of one text, (1, 1, in_features), is a step of generation, too short for an op of our own
     step = not torch.compiler.is_compiling() and x.dim() > 2 and x.numel() == x.shape[-1]
-    if x.device.type != "cpu" or not wide or step or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or step or torch.is_autocast_enabled("cpu") or not (wide or _widened(x, weight, bias)):
         return nn.functional.linear(x, weight, bias)
     return blockdiag_linear(x, weight[None], bias)
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a product in 16 bits is planned as generated code: where a processor has no units for it."""
+    fits = x.dtype in (torch.float16, torch.bfloat16) and x.dtype == weight.dtype and x.shape[-1:] == weight.shape[1:]
+    return fits and not being_traced() and not by_library(x, weight[None], bias)
 
 
 @readable

@@ -69,6 +69,11 @@ def blockdiag_glu(
     return y
 
 
+def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `blockdiag_linear` of these operands, which fit together, is planned as PyTorch's own products."""
+    return executor.by_library(x, weight.shape, bias is not None)
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """The operator's own computation, of operands that have been checked."""
     return executor.product(x, weight, bias, residual=residual)

@@ -174,6 +174,19 @@ def product_problem(
 _of_product = _cached(product_problem)
 
 
+def by_library(x: Tensor, shape: Sequence[int], bias: bool) -> bool:
+    """Whether the product of x (..., n_in) with a weight of this shape is planned as PyTorch's own."""
+    rows = x.numel() // (shape[0] * shape[2])
+    return not rows or _product_solver(*_here(x), *shape, rows, x.dtype, bias) == "library"
+
+
+@lru_cache(maxsize=4096)
+def _product_solver(
+    limits: DeviceLimits, threads: int, generation: int, nblocks: int, out: int, into: int, *of: Any
+) -> str:
+    return planned(product_problem((nblocks, out, into), *of), limits, threads).solver
+
+
 # -- products with Monarch matrices ------------------------------------------------------------------------------------
 
 

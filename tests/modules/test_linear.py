@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
-from m2gen.modules import BlockDiagLinear, MonarchLinear
+from m2gen.modules import BlockDiagLinear, MonarchLinear, linear
 from m2gen.monarch import Monarch
 from m2gen.reference import monarch as oracle
+from m2gen.runtime import planning
+from m2gen.testing.tolerances import check
 
 
 @pytest.mark.parametrize("sizes", [(12, 8, 4), (8, 24, 4), (6, 6, 1), (5, 10, 5)])
@@ -103,3 +106,31 @@ def test_state_dict_round_trip_and_gradients(layer: nn.Module) -> None:
     assert torch.equal(other(x), layer(x))
     layer(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("library", [True, False])
+def test_dense_products_in_16_bits(dtype: torch.dtype, library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As planned: by PyTorch's library, or widened."""
+    asked: list[torch.Size] = []
+
+    def by_library(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        asked.append(weight.shape)
+        return library
+
+    monkeypatch.setattr(linear, "by_library", by_library)
+    x, weight, bias = (torch.randn(size, dtype=dtype, requires_grad=True) for size in ((3, 5, 48), (40, 48), (40,)))
+    y = linear.dense_linear(x, weight, bias)
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    want = F.linear(*wide)
+    check(y, want, want.abs() + 48**0.5, 48)
+    dy = torch.randn_like(y)
+    found = torch.autograd.grad(y, (x, weight, bias), dy)
+    for one, exact in zip(found, torch.autograd.grad(want, wide, dy.double()), strict=True):
+        check(one, exact, exact.abs() + 48**0.5, 48)
+    assert asked == [(1, 40, 48)] and ("blockdiag" in type(y.grad_fn).__name__) != library
+
+
+def test_who_does_dense_products_in_16_bits_is_planned() -> None:
+    for arch, solver in (("avx512", "library"), ("avx2", "native")):
+        assert planning.plan("blockdiag in=768 out=768 blocks=1 rows=512 bf16 bias", arch).solver == solver
