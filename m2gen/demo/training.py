@@ -12,7 +12,7 @@ from torch import Tensor
 
 from m2gen.demo.data import VOCAB, batches
 from m2gen.models.m2gpt import M2GPT, M2GPTConfig
-from m2gen.modules.hyena_filter import param_groups
+from m2gen.modules.param_groups import param_groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.trainer_utils import TrainOutput
 
 from m2gen.errors import MissingError, ProblemError
-from m2gen.modules.hyena_filter import param_groups
+from m2gen.modules.param_groups import param_groups
 
 __all__ = ["LossCurve", "M2Trainer", "last_checkpoint", "param_groups", "starting_point"]
 
