@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2gen.kernels.activation import EXPONENTIAL, erfcx
-from m2gen.kernels.spec import Resources
 from m2gen.kernels.square import Level, levels
+from m2gen.kernels.vectors import Vectors
 
 TILE_ROWS = {
     32: {3: 8, 4: 6, 2: 12, 1: 16},
@@ -19,7 +19,7 @@ TILE_ROWS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BlockdiagMmSpec:
+class BlockdiagMmSpec(Vectors):
     """`part` "fwd" is the product, "pack" the order in which it reads the weight, "outer" the weight's gradient.
 
     columns      vectors of a tile
@@ -50,15 +50,6 @@ class BlockdiagMmSpec:
         return f"cpp/blockdiag_mm/{self.part}.cpp.jinja"
 
     @property
-    def real_bytes(self) -> int:
-        return 8 if self.dtype == "fp64" else 4
-
-    @property
-    def vector(self) -> int:
-        """Numbers in a vector."""
-        return self.vector_bytes // self.real_bytes
-
-    @property
     def width(self) -> int:
         """Columns of a tile, in numbers: the width of a panel of the packed weight."""
         return self.columns * self.vector
@@ -84,6 +75,3 @@ class BlockdiagMmSpec:
     @property
     def exponential(self) -> list[str]:
         return list(EXPONENTIAL)
-
-    def resources(self) -> Resources:
-        return Resources(shared_bytes=0, threads=1)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2gen.kernels.activation import EXPONENTIAL, erfcx
-from m2gen.kernels.spec import Resources
+from m2gen.kernels.vectors import Vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateSpec:
+class GateSpec(Vectors):
     """activation is "gelu", "relu", "silu" or None; dtype that of the tensors, with float32 arithmetic for 16 bits."""
 
     part: Literal["fwd", "bwd"]
@@ -29,21 +29,9 @@ class GateSpec:
         return f"cpp/gate/{self.part}.cpp.jinja"
 
     @property
-    def real_bytes(self) -> int:
-        """Of a number in the arithmetic."""
-        return 8 if self.dtype == "fp64" else 4
-
-    @property
-    def lanes(self) -> int:
-        return self.vector_bytes // self.real_bytes
-
-    @property
     def erfcx(self) -> list[float]:
         return list(erfcx())
 
     @property
     def exponential(self) -> list[str]:
         return list(EXPONENTIAL)
-
-    def resources(self) -> Resources:
-        return Resources(shared_bytes=0, threads=1)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from m2gen.kernels.spec import Resources
 from m2gen.kernels.square import Level, levels
+from m2gen.kernels.vectors import Vectors
 
 # by registers: (vectors, outputs) of the tiles; sums, a row of vectors and a weight fit the registers
 TILES = {
@@ -21,7 +21,7 @@ TILES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MonarchCppSpec:
+class MonarchCppSpec(Vectors):
     """`part` "fwd" is the product, "bwd" all its gradients, "sum" adds the weights' gradients of parts of the rows.
 
     Any order, blocks and strides: they are a table that the kernel reads.
@@ -48,15 +48,6 @@ class MonarchCppSpec:
         return f"cpp/monarch/{self.part}.cpp.jinja"
 
     @property
-    def real_bytes(self) -> int:
-        return 8 if self.dtype == "fp64" else 4
-
-    @property
-    def vector(self) -> int:
-        """Numbers in a vector."""
-        return self.vector_bytes // self.real_bytes
-
-    @property
     def tiles(self) -> tuple[tuple[int, int], ...]:
         """Vectors and outputs of a tile, the widest first."""
         return TILES[self.registers]
@@ -65,6 +56,3 @@ class MonarchCppSpec:
     def levels(self) -> list[Level]:
         """The transpose of a square of vectors."""
         return levels(self.vector, self.real_bytes)
-
-    def resources(self) -> Resources:
-        return Resources(shared_bytes=0, threads=1)

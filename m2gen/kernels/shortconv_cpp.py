@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from m2gen.kernels.spec import Resources
+from m2gen.kernels.vectors import Vectors
 
 Part = Literal["fwd", "dw", "mix", "ds"]
 WIDEST = 64  # taps; a wider filter is no short one, and its unrolled code would not fit the instruction cache
@@ -19,7 +19,7 @@ _UNROLLED = 8  # taps whose weights, or sums, stay in registers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShortconvCppSpec:
+class ShortconvCppSpec(Vectors):
     """`part` "fwd" is the convolution (and its transpose, with the taps reversed), "dw" the gradients of the weight and
     of the bias; "mix" the mixer's form, and "ds" the gradient behind its three convolutions, which are computed again.
 
@@ -46,20 +46,11 @@ class ShortconvCppSpec:
         return f"cpp/shortconv/{part}_{self.layout.lower()}.cpp.jinja"
 
     @property
-    def real_bytes(self) -> int:
-        """Of a number in the arithmetic."""
-        return 8 if self.dtype == "fp64" else 4
-
-    @property
-    def lanes(self) -> int:
-        return self.vector_bytes // self.real_bytes
-
-    @property
     def tile(self) -> int:
         """BLH: rows of results at once, whose sums stay in registers. BHL: results between two looks at the edges."""
         if self.layout == "BLH":
             return 8 if self.vector_bytes == 64 else 4
-        return 64 * self.lanes
+        return 64 * self.vector
 
     @property
     def block(self) -> int:
@@ -75,6 +66,3 @@ class ShortconvCppSpec:
     @property
     def unrolled(self) -> bool:
         return self.width <= _UNROLLED
-
-    def resources(self) -> Resources:
-        return Resources(shared_bytes=0, threads=1)

@@ -106,12 +106,12 @@ class NativeShortconv(Shortconv):
 
     @property
     def what(self) -> str:
-        tile = self.spec.tile if self.spec.layout == "BLH" else self.spec.lanes
+        tile = self.spec.tile if self.spec.layout == "BLH" else self.spec.vector
         return f"{self.spec.name}, {self.style}, {tile} times at once"
 
     @property
     def row(self) -> tuple[str, ...]:
-        times, channels = (self.spec.tile, self.spec.lanes) if self.spec.layout == "BLH" else (4 * self.spec.lanes, 1)
+        times, channels = (self.spec.tile, self.spec.vector) if self.spec.layout == "BLH" else (4 * self.spec.vector, 1)
         return "one kernel", f"{times} times x {channels} channels", self.spec.layout
 
     def parts(self, problem: ShortconvProblem) -> Mapping[str, ShortconvCppSpec]:
