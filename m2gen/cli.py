@@ -66,6 +66,8 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
                gated pre_gated post_gated skip   bhl blh   wide
     blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu   residual
     monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  params<=2M  factors=64x64x64,64x64x64
+    shortconv  n= h= b= width= out=   fp16 bf16 fp32 fp64   bias   gated   bhl blh   to=bhl to=blh
+    gate       n= rows=   fp16 bf16 fp32 fp64   gelu relu silu
     """
     from m2gen.planner import search
     from m2gen.planner.problems import parse
@@ -109,7 +111,8 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
 @main.command(context_settings=_CONTEXT)
 @click.argument("problem", nargs=-1, required=True)
 @click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942 ...")
-@click.option("--part", default="fwd", show_default=True, help="Of the kernels that do PROBLEM, see below.")
+@click.option("--part", help="Of the kernels that do PROBLEM, see below; default the first.")
+@click.option("--solver", help="Whose kernel, by the names that m2gen plan lists; default the best that has one.")
 @click.option("--source", "view", flag_value="source", default=True, help="The generated source.  [default]")
 @click.option("--asm", "view", flag_value="asm", help="The assembly of a CPU kernel, for any CPU.")
 @click.option("--ptx", "view", flag_value="ptx", help="The compiler's assembly (AMD's own for gfx942).")
@@ -117,18 +120,20 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
 @click.option(
     "--resources", "view", flag_value="resources", help="Shared memory, registers, spills, matrix instructions."
 )
-def show(problem: tuple[str, ...], target: str, part: str, view: str) -> None:
+def show(problem: tuple[str, ...], target: str, part: str | None, solver: str | None, view: str) -> None:
     """Print the kernel generated for PROBLEM. No GPU is needed, not for its assembly either.
 
     \b
     m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90 --resources
     parts of fftconv: fwd, transpose (gradients of the input and the gates), dk (gradient of the filter)
     parts of blockdiag: fwd, pack (of its weight), dw (gradient of the weight)
+    parts of monarch: fwd, dx and dw on a GPU, bwd (all gradients) and sum (of their parts) on a CPU
+    parts of shortconv: fwd, dw, or of the gated form mix, ds (gradient behind its convolutions)   of gate: fwd, bwd
     """
     from m2gen.planner.problems import parse
     from m2gen.show import show as text
 
-    click.echo(text(parse(" ".join(problem)), target, view, part))
+    click.echo(text(parse(" ".join(problem)), target, view, part, solver))
 
 
 @main.command(context_settings=_CONTEXT)

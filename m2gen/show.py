@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 VIEWS = ("source", "asm", "ptx", "sass", "resources")
 
 
-def show(problem: Problem, target: str, view: str = "source", part: str = "fwd") -> str:
+def show(
+    problem: Problem, target: str, view: str = "source", part: str | None = None, solver: str | None = None
+) -> str:
     """The kernel of `problem` on `target` as one of VIEWS; "source" needs no compiler."""
-    spec, arch = _spec(problem, target, part)
+    spec, arch = _spec(problem, target, part, solver)
     if view == "source":
         from m2gen.codegen.render import render
 
@@ -35,17 +37,24 @@ def show(problem: Problem, target: str, view: str = "source", part: str = "fwd")
     return compiled.texts[view].rstrip("\n")
 
 
-def _spec(problem: Problem, target: str, part: str) -> tuple[KernelSpec, str]:
-    """The spec of one part of the best plan that has a generated kernel, and the architecture it is for."""
+def _spec(problem: Problem, target: str, part: str | None, solver: str | None) -> tuple[KernelSpec, str]:
+    """The spec of one part of the best plan, of `solver` if one is named, that has a generated kernel, and the
+    architecture it is for."""
     from m2gen.planner import search
     from m2gen.runtime.planning import limits_of
 
     ranking = search.rank(problem, limits_of(target))
     for plan in ranking.plans:
+        if solver not in (None, plan.solver):
+            continue
         if parts := plan.body.parts(problem):
+            part = part or next(iter(parts))
             if part not in parts:
                 raise M2GenError(f"part {part!r} of {problem}", "it has no such kernel", f"use {', '.join(parts)}")
             return parts[part], plan.arch
+    if solver is not None and solver not in {name for name, _ in ranking.rejections}:
+        names = ", ".join(dict.fromkeys(plan.solver for plan in ranking.plans))
+        raise M2GenError(f"a kernel of solver {solver!r} for {problem}", "none has one", f"the solvers are {names}")
     why = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections)
     raise M2GenError(f"a generated kernel for {problem} on {target}", why, "name another --target, or see m2gen plan")
 

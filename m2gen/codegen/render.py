@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 
+from jinja2 import TemplateError
+
 from m2gen.codegen.environment import environment
+from m2gen.errors import CompileError
 from m2gen.kernels.spec import KernelSpec
 
 TL_DTYPES = {"fp16": "tl.float16", "bf16": "tl.bfloat16", "fp32": "tl.float32", "bf16_emulated": "tl.float32"}
@@ -34,5 +37,9 @@ def render(spec: KernelSpec) -> Source:
     """The text of a spec's template, in the dialect of the language whose folder it lies in."""
     language = spec.template.partition("/")[0]
     dtypes = {"tl_dtype": TL_DTYPES} if language == "triton" else {}
-    text = environment(language).get_template(spec.template).render(**fields(spec), **dtypes)
+    try:
+        text = environment(language).get_template(spec.template).render(**fields(spec), **dtypes)
+    except TemplateError as error:
+        found = f"templates/{spec.template} does not go with it ({type(error).__name__}: {error})"
+        raise CompileError(f"the source of {spec.name}", found, "see templates/README.md") from error
     return Source(spec.name, text)

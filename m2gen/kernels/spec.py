@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Protocol, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,13 @@ class TritonSpec(KernelSpec, Protocol):
 
 
 S = TypeVar("S", bound=KernelSpec)
+
+
+def recast(spec: Any, family: type[S]) -> S:
+    """The same knobs in another family, which takes the same calls."""
+    if type(spec) is family:
+        return spec
+    return family(**{one.name: getattr(spec, one.name) for one in fields(spec)})
 
 
 @dataclass(frozen=True, slots=True)

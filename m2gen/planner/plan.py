@@ -72,8 +72,10 @@ class Plan:
 
 
 def _written(value: Any) -> Any:
-    """What JSON takes; a step, in a plan or in another step, says which."""
+    """What JSON takes; a step, in a plan or in another step, says which, and a kernel's spec which family."""
     if is_dataclass(value) and not isinstance(value, type):
         kind = {"step": type(value).__name__} if isinstance(value, Step) else {}
+        if hasattr(value, "template"):
+            kind = {"family": f"{type(value).__module__}.{type(value).__name__}"}
         return {**kind, **{one.name: _written(getattr(value, one.name)) for one in fields(value)}}
     return [_written(one) for one in value] if isinstance(value, tuple | list) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 from m2gen.device.limits import DeviceLimits
@@ -61,6 +62,12 @@ def ranked(solvers: Iterable[Solver], problem: Problem, limits: DeviceLimits) ->
     if warnings := (*_behind(cheapest), *_warnings(left_out)):
         cheapest = [replace(plan, left_out=warnings) for plan in cheapest]
     return Ranking(problem.columns, tuple(cheapest), tuple(rejections), tuple(dict.fromkeys(left_out)))
+
+
+@lru_cache(maxsize=8192)
+def cheapest_of(solvers: tuple[Solver, ...], problem: Problem, limits: DeviceLimits) -> Plan | None:
+    """The plan that stands first; None where there is no legal one."""
+    return next(iter(ranked(solvers, problem, limits).plans), None)
 
 
 def _order(plan: Plan) -> float:

@@ -7,16 +7,12 @@ from typing import Any, NamedTuple
 from m2gen.planner.blockdiag import solvers as blockdiag
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
-from m2gen.planner.fftconv.composed import Composed
-from m2gen.planner.fftconv.fused import Fused
-from m2gen.planner.fftconv.library import Library
-from m2gen.planner.fftconv.native import Native
+from m2gen.planner.fftconv import solvers as fftconv
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv
 from m2gen.planner.gate import solvers as gate
 from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
-from m2gen.planner.monarch import fused as monarch_fused
 from m2gen.planner.monarch import solvers as monarch
 from m2gen.planner.monarch.problem import MonarchProblem
 from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
@@ -39,7 +35,7 @@ class Op(NamedTuple):
 _ROWS = (
     Op(
         FftConvProblem,
-        (Library(), Composed(), Fused(), Native()),
+        fftconv.SOLVERS,
         (FilterSpectrum, SpectralConv, FusedConv, NativeConv),
     ),
     Op(
@@ -49,14 +45,14 @@ _ROWS = (
     ),
     Op(
         MonarchProblem,
-        (monarch.Staged(), monarch_fused.Fused(), monarch.Native()),
+        monarch.SOLVERS,
         (StagedMonarch, FusedMonarch, NativeMonarch),
     ),
     Op(
         ShortconvProblem,
-        (shortconv.Library(), shortconv.Fused(), shortconv.Native()),
+        shortconv.SOLVERS,
         (LibraryShortconv, FusedShortconv, NativeShortconv),
     ),
-    Op(GateProblem, (gate.Library(), gate.Native()), (LibraryGate, NativeGate)),
+    Op(GateProblem, gate.SOLVERS, (LibraryGate, NativeGate)),
 )
 OPS: dict[str, Op] = {row.problem.grammar.op: row for row in _ROWS}

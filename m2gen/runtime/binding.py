@@ -6,12 +6,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from m2gen.errors import M2GenError
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
 from m2gen.planner.monarch.problem import MonarchProblem, stage_problems, turned
 from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
 from m2gen.planner.plan import Plan
+from m2gen.planner.problem import Problem
 from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
 from m2gen.planner.step import Body
 from m2gen.runtime.bindings import (
@@ -33,7 +35,7 @@ def _staged(problem: MonarchProblem, step: StagedMonarch) -> monarch.StagedKerne
     ways = (problem, step.factors, step.stages), (problem, turned(step.factors), step.back)
     return monarch.StagedKernel(
         *(
-            [BINDINGS[type(body)](of, body) for of, body in zip(stage_problems(problem, shapes), bodies, strict=True)]
+            [_bound(of, body) for of, body in zip(stage_problems(problem, shapes), bodies, strict=True)]
             for problem, shapes, bodies in ways
         )
     )
@@ -62,4 +64,11 @@ def kernel_of(chosen: Plan) -> Any:
     """The computation of a plan, bound once; what it can be asked depends on the op.
 
     Raises CompileError where its kernel does not compile."""
-    return BINDINGS[type(chosen.body)](chosen.problem, chosen.body)
+    return _bound(chosen.problem, chosen.body)
+
+
+def _bound(problem: Problem, body: Body[Any]) -> Any:
+    if type(body) not in BINDINGS:
+        kind = type(body).__name__
+        raise M2GenError(f"what computes {body}", f"there is none for a {kind}", "add its row to runtime/binding.py")
+    return BINDINGS[type(body)](problem, body)

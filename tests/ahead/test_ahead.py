@@ -20,7 +20,7 @@ from transformers import AutoModel
 
 import m2gen
 from m2gen.ahead.models import Sizes, record
-from m2gen.ahead.record import Wanted, _notes, _recorder
+from m2gen.ahead.record import Wanted, _notes, recorder
 from m2gen.cache import compiled
 from m2gen.cli import main
 from m2gen.config import Config
@@ -211,7 +211,7 @@ def test_every_operator_is_noted() -> None:
 def test_second_derivatives_are_noted() -> None:
     wanted = Wanted()
     x, k = torch.ones(1, 2, 9), torch.ones(2, 5, requires_grad=True)
-    with FakeTensorMode(allow_non_fake_inputs=True), _recorder(wanted, "", live(torch.device("cpu"))):
+    with FakeTensorMode(allow_non_fake_inputs=True), recorder(wanted, "", live(torch.device("cpu"))):
         (dk,) = torch.autograd.grad(m2gen.fftconv(x, k).square().sum(), k, create_graph=True)
     assert [(problem.n, problem.k) for problem in wanted.trained] == [(9, 5)]
     assert dk.shape == k.shape

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
+from m2gen.kernels.blockdiag import BlockdiagSpec
+from m2gen.kernels.spec import recast
 from m2gen.planner.blockdiag import tiles
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct
@@ -35,7 +37,10 @@ def sizes_of(problem: BlockDiagProblem) -> BlockdiagSizes:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
+    """`family`: of kernels that take the calls of `BlockdiagSpec`'s."""
+
     name: str = "fused"
+    family: type[BlockdiagSpec] = BlockdiagSpec
 
     def reject(self, problem: BlockDiagProblem, limits: DeviceLimits) -> str | None:
         if why := no_triton(limits):
@@ -58,7 +63,8 @@ class Fused:
             if of_weight is not None:
                 moved = one.bytes + problem.bias * problem.n_out * DTYPES[problem.dtype].bytes
                 estimate = Estimate(problem.flop, moved, 1, moved, one.seconds)
-                yield FusedProduct(estimate, one.spec, of_weight.spec, of_weight.parts)
+                specs = recast(one.spec, self.family), recast(of_weight.spec, self.family)
+                yield FusedProduct(estimate, *specs, of_weight.parts)
 
     def candidates(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[Plan]:
         for step in self._found(problem, limits):

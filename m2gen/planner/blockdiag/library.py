@@ -11,8 +11,9 @@ from m2gen.planner.blockdiag.cost import library_estimate
 from m2gen.planner.blockdiag.native_products import unable
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import LibraryProduct
+from m2gen.planner.gate import solvers as gates
 from m2gen.planner.gate.problem import GateProblem
-from m2gen.planner.gate.solvers import step_of as gate_step
+from m2gen.planner.gate.steps import NativeGate
 from m2gen.planner.languages import no_cpp
 from m2gen.planner.plan import Plan
 
@@ -36,6 +37,7 @@ class Library:
         gate = None
         if problem.glu and no_cpp(limits) is None:
             half = GateProblem(n=problem.results, rows=problem.rows, dtype=problem.dtype, activation=problem.activation)
-            gate = gate_step(half, limits)
+            chosen = gates.cheapest(half, limits)
+            gate = chosen.body if chosen is not None and isinstance(chosen.body, NativeGate) else None
         step = LibraryProduct(library_estimate(problem, limits), problem.blocks, gate)
         yield Plan(problem, limits.arch, self.name, (step,))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from m2gen.device.limits import DeviceLimits
 from m2gen.planner.blockdiag.fused import Fused
 from m2gen.planner.blockdiag.library import Library
 from m2gen.planner.blockdiag.native import Native
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.plan import Plan
-from m2gen.planner.ranking import ranked
+from m2gen.planner.ranking import cheapest_of
 
 SOLVERS = (Library(), Fused(), Native())
 
 
-@lru_cache(maxsize=4096)
 def cheapest(problem: BlockDiagProblem, limits: DeviceLimits) -> Plan | None:
     """The plan that stands first by its estimate; None where there is no legal one."""
-    return next(iter(ranked(SOLVERS, problem, limits).plans), None)
+    return cheapest_of(SOLVERS, problem, limits)

@@ -12,6 +12,7 @@ from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
 from m2gen.planner.languages import no_cpp
 from m2gen.planner.plan import Plan
+from m2gen.planner.ranking import cheapest_of
 
 LEAST_VECTOR = 32  # bytes; narrower units are given such vectors by the compiler
 _ALONE = 2**15  # results below which a second thread costs more than it does; PyTorch's own bound
@@ -36,7 +37,10 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Native:
+    """`family`: of kernels that take the calls of `GateSpec`'s."""
+
     name: str = "native"
+    family: type[GateSpec] = GateSpec
 
     def reject(self, problem: GateProblem, limits: DeviceLimits) -> str | None:
         return no_cpp(limits)
@@ -45,12 +49,20 @@ class Native:
         return ()
 
     def candidates(self, problem: GateProblem, limits: DeviceLimits) -> Iterator[Plan]:
-        yield Plan(problem, limits.arch, self.name, (step_of(problem, limits),))
+        yield Plan(problem, limits.arch, self.name, (_step(problem, limits, self.family),))
 
 
-def step_of(problem: GateProblem, limits: DeviceLimits) -> NativeGate:
+def _step(problem: GateProblem, limits: DeviceLimits, family: type[GateSpec]) -> NativeGate:
     """The generated kernel for a CPU."""
     vector_bytes = max(LEAST_VECTOR, limits.vector_bytes)
-    spec = GateSpec(part="fwd", activation=problem.activation, dtype=problem.dtype, vector_bytes=vector_bytes)
+    spec = family(part="fwd", activation=problem.activation, dtype=problem.dtype, vector_bytes=vector_bytes)
     together, parallel = max(1, _ITEM // problem.n), problem.numbers >= _ALONE
     return NativeGate(cost.estimate(problem, limits, True), spec, together, parallel)
+
+
+SOLVERS = (Library(), Native())
+
+
+def cheapest(problem: GateProblem, limits: DeviceLimits) -> Plan | None:
+    """The plan that stands first by its estimate; None where there is no legal one."""
+    return cheapest_of(SOLVERS, problem, limits)

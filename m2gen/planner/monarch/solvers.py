@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
+from m2gen.kernels.monarch_cpp import MonarchCppSpec
+from m2gen.kernels.spec import recast
 from m2gen.planner.blockdiag.solvers import cheapest
 from m2gen.planner.blockdiag.steps import Product
 from m2gen.planner.languages import no_cpp
 from m2gen.planner.monarch.cost import native_estimate, staged_estimate
 from m2gen.planner.monarch.factorings import factorings, why_none
+from m2gen.planner.monarch.fused import Fused
 from m2gen.planner.monarch.problem import MonarchProblem, Shape, stage_problems, turned
 from m2gen.planner.monarch.run import backward_run, fits, forward_runs, spec_of
 from m2gen.planner.monarch.steps import NativeMonarch, StagedMonarch
@@ -50,7 +53,10 @@ def _products(problem: MonarchProblem, factors: tuple[Shape, ...], limits: Devic
 
 @dataclass(frozen=True, slots=True)
 class Native:
+    """`family`: of kernels that take the calls of `MonarchCppSpec`'s."""
+
     name: str = "native"
+    family: type[MonarchCppSpec] = MonarchCppSpec
 
     def reject(self, problem: MonarchProblem, limits: DeviceLimits) -> str | None:
         if why := no_cpp(limits):
@@ -65,7 +71,8 @@ class Native:
         return ()
 
     def candidates(self, problem: MonarchProblem, limits: DeviceLimits) -> Iterator[Plan]:
-        spec = spec_of("fwd", DTYPES[problem.dtype].compute, limits.vector_bytes, limits.arch)
+        of = DTYPES[problem.dtype].compute, limits.vector_bytes, limits.arch
+        spec = recast(spec_of("fwd", *of), self.family)
         for factors in factorings(problem):
             if not fits(factors):
                 continue
@@ -78,3 +85,6 @@ class Native:
                 yield Plan(
                     problem, limits.arch, self.name, (NativeMonarch(estimate, factors, spec, run, of_x, of_all),)
                 )
+
+
+SOLVERS = (Staged(), Fused(), Native())

@@ -9,7 +9,9 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels import shortconv_cpp
 from m2gen.kernels.shortconv import WIDEST as WIDEST_FUSED
+from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.shortconv_cpp import ShortconvCppSpec
+from m2gen.kernels.spec import Candidate, recast
 from m2gen.planner.languages import no_cpp, no_triton
 from m2gen.planner.plan import Plan
 from m2gen.planner.shortconv import cost, tiles
@@ -46,7 +48,10 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Native:
+    """`family`: of kernels that take the calls of `ShortconvCppSpec`'s."""
+
     name: str = "native"
+    family: type[ShortconvCppSpec] = ShortconvCppSpec
 
     def reject(self, problem: ShortconvProblem, limits: DeviceLimits) -> str | None:
         return _unable(problem, limits)
@@ -55,12 +60,15 @@ class Native:
         return ()
 
     def candidates(self, problem: ShortconvProblem, limits: DeviceLimits) -> Iterator[Plan]:
-        yield Plan(problem, limits.arch, self.name, (_native(problem, limits),))
+        yield Plan(problem, limits.arch, self.name, (_native(problem, limits, self.family),))
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
+    """`family`: of kernels that take the calls of `ShortconvSpec`'s."""
+
     name: str = "fused"
+    family: type[ShortconvSpec] = ShortconvSpec
 
     def reject(self, problem: ShortconvProblem, limits: DeviceLimits) -> str | None:
         if why := no_triton(limits):
@@ -81,7 +89,12 @@ class Fused:
         for one in tiles.candidates(sizes, limits, forward)[:_MOST]:  # type: ignore[arg-type]
             flop = 2.0 * problem.b * problem.channels * problem.outputs * problem.width
             estimate = Estimate(flop, one.bytes, 1, one.bytes, one.seconds)
-            yield Plan(problem, limits.arch, self.name, (FusedShortconv(estimate, one.spec, back.spec, back.parts),))
+            yield Plan(problem, limits.arch, self.name, (self._step(estimate, one, back),))
+
+    def _step(
+        self, estimate: Estimate, one: Candidate[ShortconvSpec], back: Candidate[ShortconvSpec]
+    ) -> FusedShortconv:
+        return FusedShortconv(estimate, recast(one.spec, self.family), recast(back.spec, self.family), back.parts)
 
 
 def _unable(problem: ShortconvProblem, limits: DeviceLimits) -> str | None:
@@ -108,7 +121,7 @@ def sizes_of(problem: ShortconvProblem) -> ShortconvSizes:
     )
 
 
-def _native(problem: ShortconvProblem, limits: DeviceLimits) -> NativeShortconv:
+def _native(problem: ShortconvProblem, limits: DeviceLimits, family: type[ShortconvCppSpec]) -> NativeShortconv:
     """The kernels for a CPU: channels side by side where they are so in memory and fill a vector."""
     vector_bytes = max(LEAST_VECTOR, limits.vector_bytes)
     wide = DTYPES[DTYPES[problem.dtype].compute].bytes
@@ -116,7 +129,7 @@ def _native(problem: ShortconvProblem, limits: DeviceLimits) -> NativeShortconv:
 
     def spec(part: shortconv_cpp.Part) -> ShortconvCppSpec:
         layout = "BLH" if last else "BHL"
-        return ShortconvCppSpec(
+        return family(
             part=part,
             layout=layout,  # type: ignore[arg-type]
             width=problem.width,
@@ -133,3 +146,6 @@ def _native(problem: ShortconvProblem, limits: DeviceLimits) -> NativeShortconv:
         group=group,
         parallel=problem.b * problem.h * problem.outputs >= _ALONE,
     )
+
+
+SOLVERS = (Library(), Fused(), Native())

@@ -73,7 +73,12 @@ def load(spec: KernelSpec) -> CppKernel:
 
 def load_source(source: Source, arch: str = "native") -> CppKernel:
     """The kernel of a text that exports the two functions. Raises CompileError."""
-    return CppKernel(source.name, _open(source, compiler.arch_flags(arch)))
+    library = _open(source, compiler.arch_flags(arch))
+    try:
+        return CppKernel(source.name, library)
+    except AttributeError as error:
+        found = f"its text does not export what a kernel does ({error})"
+        raise CompileError(f"the kernel {source.name}", found, "see templates/README.md") from error
 
 
 def there(spec: KernelSpec) -> bool:

@@ -1,0 +1,10 @@
+"""The ways of doing a long convolution, in the order of preference."""
+
+from __future__ import annotations
+
+from m2gen.planner.fftconv.composed import Composed
+from m2gen.planner.fftconv.fused import Fused
+from m2gen.planner.fftconv.library import Library
+from m2gen.planner.fftconv.native import Native
+
+SOLVERS = (Library(), Composed(), Fused(), Native())
