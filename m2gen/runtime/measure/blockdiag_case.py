@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,18 +10,12 @@ from torch import Tensor
 
 from m2gen.dtypes import DTYPES
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
-from m2gen.planner.plan import Plan
-from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.blockdiag import matmul_blocks
 from m2gen.runtime.bindings.gate import ACTIVATIONS
-from m2gen.runtime.measure.case import Case
-
-_NUMBERS = 2**26  # in a tensor: larger problems are timed on fewer rows
-_SMALL = 300  # rows of the small problem: several tiles, and a rest
-_LOOKED_AT = 16  # rows of a large result, the first and the last among them
+from m2gen.runtime.measure.rows_case import RowsCase
 
 
-class BlockDiagCase(Case[BlockDiagProblem]):
+class BlockDiagCase(RowsCase[BlockDiagProblem]):
     """A product of normal numbers with a weight whose results are about as large."""
 
     def __init__(self, problem: BlockDiagProblem, device: torch.device) -> None:
@@ -36,21 +29,12 @@ class BlockDiagCase(Case[BlockDiagProblem]):
         self.x = normal(problem.rows, problem.n_in)
         self.weight = normal(problem.blocks, problem.block_out, problem.block_in) / problem.block_in**0.5
         self.bias = normal(problem.n_out) if problem.bias else None
+        self.terms = problem.block_in
         self.residual = normal(problem.rows, problem.results) if problem.residual else None
 
     @staticmethod
-    def reduced(problem: BlockDiagProblem) -> BlockDiagProblem:
-        """With fewer rows, which do not know of one another; so many that they are packed and split as all are."""
-        most = max(4096, _NUMBERS // max(problem.n_in, problem.n_out))
-        return problem if problem.rows <= most else replace(problem, rows=most)
-
-    @staticmethod
-    def small(problem: BlockDiagProblem) -> BlockDiagProblem:
-        return replace(problem, rows=min(problem.rows, _SMALL))
-
-    @property
-    def large(self) -> bool:
-        return self.problem.rows * max(self.problem.n_in, self.problem.n_out) > self.LARGE
+    def widest(problem: BlockDiagProblem) -> int:
+        return max(problem.n_in, problem.n_out)
 
     def call(self, kernel: Any) -> Tensor:
         y: Tensor = kernel.product(self.x, self.weight, self.bias, self.residual)
@@ -61,21 +45,7 @@ class BlockDiagCase(Case[BlockDiagProblem]):
         other.x = -self.x
         return other
 
-    def wrong(self, y: Tensor) -> str | None:
-        rows = self.problem.rows
-        at = torch.tensor(sorted({*range(0, rows, max(1, rows // _LOOKED_AT)), rows - 1}), device=self.device)
-        return self.off("result", y[at], *self._exact(at), self.problem.block_in)
-
-    def wrong_somewhere(self, plan: Plan) -> str | None:
-        kernel = kernel_of(plan)
-        wrong = self.off("result", self.call(kernel), *self._exact(slice(None)), self.problem.block_in)
-        return wrong or self._wrong_gradient(kernel)
-
-    def wrong_in_a_sample(self, plan: Plan) -> str | None:
-        kernel = kernel_of(plan)
-        return self.wrong(self.call(kernel)) or self._wrong_gradient(kernel)
-
-    def _wrong_gradient(self, kernel: Any) -> str | None:
+    def wrong_gradient(self, kernel: Any) -> str | None:
         """Of the weight; that of x is a product of its own."""
         of = self.problem
         dy = torch.randn(of.rows, of.n_out, device=self.device).to(self.x.dtype)
@@ -83,7 +53,7 @@ class BlockDiagCase(Case[BlockDiagProblem]):
         b = self.x.double().reshape(of.rows, of.blocks, of.block_in).transpose(0, 1)
         return self.off("gradient of weight", kernel.outer(dy, self.x), a @ b, a.abs() @ b.abs(), of.rows)
 
-    def _exact(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+    def exact(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """The result of these rows in float64, and the size of the terms of its sums."""
         x, weight, act = self.x[rows].double(), self.weight.double(), ACTIVATIONS[self.problem.activation]
         y, scale = matmul_blocks(x, weight), matmul_blocks(x.abs(), weight.abs())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,19 +10,17 @@ from torch import Tensor
 
 from m2gen.dtypes import DTYPES
 from m2gen.planner.gate.problem import GateProblem
-from m2gen.planner.plan import Plan
-from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.gate import ACTIVATIONS
-from m2gen.runtime.measure.case import Case
-
-_NUMBERS = 2**26  # of the result: larger problems are timed on fewer rows
-_SMALL = 300  # rows of the small problem
+from m2gen.runtime.measure.rows_case import RowsCase
 
 _ROUNDINGS = 4  # of an activation: its argument, the function, what it is a part of; and the product
 
 
-class GateCase(Case[GateProblem]):
+class GateCase(RowsCase[GateProblem]):
     """A gate of normal numbers."""
+
+    FEWEST = 1
+    terms = _ROUNDINGS
 
     def __init__(self, problem: GateProblem, device: torch.device) -> None:
         super().__init__(problem, device)
@@ -32,16 +29,8 @@ class GateCase(Case[GateProblem]):
         self.z = z.to(device, getattr(torch, DTYPES[problem.dtype].torch_name))
 
     @staticmethod
-    def reduced(problem: GateProblem) -> GateProblem:
-        return replace(problem, rows=min(problem.rows, max(1, _NUMBERS // problem.n)))
-
-    @staticmethod
-    def small(problem: GateProblem) -> GateProblem:
-        return replace(problem, rows=min(problem.rows, _SMALL))
-
-    @property
-    def large(self) -> bool:
-        return self.problem.numbers > self.LARGE
+    def widest(problem: GateProblem) -> int:
+        return 2 * problem.n
 
     def call(self, kernel: Any) -> Tensor:
         y: Tensor = kernel.gated(self.z)
@@ -53,19 +42,11 @@ class GateCase(Case[GateProblem]):
         other.z = torch.cat([half, -value], 1)
         return other
 
-    def wrong(self, y: Tensor) -> str | None:
-        half, value = self.z.double().chunk(2, dim=1)
-        expected = ACTIVATIONS[self.problem.activation](half) * value
-        return self.off("result", y, expected, half.abs() * value.abs(), _ROUNDINGS)
+    def exact(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        half, value = self.z[rows].double().chunk(2, dim=1)
+        return ACTIVATIONS[self.problem.activation](half) * value, half.abs() * value.abs()
 
-    def wrong_somewhere(self, plan: Plan) -> str | None:
-        kernel = kernel_of(plan)
-        return self.wrong(self.call(kernel)) or self._wrong_gradient(kernel)
-
-    def wrong_in_a_sample(self, plan: Plan) -> str | None:
-        return self.wrong_somewhere(plan)
-
-    def _wrong_gradient(self, kernel: Any) -> str | None:
+    def wrong_gradient(self, kernel: Any) -> str | None:
         dy = self.z[:, : self.problem.n].contiguous()
         found = kernel.gradient(dy, self.z)
         if found is None:  # the operator composes it
