@@ -56,16 +56,17 @@ def rank(problem: Problem, limits: DeviceLimits) -> Ranking:
 
 def _order(plan: Plan) -> float:
     reluctance = plan.body.reluctance
-    return plan.estimate.seconds * (1.0 if reluctance is None else reluctance.factor)
+    return plan.seconds * (1.0 if reluctance is None else reluctance.factor)
 
 
 def _behind(plans: list[Plan]) -> Iterator[str]:
     """Of each reason for standing behind: the cheapest plan that is estimated faster than the first."""
-    faster = [plan for plan in plans if plan.estimate.seconds < plans[0].estimate.seconds]
+    first = plans[0].seconds if plans else 0.0
+    faster = [plan for plan in plans if plan.seconds < first]
     for why in dict.fromkeys(plan.body.reluctance.why for plan in faster if plan.body.reluctance):
         those = [plan for plan in faster if plan.body.reluctance and plan.body.reluctance.why == why]
-        best = min(those, key=lambda plan: plan.estimate.seconds)
-        yield f"{best.choice}, estimated {duration(best.estimate.seconds)}: {why}"
+        best = min(those, key=lambda plan: plan.seconds)
+        yield f"{best.choice}, estimated {duration(best.seconds)}: {why}"
 
 
 def _warnings(left_out: list[tuple[str, str]]) -> tuple[str, ...]:
@@ -104,6 +105,8 @@ def plan(problem: Problem, limits: DeviceLimits, wisdom: Knowledge | None = None
 
 def _in_company(problem: Problem, limits: DeviceLimits, known: Knowledge, ranking: Ranking) -> Ranking:
     """The plans whose results have the bits that each of those done together has alone; all, where none has."""
+    if all(one.body.arithmetic is None for one in ranking.plans):
+        return ranking
     wanted = _arithmetic(problem, limits, known)
     those = tuple(one for one in ranking.plans if wanted is not None and one.body.arithmetic == wanted)
     return replace(ranking, plans=those) if those else ranking
@@ -158,7 +161,7 @@ def _advice(
 def reason(ranking: Ranking) -> str:
     """Why the first plan was chosen: its estimate against every other solver's best, and who was rejected."""
     chosen = ranking.plans[0]
-    bests = {plan.solver: plan.estimate.seconds for plan in reversed(ranking.plans) if plan.solver != chosen.solver}
+    bests = {plan.solver: plan.seconds for plan in reversed(ranking.plans) if plan.solver != chosen.solver}
     against = [f"{solver} {duration(seconds)}" for solver, seconds in bests.items()]
     against += [f"{solver} (rejected: {why})" for solver, why in ranking.rejections]
-    return f"estimated {duration(chosen.estimate.seconds)} against {'; '.join(against) or 'no other solver'}"
+    return f"estimated {duration(chosen.seconds)} against {'; '.join(against) or 'no other solver'}"
