@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from m2gen.dtypes import DTYPES
@@ -122,7 +123,7 @@ class FftConvCppSpec:
     def leaves(self) -> int:
         return math.prod(self.radices)
 
-    @property
+    @cached_property
     def size(self) -> int:
         return self.leaf * self.leaves
 
@@ -131,13 +132,13 @@ class FftConvCppSpec:
         """Complex vectors that a ring is; of a group of channels, where lanes are channels."""
         return self.size * self.wide if self.wide else self.size // self.vector
 
-    @property
+    @cached_property
     def factors(self) -> tuple[int, ...]:
         """The whole transform's radices: those of the passes, then of the leaf."""
         leaf = (self.leaf,) if self.wide else (4, *(stage.radix for stage in self.stages))
         return (*(radix for radix in self.radices if radix > 1), *leaf)
 
-    @property
+    @cached_property
     def operations(self) -> float:
         """Operations for each point of a transform: FLOP, and the leaf's shuffles, whose cost is like theirs."""
         leaf = _operations(self.leaf) if self.wide else LEAF_OPERATIONS

@@ -96,6 +96,14 @@ class Knowledge:
                 fallback(f"wisdom left out: {error}")
         return found
 
+    @cached_property
+    def companies(self) -> dict[Problem, list[tuple[Problem, Record]]]:
+        """`problems` by that of one alone: no two ops have equal ones."""
+        found: dict[Problem, list[tuple[Problem, Record]]] = {}
+        for other, record in self.problems:
+            found.setdefault(other.alone, []).append((other, record))
+        return found
+
 
 def advise(
     problem: Problem, arch: str, plans: tuple[Plan, ...], known: Knowledge, digest_of: Callable[[Problem], str]
@@ -144,11 +152,7 @@ def _own(record: Record, plans: tuple[Plan, ...]) -> Advice | None:
 def company(problem: Problem, arch: str, known: Knowledge) -> list[tuple[Problem, Record]]:
     """The records in these circumstances of problems that differ from this one in company alone, the largest first, of
     equals the newest."""
-    those = [
-        (other, record)
-        for other, record in known.problems
-        if record.key.arch == arch and type(other) is type(problem) and other.alone == problem.alone
-    ]
+    those = [one for one in known.companies.get(problem.alone, ()) if one[1].key.arch == arch]
     here = [one for one in those if _distance(one[0], one[0], one[1].key, known.here)[0] == 0]
     return sorted(here, key=lambda one: (one[0].least_bytes, one[1].date), reverse=True)
 
@@ -190,5 +194,5 @@ def _distance(problem: Problem, other: Problem, key: Key, here: Circumstances) -
 
 def _like(record: Record, plans: tuple[Plan, ...]) -> Plan | None:
     """The best of the plans that are done in the record's way, unless the estimate is much against it."""
-    limit = _TRUSTED * plans[0].estimate.seconds
-    return next((plan for plan in plans if plan.estimate.seconds <= limit and plan.style == record.style), None)
+    limit = _TRUSTED * plans[0].seconds
+    return next((plan for plan in plans if plan.seconds <= limit and plan.style == record.style), None)

@@ -35,6 +35,14 @@ class Plan:
         return sum((step.estimate for step in self.steps), Estimate())
 
     @property
+    def seconds(self) -> float:
+        """Those of the estimate."""
+        total = 0.0
+        for step in self.steps:
+            total += step.estimate.seconds
+        return total
+
+    @property
     def body(self) -> Body[Any]:
         """The last step."""
         last = self.steps[-1]

@@ -72,16 +72,17 @@ def cheapest_of(solvers: tuple[Solver, ...], problem: Problem, limits: DeviceLim
 
 def _order(plan: Plan) -> float:
     reluctance = plan.body.reluctance
-    return plan.estimate.seconds * (1.0 if reluctance is None else reluctance.factor)
+    return plan.seconds * (1.0 if reluctance is None else reluctance.factor)
 
 
 def _behind(plans: list[Plan]) -> Iterator[str]:
     """Of each reason for standing behind: the cheapest plan that is estimated faster than the first."""
-    faster = [plan for plan in plans if plan.estimate.seconds < plans[0].estimate.seconds]
+    first = plans[0].seconds if plans else 0.0
+    faster = [plan for plan in plans if plan.seconds < first]
     for why in dict.fromkeys(plan.body.reluctance.why for plan in faster if plan.body.reluctance):
         those = [plan for plan in faster if plan.body.reluctance and plan.body.reluctance.why == why]
-        best = min(those, key=lambda plan: plan.estimate.seconds)
-        yield f"{best.choice}, estimated {duration(best.estimate.seconds)}: {why}"
+        best = min(those, key=lambda plan: plan.seconds)
+        yield f"{best.choice}, estimated {duration(best.seconds)}: {why}"
 
 
 def _warnings(left_out: list[tuple[str, str]]) -> tuple[str, ...]:

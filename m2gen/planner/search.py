@@ -55,6 +55,8 @@ def plan(problem: Problem, limits: DeviceLimits, wisdom: Knowledge | None = None
 
 def _in_company(problem: Problem, limits: DeviceLimits, known: Knowledge, ranking: Ranking) -> Ranking:
     """The plans whose results have the bits that each of those done together has alone; all, where none has."""
+    if all(one.body.arithmetic is None for one in ranking.plans):
+        return ranking
     wanted = _arithmetic(problem, limits, known)
     those = tuple(one for one in ranking.plans if wanted is not None and one.body.arithmetic == wanted)
     return replace(ranking, plans=those) if those else ranking
@@ -109,7 +111,7 @@ def _advice(
 def reason(ranking: Ranking) -> str:
     """Why the first plan was chosen: its estimate against every other solver's best, and who was rejected."""
     chosen = ranking.plans[0]
-    bests = {plan.solver: plan.estimate.seconds for plan in reversed(ranking.plans) if plan.solver != chosen.solver}
+    bests = {plan.solver: plan.seconds for plan in reversed(ranking.plans) if plan.solver != chosen.solver}
     against = [f"{solver} {duration(seconds)}" for solver, seconds in bests.items()]
     against += [f"{solver} (rejected: {why})" for solver, why in ranking.rejections]
-    return f"estimated {duration(chosen.estimate.seconds)} against {'; '.join(against) or 'no other solver'}"
+    return f"estimated {duration(chosen.seconds)} against {'; '.join(against) or 'no other solver'}"

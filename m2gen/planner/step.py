@@ -44,7 +44,13 @@ class Cost(NamedTuple):
     seconds: Any = 0
 
     def plus(self, other: Cost, count: Any = 1) -> Cost:
-        return Cost(*(a + count * b for a, b in zip(self, other, strict=True)))
+        return Cost(
+            self.flop + count * other.flop,
+            self.bytes + count * other.bytes,
+            self.launches + count * other.launches,
+            self.working_set + count * other.working_set,
+            self.seconds + count * other.seconds,
+        )
 
 
 @dataclass(frozen=True)

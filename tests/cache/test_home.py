@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,17 @@ import pytest
 from m2gen.cache import compiled, store, wisdom
 from m2gen.config import Config
 from m2gen.errors import ConfigError
+from tests.forks import Forks
 
+IMPORTS = """
+import torch, sympy, m2gen
+from m2gen.cache import store
+from m2gen.config import config
+m2gen.fftconv, m2gen.depthwise_conv1d, m2gen.plan
+config.cache_clear()  # M2GEN_CHECK_FINITE is read at import
+assert store.source_folder.cache_info().currsize == 0, "where things are kept is not settled yet"
+torch.set_num_threads(1)
+"""
 CODE = """
 import os, sys
 import torch, m2gen
@@ -42,27 +51,36 @@ work(64)
 ROOT = Path(__file__).parents[2]
 
 
-def run(home: str | None, *how: str, **more: str) -> list[str]:
-    """The lines of the log, with that HOME."""
+Run = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A program with that HOME; the lines of its log."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("M2GEN_") and name != "HOME"}
-    env = {**kept, **({} if home is None else {"HOME": home}), "PYTHONPATH": str(ROOT), **more}
-    done = subprocess.run([sys.executable, "-c", CODE, *how], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [line for line in done.stderr.splitlines() if line.startswith("m2gen:")]
+    kept["PYTHONPATH"] = str(ROOT)
+    with Forks(IMPORTS, tmp_path_factory.mktemp("said"), kept) as forks:
+
+        def run(home: str | None, *how: str, **more: str) -> list[str]:
+            done = forks.run(CODE, *how, environment={**kept, **({} if home is None else {"HOME": home}), **more})
+            assert done.returncode == 0, done.stderr
+            return [line for line in done.stderr.splitlines() if line.startswith("m2gen:")]
+
+        yield run
 
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root becomes another user")
 
 
 @pytest.mark.parametrize("cache", ["", "~/elsewhere"])
-def test_a_user_without_an_entry_and_without_a_home(cache: str) -> None:
+def test_a_user_without_an_entry_and_without_a_home(cache: str, run: Run) -> None:
     (said,) = run(None, "no entry", **({"M2GEN_CACHE_DIR": cache} if cache else {}))
     assert f"{cache or '~/.cache/m2gen'} cannot be written (there is no home folder)" in said
 
 
 @needs_root
 @pytest.mark.parametrize("mode", [0o755, 0o700, 0o000, None], ids=str)
-def test_a_home_that_cannot_be_written_or_read(mode: int | None, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_or_read(mode: int | None, run: Run, tmp_path: Path) -> None:
     """Path.is_dir raises where a folder may not be looked into. None: no home at all."""
     home = tmp_path / "home"
     (home / ".cache" / "m2gen").mkdir(parents=True)
@@ -73,18 +91,18 @@ def test_a_home_that_cannot_be_written_or_read(mode: int | None, tmp_path: Path)
     assert sum("wisdom" in line for line in said) == len(said) - 1 <= 1  # the other line, if there is one
 
 
-def test_a_home_that_is_a_file(tmp_path: Path) -> None:
+def test_a_home_that_is_a_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("no folder")
     (said,) = run(str(tmp_path / "home"))
     assert "cannot be written" in said
 
 
-def test_no_home_in_the_environment() -> None:
+def test_no_home_in_the_environment(run: Run) -> None:
     """The system's entry tells."""
     assert len(run(None)) <= 1
 
 
-def test_a_home_that_is_not_there() -> None:
+def test_a_home_that_is_not_there(run: Run) -> None:
     (said,) = run("/proc/nowhere")  # nobody can make it
     assert "cannot be written" in said
 

@@ -24,6 +24,7 @@ from m2gen.modules.hyena_filter import HyenaFilter, Sine
 
 WIDTH, WORDS = 16, 40
 FILTER: dict[str, Any] = {"width": 8}
+reseed = torch.default_generator.manual_seed  # torch.manual_seed writes down the stack, once for each kind of GPU
 
 
 class Bare(nn.Module):
@@ -71,7 +72,7 @@ LONG = 72  # for generation: longer than a block of the cache
 
 def build(kind: str, seed: int) -> nn.Module:
     """A new module in evaluation, no parameter at a value at which a wrong filter or gate would not show."""
-    torch.manual_seed(seed)
+    reseed(seed)
     module = KINDS[kind]().eval()
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -202,7 +203,7 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 
 def call(module: nn.Module, kind: str, length: int) -> Tensor:
     """One forward pass, in the mode that is on; dropout draws the same each time."""
-    torch.manual_seed(length)
+    reseed(length)
     if "M2Bert" in kind:
         mask = torch.ones(2, length, dtype=torch.long)
         mask[1, length - 5 :] = 0
@@ -234,9 +235,9 @@ def results(module: nn.Module, kind: str, length: int, mode: str, made: str = "n
                 cache = module.new_cache(2, LONG)
             text = tokens(LONG)
             for size in (1, 60, 1, 1, 1, 1, 2):  # a block ends at 64
-                torch.manual_seed(size)
+                reseed(size)
                 found.append(module(text[:, cache.position :][:, :size], cache=cache))
-            torch.manual_seed(0)
+            reseed(0)
             found.append(module.generate(text[:, :62], 4, temperature=0))
     return [x.detach() for x in found]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.planner.factor import padded_sizes
-from m2gen.planner.fftconv.cost import estimate, working_set
+from m2gen.planner.fftconv.cost import estimates, working_set, working_sets
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum, SpectralConv
 from m2gen.planner.fftconv.transform import Transform
@@ -32,9 +32,8 @@ def channels(problem: FftConvProblem, transform: Transform, limits: DeviceLimits
 
     One chunk may be a quarter larger than that: cutting it would cost more calls than the cache gives back.
     """
-    fixed = working_set(problem, transform, 0)
-    per_channel = working_set(problem, transform, 1) - fixed
-    most = max(1, int((limits.chunk_bytes - fixed) // per_channel))
+    fixed, of_one = working_sets(problem, transform, 0, 1)
+    most = max(1, int((limits.chunk_bytes - fixed) // (of_one - fixed)))
     pieces = 1 if problem.h <= 1.25 * most else -(-problem.h // most)
     return -(-problem.h // pieces)
 
@@ -43,6 +42,6 @@ def plan(
     problem: FftConvProblem, limits: DeviceLimits, solver: str, transform: Transform, *, fold: bool, at_once: int
 ) -> Plan:
     """The plan of two steps with `transform`, `at_once` channels a chunk, its estimates filled in."""
-    of_filter, of_conv = (estimate(problem, transform, at_once, limits, step) for step in ("filter", "conv"))
+    of_filter, of_conv = estimates(problem, transform, at_once, limits)
     steps = (FilterSpectrum(of_filter, transform), SpectralConv(of_conv, transform, at_once, fold))
     return Plan(problem, limits.arch, solver, steps)

@@ -17,9 +17,9 @@ from m2gen.planner.fftconv.formulas import (
     FETCH,
     FORMULAS,
     SPILL,
+    WORKING_SETS,
     Values,
     monarch_stage,
-    table_bytes,
     transform_work,
     user_bytes,
 )
@@ -41,13 +41,15 @@ def _library_work(size: int) -> float:
     return float(transform_work(*work_case(size), NUMBERS))
 
 
-@lru_cache(maxsize=4096)
 def working_set(problem: FftConvProblem, transform: Transform, channels: int) -> float:
     """Bytes in use while `channels` channels of the whole batch are convolved."""
-    values = _sizes(problem, transform, max(channels, 1))
-    whole = float(FORMULAS[transform.kind, "conv"](values, NUMBERS).working_set)
-    fixed = float(table_bytes(values)) if transform.kind == "monarch" else 0.0
-    return whole if channels else fixed
+    return working_sets(problem, transform, channels)[0]
+
+
+def working_sets(problem: FftConvProblem, transform: Transform, *channels: int) -> list[float]:
+    """The same for several numbers of channels."""
+    sizes, bytes_of = _sizes(problem, transform, 1), WORKING_SETS[transform.kind]
+    return [float(bytes_of(sizes, some)) for some in channels]
 
 
 def fused_values(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> Values:
@@ -85,19 +87,26 @@ def fused_estimates(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLi
 def native_values(problem: FftConvProblem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:
     """The numbers of a native kernel's steps; where lanes are channels, idle lanes compute, too."""
     slower = limits.fp64_ratio if spec.compute == "fp64" else 1.0
-    extra = dict(limits.native_passes)
     across = problem.layout == "BLH"
     transform = Transform("monarch", spec.size, spec.factors)
-    operations = spec.operations + sum(extra.get(radix, 0.0) for radix in spec.radices)
+    operations = spec.operations + _beyond(limits.native_passes, spec.radices)
     resident = 2 * channels - 1 if spec.wide else channels  # spectra, and one ring: of a channel, of a group
-    return _sizes(problem, transform, resident)._replace(
-        D=limits.native_stream(user_bytes(_sizes(problem, transform, channels))),
+    sizes = _sizes(problem, transform, resident)
+    return sizes._replace(
+        D=limits.native_stream(user_bytes(sizes)),
         t=limits.native_call or limits.call_seconds,
         J=operations * (idle(problem.h, spec.group) if spec.wide else 1.0),
         X=limits.native_rate * limits.native_share(spec.size) * slower,
         L=int(across or problem.gates > 0 or spec.dtype != spec.compute),
         Y=(limits.native_across if across else limits.native_numbers) * slower,
     )
+
+
+@lru_cache(maxsize=4096)
+def _beyond(passes: tuple[tuple[int, float], ...], radices: tuple[int, ...]) -> float:
+    """What passes cost beyond their FLOP."""
+    extra = dict(passes)
+    return sum(extra.get(radix, 0.0) for radix in radices)
 
 
 def native_estimates(
@@ -108,6 +117,17 @@ def native_estimates(
     costs = (FORMULAS["native", step](numbers, NUMBERS) for step in ("filter", "conv"))
     of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
     return of_filter, of_conv
+
+
+@lru_cache(maxsize=4096)
+def _squares(radices: tuple[int, ...]) -> float:
+    return float(sum(radix * radix for radix in radices))
+
+
+@lru_cache(maxsize=4096)
+def _counted(radices: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Each radix with how often it is there, ascending."""
+    return tuple((radix, radices.count(radix)) for radix in sorted(set(radices)))
 
 
 def _sizes(problem: FftConvProblem, transform: Transform, channels: int) -> Values:
@@ -123,7 +143,7 @@ def _sizes(problem: FftConvProblem, transform: Transform, channels: int) -> Valu
         G=problem.gates,
         K=int(problem.skip),
         p=transform.order,
-        R2=float(sum(radix * radix for radix in transform.radices)),
+        R2=_squares(transform.radices),
         T=_library_work(transform.size) if transform.kind == "fft" else 0.0,
     )
 
@@ -133,21 +153,40 @@ def values(problem: FftConvProblem, transform: Transform, channels: int, limits:
     slower = limits.fp64_ratio if DTYPES[problem.dtype].compute == "fp64" else 1.0
     points = work_case(transform.size)[1] if transform.kind == "fft" else transform.size
     rows = channels if step == "filter" else channels * problem.b
-    return _sizes(problem, transform, channels)._replace(
-        F=limits.fft_rate(points, rows) * slower,
-        M=limits.matrix32 * slower,
-        U=limits.matrix_unit,
-        W=limits.bandwidth(working_set(problem, transform, channels)),
-        D=limits.dram_bandwidth,
-        t=limits.call_seconds,
-        P=math.ceil(math.log(max(points, 2)) / math.log(limits.fft_pass_points)),
+    sizes = _sizes(problem, transform, channels)
+    working = float(WORKING_SETS[transform.kind](sizes, channels))
+    return Values(  # `_replace` from F to P, in a third of its time
+        *sizes[:12],
+        limits.fft_rate(points, rows) * slower if transform.kind == "fft" else 1.0,
+        limits.matrix32 * slower,
+        limits.matrix_unit,
+        limits.bandwidth(working),
+        limits.dram_bandwidth,
+        limits.call_seconds,
+        math.ceil(math.log(max(points, 2)) / math.log(limits.fft_pass_points)) if transform.kind == "fft" else 1.0,
     )
 
 
 def estimate(problem: FftConvProblem, transform: Transform, channels: int, limits: DeviceLimits, step: str) -> Estimate:
     """What the filter's spectrum (step "filter") or the convolution (step "conv") costs."""
-    numbers = values(problem, transform, channels, limits, step)
-    total = FORMULAS[transform.kind, step](numbers, NUMBERS)
-    for radix in sorted(set(transform.radices)):
-        total = total.plus(monarch_stage(numbers, NUMBERS, radix, step), transform.radices.count(radix))
-    return Estimate(*map(float, total))
+    return _total(transform, values(problem, transform, channels, limits, step), step)
+
+
+def estimates(
+    problem: FftConvProblem, transform: Transform, channels: int, limits: DeviceLimits
+) -> tuple[Estimate, Estimate]:
+    """What the filter's spectrum and the convolution cost."""
+    of_filter = values(problem, transform, channels, limits, "filter")
+    of_conv = of_filter if transform.kind == "monarch" else values(problem, transform, channels, limits, "conv")
+    return _total(transform, of_filter, "filter"), _total(transform, of_conv, "conv")
+
+
+def _total(transform: Transform, numbers: Values, step: str) -> Estimate:
+    flop, moved, launches, working, seconds = FORMULAS[transform.kind, step](numbers, NUMBERS)
+    for radix, count in _counted(transform.radices):  # `Cost.plus`, written out: it takes most of planning
+        stage = monarch_stage(numbers, NUMBERS, radix, step)
+        flop += count * stage.flop
+        moved += count * stage.bytes
+        launches += count * stage.launches
+        seconds += count * stage.seconds
+    return Estimate(float(flop), float(moved), float(launches), float(working), float(seconds))

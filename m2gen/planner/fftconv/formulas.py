@@ -101,6 +101,16 @@ def table_bytes(v: Values) -> Any:
     return 2 * v.c * (v.R2 + v.N * (v.p - 1))
 
 
+def library_set(v: Values, channels: Any) -> Any:
+    """Bytes in use while `channels` channels are convolved by the library."""
+    return channels * v.c * v.N * (3 * v.B + 1)
+
+
+def monarch_set(v: Values, channels: Any) -> Any:
+    """The same, by Monarch matrices."""
+    return channels * v.c * v.N * (6 * v.B + 2) + table_bytes(v)
+
+
 def library_filter(v: Values, a: Arithmetic) -> Cost:
     launches = 3 * a.ceiling(v.H / v.C)
     return Cost(
@@ -123,7 +133,7 @@ def library_conv(v: Values, a: Arithmetic) -> Cost:
         flop=rows * (2 * v.T + 3 * v.N + v.n * (v.G + 2 * v.K)),
         bytes=user_bytes(v) + elementwise + passes,
         launches=launches,
-        working_set=v.C * v.c * v.N * (3 * v.B + 1),
+        working_set=library_set(v, v.C),
         seconds=a.maximum(2 * rows * v.T / v.F, passes / v.W)
         + elementwise / v.W
         + user_bytes(v) / v.D
@@ -150,7 +160,7 @@ def monarch_conv(v: Values, a: Arithmetic) -> Cost:
         flop=rows * (6 * v.N + v.n * (v.G + 2 * v.K)),
         bytes=user_bytes(v) + elementwise,
         launches=launches,
-        working_set=v.C * v.c * v.N * (6 * v.B + 2) + table_bytes(v),
+        working_set=monarch_set(v, v.C),
         seconds=elementwise / v.W + user_bytes(v) / v.D + launches * v.t,
     ).plus(_twiddles(v, 2 * rows, 2 * calls))
 
@@ -255,6 +265,7 @@ FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
     ("native", "filter"): native_filter,
     ("native", "conv"): native_conv,
 }
+WORKING_SETS: dict[str, Callable[[Values, Any], Any]] = {"fft": library_set, "monarch": monarch_set}
 
 
 def transform_work(case: str, points: Any, a: Arithmetic) -> Any:

@@ -44,8 +44,8 @@ class Native:
             return (
                 f"{problem.linear_size} places are fewer than {SMALLEST}: a whole ring would round more than their sum"
             )
-        least = min((plan.body.estimate.working_set for plan in self.candidates(problem, limits)), default=None)
-        if least is None or least > limits.memory_bytes:
+        candidates = self.candidates(problem, limits)
+        if not any(plan.body.estimate.working_set <= limits.memory_bytes for plan in candidates):
             size = -(-problem.linear_size // 2)
             return f"a ring of {size} points does not fit {limits.memory_bytes / 2**30:.1f} GiB memory"
         return None
@@ -59,7 +59,7 @@ class Native:
         for leaves in smooth(-(-problem.linear_size // (2 * 4 * vector))):
             if 4 * vector * leaves * 16 <= limits.memory_bytes:
                 for radices in orders(leaves):
-                    yield from _plans(problem, limits, _spec(problem, radices, vector, compute))
+                    yield from _plans(problem, limits, *_kernels(problem, radices, vector, compute))
         if problem.layout == "BLH":
             yield from _of_lanes(problem, limits, vector, compute)
 
@@ -79,7 +79,7 @@ def _of_lanes(problem: FftConvProblem, limits: DeviceLimits, vector: int, comput
         if widths:
             wide = min(widths, key=lambda wide: idle(problem.h, wide * vector))
             rising = tuple(sorted(radices_of(leaves)))
-            yield from _plans(problem, limits, _spec(problem, rising, vector, compute, leaf, wide))
+            yield from _plans(problem, limits, *_kernels(problem, rising, vector, compute, leaf, wide))
 
 
 @lru_cache(maxsize=4096)
@@ -120,33 +120,45 @@ def radices_of(leaves: int) -> tuple[int, ...]:
     return orders(leaves)[0]
 
 
-def _spec(
+def _kernels(
     problem: FftConvProblem, radices: tuple[int, ...], vector: int, compute: str, leaf: int | None = None, wide: int = 0
-) -> FftConvCppSpec:
+) -> tuple[FftConvCppSpec, FftConvCppSpec, Transform]:
+    """The kernel of the convolution and that of its gradients, and their transform."""
     behind, ahead = problem.taps
     points = (leaf or 4 * vector) * prod(radices)
-    return FftConvCppSpec(
+    half = problem.n + (ahead if problem.mode == "circular" else 0) <= points
+    half_filter = behind == 0 and ahead < points
+    return _remembered(radices, wide, vector, problem.dtype, compute, half, half_filter)
+
+
+@lru_cache(maxsize=4096)
+def _remembered(
+    radices: tuple[int, ...], wide: int, vector: int, dtype: str, compute: str, half: bool, half_filter: bool
+) -> tuple[FftConvCppSpec, FftConvCppSpec, Transform]:
+    spec = FftConvCppSpec(
         part="fwd",
         radices=radices,
         wide=wide,
         vector=vector,
-        dtype=problem.dtype,
+        dtype=dtype,
         compute=compute,
-        half=problem.n + (ahead if problem.mode == "circular" else 0) <= points,
-        half_filter=behind == 0 and ahead < points,
+        half=half,
+        half_filter=half_filter,
     )
+    return spec, replace(spec, part="bwd"), Transform("monarch", spec.size, spec.factors)
 
 
-def _plans(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvCppSpec) -> Iterator[Plan]:
+def _plans(
+    problem: FftConvProblem, limits: DeviceLimits, spec: FftConvCppSpec, bwd: FftConvCppSpec, transform: Transform
+) -> Iterator[Plan]:
     """Every number of channels worth a measurement; where it is not clear whether kept spectra pay, both ways."""
-    transform = Transform("monarch", spec.size, spec.factors)
     fold = problem.mode == "circular"
     kept = 2 * problem.h * spec.size * spec.real_bytes
     doubtful = _KEPT_BYTES // 4 < kept <= 8 * _KEPT_BYTES
     for channels in [spec.group] if spec.wide else _channels(problem, spec):
         of_filter, of_conv = native_estimates(problem, spec, channels, limits)
         for keep in (kept <= _KEPT_BYTES, kept > _KEPT_BYTES)[: 2 if doubtful else 1]:
-            conv = NativeConv(of_conv, transform, channels, fold, spec, replace(spec, part="bwd"), keep)
+            conv = NativeConv(of_conv, transform, channels, fold, spec, bwd, keep)
             yield Plan(problem, limits.arch, "native", (FilterSpectrum(of_filter, transform), conv))
 
 

@@ -131,10 +131,7 @@ class SpectralConv(Conv):
         return Terms(numbers, whole, work=work)
 
     def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
-        of_filter, of_conv = (
-            cost.estimate(problem, self.transform, self.channels, limits, part) for part in ("filter", "conv")
-        )
-        return of_filter, of_conv
+        return cost.estimates(problem, self.transform, self.channels, limits)
 
     def __str__(self) -> str:
         return f"(spectral-conv {self.transform} (channels {self.channels}){' (fold)' if self.fold else ''})"
@@ -222,7 +219,7 @@ class NativeConv(Conv):
     def reluctance(self) -> Reluctance | None:
         """Rings of 2^k and of 3 2^k points are the ladder. Any other has to be estimated clearly faster: a data loader
         of random lengths would have a kernel compiled for each of them."""
-        size = self.spec.size
+        size = self.transform.size
         power = size // 3 if size % 3 == 0 and size >= _LEAST_THREE else size
         if power.bit_count() == 1 or size > _LONG:
             return None
