@@ -1,7 +1,7 @@
-"""Rank r of a sharded M2-BERT and M2-GPT: trains, evaluates, loads other weights, evaluates, and writes what it found.
+"""M2-BERT and M2-GPT, on one process and sharded on two: trained, evaluated, loaded with other weights, evaluated.
 
-Run by test_sharded.py, one process for each rank: sharded_worker.py RANK RANKS PORT FILE; with one rank nothing is
-sharded.
+Run by test_sharded.py: sharded_worker.py FOLDER PORT PORT. What was found is in FOLDER/1.pt and FOLDER/2.pt. The three
+processes are forks of the one that has imported everything.
 """
 
 from __future__ import annotations
@@ -76,12 +76,27 @@ def run(rank: int, ranks: int) -> dict[str, list[Tensor]]:
     return found
 
 
-if __name__ == "__main__":
-    rank, ranks, port, file = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    torch.set_num_threads(1)
+def child(rank: int, ranks: int, port: str, file: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     found = run(rank, ranks)
     if rank == 0:
         torch.save(found, file)
     dist.destroy_process_group()
+
+
+def main(folder: Path, ports: list[str]) -> None:
+    torch.set_num_threads(1)
+    pids = []
+    for rank, ranks in ((0, 1), (0, 2), (1, 2)):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            child(rank, ranks, ports[ranks - 1], folder / f"{ranks}.pt")
+            return
+    ends = [os.waitpid(pid, 0)[1] for pid in pids]
+    if any(ends):
+        sys.exit("a rank failed")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

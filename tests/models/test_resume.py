@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from m2gen.errors import ProblemError
+from tests.forks import Forks
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards boil the box with five dozen liquor jugs"
@@ -23,16 +25,17 @@ WORDS = TEXT.split(" ")
 SMALL = "--width 32 --layers 2 --heads 2 --filter_width 16 --length 24 --vocabulary 120 --use_cpu --disable_tqdm true"
 STEPS = "--max_steps 14 --logging_steps 1 --save_steps 4 --eval_steps 7 --learning_rate 3e-3"
 
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+IMPORTS = "import accelerate, matplotlib.pyplot, torch; from examples import masked_lm"
+STRAIGHT = "import sys; from examples import masked_lm; masked_lm.main(sys.argv[1:])"
+
 # runs the script, and kills itself as `kill -9` does: after a step, or while the checkpoint of a step is being written
 KILLED = """
 import os, signal, sys
-import torch
 from transformers import TrainerCallback
-sys.path.insert(0, {root!r})
 from examples import masked_lm
 from m2gen.models.training import M2Trainer
 
-torch.set_num_threads(1)
 where, step, *command = sys.argv[1:]
 
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
@@ -75,9 +78,11 @@ def command(folder: Path, text: Path, *more: str) -> list[str]:
     return [*SMALL.split(), *STEPS.split(), *same, "--output_dir", str(folder), "--text", str(text), *more]
 
 
-def run(arguments: list[str], *, before: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    return subprocess.run([sys.executable, *before, *arguments], capture_output=True, text=True, env=environment)
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """For runs on one process."""
+    with Forks(IMPORTS, tmp_path_factory.mktemp("said"), ENVIRONMENT) as forks:
+        yield forks
 
 
 def log(folder: Path) -> list[dict[str, float]]:
@@ -90,21 +95,23 @@ def log(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def straight(folder: Path, text: Path, *more: str) -> None:
-    done = run(command(folder, text, *more), before=[str(ROOT / "examples" / "masked_lm.py")])
+def straight(forks: Forks, folder: Path, text: Path, *more: str) -> None:
+    done = forks.run(STRAIGHT, *command(folder, text, *more), environment=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["m2bert"])
-def test_a_run_that_is_killed_three_times_is_the_run_that_is_not(tmp_path: Path, text: Path, model: str) -> None:
+def test_a_run_that_is_killed_three_times_is_the_run_that_is_not(
+    forks: Forks, tmp_path: Path, text: Path, model: str
+) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    straight(whole, text, "--per_device_train_batch_size", "2", "--model", model)
+    straight(forks, whole, text, "--per_device_train_batch_size", "2", "--model", model)
     again = command(pieces, text, "--per_device_train_batch_size", "2", "--model", model, "--resume")
     for where, step in (("after", "6"), ("writing", "8"), ("after", "10")):
-        killed = run(again, before=["-c", KILLED.format(root=str(ROOT)), where, step])
+        killed = forks.run(KILLED, where, step, *again, environment=ENVIRONMENT)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-    straight(pieces, text, "--per_device_train_batch_size", "2", "--model", model, "--resume")
+    straight(forks, pieces, text, "--per_device_train_batch_size", "2", "--model", model, "--resume")
     assert log(pieces) == log(whole)
     assert [entry["step"] for entry in log(pieces) if "loss" in entry] == list(range(1, 15)), "each step once"
     assert log(whole)[-1]["epoch"] > 2, "a kill fell into a later epoch"
@@ -113,15 +120,16 @@ def test_a_run_that_is_killed_three_times_is_the_run_that_is_not(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path, text: Path) -> None:
+def test_two_processes_are_one(forks: Forks, tmp_path: Path, text: Path) -> None:
     """Same global batch, no dropout: the losses agree to rounding."""
     # what is left at the end of an epoch cannot be shared alike
     same = ["--dropout", "0", "--dataloader_drop_last", "true", "--eval_strategy", "no"]
-    straight(tmp_path / "one", text, "--per_device_train_batch_size", "4", *same)
+    straight(forks, tmp_path / "one", text, "--per_device_train_batch_size", "4", *same)
     more = ["--per_device_train_batch_size", "2", *same, "--ddp_backend", "gloo"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = str(ROOT / "examples" / "masked_lm.py")
-    done = run(command(tmp_path / "two", text, *more), before=[*torchrun, script])
+    words = [sys.executable, *torchrun, script, *command(tmp_path / "two", text, *more)]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     one, two = ([entry for entry in log(tmp_path / name) if "loss" in entry] for name in ("one", "two"))
     assert [entry["step"] for entry in one] == [entry["step"] for entry in two] == list(range(1, len(one) + 1))

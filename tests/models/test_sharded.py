@@ -19,21 +19,14 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def found(ranks: int, folder: Path) -> dict[str, list[torch.Tensor]]:
-    file, port = folder / f"{ranks}.pt", str(free_port())
-    words = [[sys.executable, str(WORKER), str(rank), str(ranks), port, str(file)] for rank in range(ranks)]
-    running = [subprocess.Popen(w, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for w in words]
-    said = [process.communicate()[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(said)[-4000:]
-    loaded: dict[str, list[torch.Tensor]] = torch.load(file)
-    return loaded
-
-
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Each evaluation sees the weights of its time: at the start, after each of two steps, after other weights were
     loaded into the shards."""
-    one, two = found(1, tmp_path), found(2, tmp_path)
+    words = [sys.executable, str(WORKER), str(tmp_path), str(free_port()), str(free_port())]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    one, two = (torch.load(tmp_path / f"{ranks}.pt") for ranks in (1, 2))
     assert one.keys() == two.keys() == {"M2-BERT", "M2-GPT"}
     for name, evaluations in one.items():
         assert len(evaluations) == len(two[name]) == 12

@@ -64,7 +64,7 @@ def values(inputs: list[Tensor], left: int, right: int) -> list[Tensor]:
 
 @settings(max_examples=100)
 @given(
-    width=st.sampled_from([1, 2, 3, 4, 7, 8, 9, 19, 64]),  # each is a kernel to compile
+    width=st.sampled_from([1, 2, 3, 4, 8, 9, 64]),  # each is a kernel to compile
     batch=st.integers(1, 3),
     channels=st.sampled_from([1, 3, 8, 16, 17, 40]),
     length=st.one_of(st.integers(1, 80), st.sampled_from([257, 1100])),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,23 +66,37 @@ def test_a_right_plan_passes_in_a_process_of_its_own() -> None:
     assert trial.fault(native(), PROBLEM, CPU) is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "fftconv n=200 h=2 b=2 fp32 causal gated skip",
-        "blockdiag in=40 out=60 blocks=4 rows=70 fp32 gelu glu",
-        "blockdiag in=40 out=60 blocks=4 rows=70 bf16 bias silu residual",
-        "blockdiag in=40 out=60 blocks=4 rows=70 fp16 bias relu glu residual",
-        "shortconv n=90 h=20 b=2 bf16 bias blh",
-        "shortconv n=90 h=20 b=2 fp32 bias gated blh to=bhl",
-    ],
+TRITONS = (
+    "fftconv n=200 h=2 b=2 fp32 causal gated skip",
+    "blockdiag in=40 out=60 blocks=4 rows=70 fp32 gelu glu",
+    "blockdiag in=40 out=60 blocks=4 rows=70 bf16 bias silu residual",
+    "blockdiag in=40 out=60 blocks=4 rows=70 fp16 bias relu glu residual",
+    "shortconv n=90 h=20 b=2 bf16 bias blh",
+    "shortconv n=90 h=20 b=2 fp32 bias gated blh to=bhl",
 )
-def test_tritons_kernels_in_the_interpreter(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same code runs generated Triton kernels: forward, gradients, filter's and weight's gradient."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # the other process's
-    problem = parse(text)
+JUDGE = """
+import sys, torch
+from m2gen.device.limits import target
+from m2gen.planner.problems import parse
+from m2gen.planner.search import rank
+from m2gen.runtime.measure import trial
+torch.set_num_threads(1)
+for problem in map(parse, sys.argv[1:]):
+    plan = next(plan for plan in rank(problem, target("sm90")).plans if plan.solver == "fused")
+    print(trial.judged(plan, problem, torch.device("cpu")))
+"""
+
+
+def test_tritons_kernels_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same code runs generated Triton kernels: forward, gradients, filter's and weight's gradient. The first from
+    here, as any plan; all others in one process."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # the other processes'
+    problem = parse(TRITONS[0])
     plan = next(plan for plan in rank(problem, target("sm90")).plans if plan.solver == "fused")
     assert trial.fault(plan, problem, CPU) is None
+    words = [sys.executable, "-c", JUDGE, *TRITONS[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["None"] * len(TRITONS[1:]), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
