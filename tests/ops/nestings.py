@@ -34,13 +34,21 @@ def weights(y: Tensor) -> Tensor:
     return torch.cos(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape)
 
 
+def weighed(y: Tensor) -> Tensor:
+    return (y * weights(y)).sum()
+
+
+def pulled(y: Tensor, back: Callable[[Tensor], tuple[Tensor]]) -> Tensor:
+    return back(weights(y))[0]
+
+
 def direction(x: Tensor) -> Tensor:
     return torch.stack([x[1] + 0.7, 0.4 - x[0]])
 
 
 TRANSFORMS: dict[str, Callable[[Function], Function]] = {
-    "grad": lambda f: grad(lambda x: (f(x) * weights(f(x))).sum()),
-    "vjp": lambda f: lambda x: vjp(f, x)[1](weights(f(x)))[0],
+    "grad": lambda f: grad(lambda x: weighed(f(x))),
+    "vjp": lambda f: lambda x: pulled(*vjp(f, x)),
     "jvp": lambda f: lambda x: jvp(f, (x,), (direction(x),))[1],
     "jacrev": jacrev,
     "jacfwd": jacfwd,
