@@ -34,13 +34,21 @@ def weights(y: Tensor) -> Tensor:
     return torch.cos(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape)
 
 
+def weighed(y: Tensor) -> Tensor:
+    return (y * weights(y)).sum()
+
+
+def pulled(y: Tensor, back: Callable[[Tensor], tuple[Tensor]]) -> Tensor:
+    return back(weights(y))[0]
+
+
 def direction(x: Tensor) -> Tensor:
     return torch.stack([x[1] + 0.7, 0.4 - x[0]])
 
 
 TRANSFORMS: dict[str, Callable[[Function], Function]] = {
-    "grad": lambda f: grad(lambda x: (f(x) * weights(f(x))).sum()),
-    "vjp": lambda f: lambda x: vjp(f, x)[1](weights(f(x)))[0],
+    "grad": lambda f: grad(lambda x: weighed(f(x))),
+    "vjp": lambda f: lambda x: pulled(*vjp(f, x)),
     "jvp": lambda f: lambda x: jvp(f, (x,), (direction(x),))[1],
     "jacrev": jacrev,
     "jacfwd": jacfwd,
@@ -228,13 +236,14 @@ def functions(name: str, argument: str) -> tuple[Function, Function]:
     """The operator and its formula, of two numbers that move the argument."""
     torch.manual_seed(len(name))
     found, reference, args = CASES[name]()
-    moved = {one: (normal(*x.shape), normal(*x.shape)) for one, x in args.items() if argument in (one, "all")}
+    moved = {
+        one: torch.stack([x, normal(*x.shape), normal(*x.shape)]) for one, x in args.items() if argument in (one, "all")
+    }
 
     def at(x: Tensor) -> Arguments:
-        return {
-            one: base + x[0] * moved[one][0] + x[1] * moved[one][1] if one in moved else base
-            for one, base in args.items()
-        }
+        """As one product: each sum of a dual number and a plain one runs PyTorch's Python, for a tangent of zeros."""
+        along = torch.cat([torch.ones(1, dtype=x.dtype), x])
+        return {one: torch.tensordot(along, moved[one], 1) if one in moved else base for one, base in args.items()}
 
     return lambda x: torch.sin(found(**at(x))), lambda x: torch.sin(reference(**at(x)))
 
