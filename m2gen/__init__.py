@@ -25,6 +25,7 @@ _PUBLIC = {
     "share_wisdom": "m2gen.runtime.measure.wisdom",
     "M2GenError": "m2gen.errors",
     "ProblemError": "m2gen.errors",
+    "WisdomError": "m2gen.errors",
     "PlanError": "m2gen.errors",
     "ConfigError": "m2gen.errors",
 }
@@ -36,6 +37,7 @@ __all__ = [
     "PlanError",
     "PreparedFilter",
     "ProblemError",
+    "WisdomError",
     "__version__",
     "blockdiag_linear",
     "depthwise_conv1d",
@@ -56,7 +58,7 @@ __all__ = [
 if TYPE_CHECKING:
     from m2gen import models, modules, monarch, testing
     from m2gen.ahead.rehearse import rehearse
-    from m2gen.errors import ConfigError, M2GenError, PlanError, ProblemError
+    from m2gen.errors import ConfigError, M2GenError, PlanError, ProblemError, WisdomError
     from m2gen.modules.kept import forget_filters, keep_filters
     from m2gen.ops.blockdiag_linear import blockdiag_linear
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from m2gen.device.limits import DeviceLimits
+    from m2gen.planner.plan import Plan
     from m2gen.planner.search import Ranking
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -81,7 +82,7 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
         return
     click.echo(chosen.explain(limits))
     click.echo()
-    _print_ranking(_console(), search.rank(asked, limits), limits)
+    _print_ranking(_console(), search.rank(asked, limits), limits, chosen)
 
 
 def _console() -> Console:
@@ -90,19 +91,20 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> None:
-    """Every solver's best plan of each order, and every solver that was rejected."""
+def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits, chosen: Plan) -> None:
+    """Every solver's best plan of each kind, the chosen one marked, and every solver that was rejected."""
     from rich.table import Table
 
     from m2gen.planner.step import duration
 
-    table = Table(title=f"every solver on {limits.arch}: its best plan of each order, cheapest first")
+    table = Table(title=f"every solver on {limits.arch}: its best plan of each kind, cheapest first; * the plan above")
     titles = ranking.columns
     for column in ("solver", *titles, "estimate"):
         table.add_column(column, overflow="fold")
     bests = {(plan.solver, plan.body.row[0]): plan for plan in reversed(ranking.plans)}
     for best in sorted(bests.values(), key=lambda plan: plan.estimate.seconds):
-        table.add_row(best.solver, *best.body.row, duration(best.estimate.seconds))
+        mark = " *" if (best.solver, best.body.row[0]) == (chosen.solver, chosen.body.row[0]) else ""
+        table.add_row(f"{best.solver}{mark}", *best.body.row, duration(best.estimate.seconds))
     for solver, reason in ranking.rejections:
         table.add_row(solver, *[""] * (len(titles) - 2), reason, "", "rejected")
     console.print(table)  # what was left out for a reason stands above it, in the plan's own text
@@ -111,7 +113,7 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits) -> 
 @main.command(context_settings=_CONTEXT)
 @click.argument("problem", nargs=-1, required=True)
 @click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942 ...")
-@click.option("--part", help="Of the kernels that do PROBLEM, see below; default the first.")
+@click.option("--part", help="Of the kernels that do PROBLEM, see above; default the first.")
 @click.option("--solver", help="Whose kernel, by the names that m2gen plan lists; default the best that has one.")
 @click.option("--source", "view", flag_value="source", default=True, help="The generated source.  [default]")
 @click.option("--asm", "view", flag_value="asm", help="The assembly of a CPU kernel, for any CPU.")

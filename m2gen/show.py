@@ -53,8 +53,9 @@ def _spec(problem: Problem, target: str, part: str | None, solver: str | None) -
                 raise M2GenError(f"part {part!r} of {problem}", "it has no such kernel", f"use {', '.join(parts)}")
             return parts[part], plan.arch
     if solver is not None and solver not in {name for name, _ in ranking.rejections}:
-        names = ", ".join(dict.fromkeys(plan.solver for plan in ranking.plans))
-        raise M2GenError(f"a kernel of solver {solver!r} for {problem}", "none has one", f"the solvers are {names}")
+        able = dict.fromkeys(plan.solver for plan in ranking.plans if plan.body.parts(problem))
+        names = ", ".join(able) or "none"
+        raise M2GenError(f"a kernel of solver {solver!r} for {problem}", "it generates none", f"use one of {names}")
     why = "; ".join(f"{solver}: {reason}" for solver, reason in ranking.rejections)
     raise M2GenError(f"a generated kernel for {problem} on {target}", why, "name another --target, or see m2gen plan")
 

@@ -120,3 +120,11 @@ def test_the_problems_of_models(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(M2GenError, match="is not understood"):
         tuning.problems_of_models([str(tmp_path)], Sizes(), here)
+
+
+def test_an_order_is_not_chosen_by_time() -> None:
+    """Different orders are different matrices; with its factors given, a Monarch product is tuned."""
+    done = run("tune", *["monarch", "in=16", "out=16", "rows=3"])
+    assert "0 tuned before; 1 not tuned" in done.output.replace("\n", " ")
+    assert "Give the factors that m2gen plan shows" in done.output.replace("\n", " ")
+    assert "1 tuned" in run("tune", *["monarch", "in=16", "out=16", "rows=3", "factors=4x4x4,4x4x4"]).output

@@ -51,6 +51,11 @@ def _named(problems: Iterable[Problem], corpus: bool, backward: bool) -> Wanted:
     wanted = Wanted()
     for problem in problems:
         wanted.add(problem, "command line", backward)
+        for other in problem.of_gradients if backward else ():
+            wanted.add(other, f"gradients of {problem}", True)
     for entry in entries() if corpus else ():
-        wanted.add(entry.problem, entry.name, backward and "train" in entry.tags)
+        trained = backward and "train" in entry.tags
+        wanted.add(entry.problem, entry.name, trained)
+        for other in entry.problem.of_gradients if trained else ():
+            wanted.add(other, f"gradients of {entry.problem}", True)
     return wanted

@@ -105,7 +105,7 @@ def sizes_of(
 
     kind = type(model).__name__
     if not isinstance(model, Rehearses):
-        do = "give an M2-BERT, M2-GPT, M2-ViT, SequenceMixer or MixerBlock; other modules have no inputs of their own"
+        do = "give an M2-BERT, M2-GPT, M2-ViT, SequenceMixer or MixerBlock; call any other once on an example instead"
         raise ProblemError(f"a rehearsal of a {kind}", "it does not say how it is called", do)
     longest = model._rehearsed_length()
     rows = _numbers("batches", batches)

@@ -142,6 +142,9 @@ def opened(folder: str, targets: tuple[str, ...]) -> list[tuple[Path, Manifest]]
         none = "there is no home folder"
         raise ConfigError(f"M2GEN_COMPILED_DIR={folder}", none, "give an absolute path, or set HOME")
     found = [(root / target, manifest) for target in targets if (manifest := read(root / target)) is not None]
+    if not root.is_dir():
+        make = f"run m2gen compile --target {targets[0]} --out {folder}, or unset it"
+        raise ConfigError(f"M2GEN_COMPILED_DIR={folder}", "there is no such folder", make)
     if not found:
         there = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
         raise ConfigError(

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from m2gen.errors import ProblemError
+from m2gen.log import fallback
 from m2gen.modules.parameters import Parameters
 from m2gen.modules.plain import plain, readable
 from m2gen.modules.values import being_traced
 from m2gen.monarch import Monarch
 from m2gen.ops.blockdiag_linear import blockdiag_linear, by_library
+from m2gen.ops.gate import ACTIVATIONS
 from m2gen.ops.monarch_matmul import inner_widths, monarch_matmul
 from m2gen.ops.sizes import fewest_blocks, planned_factors
 
@@ -88,8 +90,13 @@ class BlockDiagLinear(nn.Module):
         activation: str | None = None,
     ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            known = ", ".join(filter(None, ACTIVATIONS))
+            raise ProblemError(f"BlockDiagLinear(activation={activation!r})", "it is not known", f"use None or {known}")
         if nblocks == "auto":
             nblocks = fewest_blocks(in_features, out_features)
+            _tell_dense(nblocks == 1 and min(in_features, out_features) > 1, in_features, out_features)
+        _check_count(f"BlockDiagLinear({in_features}, {out_features}, nblocks={nblocks!r})", "nblocks", nblocks)
         if nblocks < 1 or in_features % nblocks or out_features % nblocks:
             raise ProblemError(
                 f"BlockDiagLinear({in_features}, {out_features}, nblocks={nblocks})",
@@ -151,9 +158,13 @@ class MonarchLinear(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        asked = f"MonarchLinear({in_features}, {out_features}, nblocks={nblocks!r}, order={order!r})"
         if order == "auto":
             shapes = planned_factors(in_features, out_features)
+            _tell_dense(len(shapes) == 1 and min(in_features, out_features) > 1, in_features, out_features)
         else:
+            _check_no_word(asked, nblocks)
+            _check_count(asked, "order", order)
             shapes = _factor_shapes(in_features, out_features, nblocks, order)
         self.in_features, self.out_features, self.order = in_features, out_features, len(shapes)
         self.factors = Parameters(nn.Parameter(torch.empty(shape)) for shape in shapes)
@@ -195,6 +206,21 @@ class MonarchLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, order={self.order}, bias={self.bias is not None}"
+
+
+def _check_count(asked: str, name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or (name == "order" and value < 1):
+        raise ProblemError(asked, f"{name} is {value!r}", f'give a whole number from 1 on, or {name}="auto"')
+
+
+def _check_no_word(asked: str, nblocks: object) -> None:
+    if isinstance(nblocks, str):
+        raise ProblemError(asked, f"nblocks is {nblocks!r}", 'give numbers, or order="auto", which finds both')
+
+
+def _tell_dense(dense: bool, n_in: int, n_out: int) -> None:
+    if dense:
+        fallback(f"a layer of {n_in} to {n_out} is planned as one dense block: no division into blocks is faster")
 
 
 def _factor_shapes(n_in: int, n_out: int, nblocks: int | Sequence[int], order: int) -> list[tuple[int, int, int]]:

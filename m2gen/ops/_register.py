@@ -113,6 +113,8 @@ def _batching_rule(op: Any, definition: Definition, asked: tuple[Any, ...]) -> C
             dtype = torch.get_autocast_dtype(device)
             samples = [_cast(op, a, dtype) if i in definition.autocast else a for i, a in enumerate(samples)]
         check(*samples)
+        if info.batch_size == 0:
+            return _none_of(op(*samples))
         return vmap(info, in_dims, *args)
 
     return rule
@@ -122,7 +124,18 @@ def _sample(arg: Any, dim: Any) -> Any:
     if isinstance(arg, list | tuple):
         dims = dim if isinstance(dim, list | tuple) else [dim] * len(arg)
         return [_sample(a, d) for a, d in zip(arg, dims, strict=True)]
-    return arg if dim is None else arg.select(dim, 0)
+    if dim is None:
+        return arg
+    if arg.shape[dim] == 0:
+        return arg.new_zeros((*arg.shape[:dim], *arg.shape[dim + 1 :]))
+    return arg.select(dim, 0)
+
+
+def _none_of(result: Any) -> tuple[Any, Any]:
+    """No result at all of this shape, and where its samples would lie."""
+    if isinstance(result, Tensor):
+        return result.new_empty((0, *result.shape)), 0
+    return [one.new_empty((0, *one.shape)) for one in result], [0] * len(result)
 
 
 def multilinear_jvp(op: Any, groups: Sequence[tuple[int, ...]]) -> Callable[[Args, Args], Tensor]:

@@ -14,7 +14,7 @@ from m2gen.ops._register import Args, Definition, register
 from m2gen.ops.blockdiag_linear import blockdiag_linear_op, outer_blocks
 from m2gen.planner.monarch.problem import inner_widths as inner_widths
 from m2gen.runtime import executor
-from m2gen.runtime.bindings.monarch_stages import gradients
+from m2gen.runtime.bindings.monarch_stages import gradients, inputs_and_result
 
 
 def monarch_matmul(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -54,6 +54,11 @@ def _check(x: Tensor, factors: Sequence[Tensor]) -> None:
     inner_widths(_shapes(factors))
 
 
+def _by_stages(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """The product by differentiable operators, one for each factor."""
+    return inputs_and_result(x, factors, _product)[1]
+
+
 def _product(x: Tensor, factor: Tensor, _: int) -> Tensor:
     y: Tensor = blockdiag_linear_op(x, factor, None)
     return y
@@ -91,10 +96,12 @@ def _jvp(args: Args, tangents: Args) -> Tensor:
     """Linear in x and in each factor: one product for each tangent."""
     x, factors = args
     dx, dfactors = tangents
-    terms = [] if dx is None else [monarch_matmul_op(dx, factors)]
+    older = any(t is not None and _of_the_older_vmap(t) for t in (dx, *dfactors))
+    product = _by_stages if older else monarch_matmul_op
+    terms = [] if dx is None else [product(dx, factors)]
     for i, dfactor in enumerate(dfactors):
         if dfactor is not None:
-            terms.append(monarch_matmul_op(x, [*factors[:i], dfactor, *factors[i + 1 :]]))
+            terms.append(product(x, [*factors[:i], dfactor, *factors[i + 1 :]]))
     return torch.stack(terms).sum(0)
 
 

@@ -19,6 +19,7 @@ from m2gen.planner.choice import by_choice
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
+from m2gen.planner.step import duration
 
 FARTHEST = 2.0  # an entry of half the length is as far
 _TRUSTED = 1.5  # a nearest entry's style is followed up to so many times the best estimate
@@ -141,7 +142,8 @@ def _own(record: Record, plans: tuple[Plan, ...]) -> Advice | None:
     other batches; None where it knows none."""
     where, known = f"measured {record.date[:10]} on {record.key.processor}", by_choice(plans)
     if record.choice in known:
-        return Advice(known[record.choice], where, exact=True)
+        took = f", {duration(record.seconds[record.choice])} a call" if record.choice in record.seconds else ""
+        return Advice(known[record.choice], f"{where}{took}", exact=True)
     among = {name: seconds for name, seconds in record.seconds.items() if name in known}
     if not among:
         return None

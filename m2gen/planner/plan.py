@@ -76,7 +76,7 @@ class Plan:
     def to_json(self) -> str:
         """The plan as one JSON object; `stored.plan_from_json` gives an equal plan back."""
         head = {"problem": str(self.problem), "arch": self.arch, "solver": self.solver, "origin": self.origin}
-        return json.dumps({**head, "steps": _written(self.steps)})
+        return json.dumps({**head, "left_out": self.left_out, "steps": _written(self.steps)})
 
 
 def _written(value: Any) -> Any:

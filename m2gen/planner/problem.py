@@ -77,6 +77,9 @@ class Grammar:
                 raise ProblemError(
                     f"problem {text!r}", f"{word!r} is not a whole number", f"write for example {name}=8, digits only"
                 )
+            if not int(digits):
+                do = f"give a whole number from 1 to 2^40, or leave {name}= out where it may be"
+                raise ProblemError(f"problem {text!r}", f"{name}=0", do)
             return {self.sizes[name]: int(digits)}
         if word in self.words:
             return self.words[word]
@@ -89,8 +92,9 @@ class Grammar:
         raise ProblemError(
             f"problem {text!r}",
             f"the word {word!r} is unknown",
-            f"use the sizes {', '.join(f'{size}=' for size in self.sizes)} and the words {', '.join(self.words)} "
-            f"with {self.op}",
+            f"use the sizes {', '.join(f'{size}=' for size in self.sizes)} and the words "
+            f"{', '.join((*self.words, *(example.split(',')[0] for _, _, example in self.values.values())))} with "
+            f"{self.op}",
         )
 
 
@@ -137,6 +141,16 @@ class Problem:
         """The problem of one of those that are done together, whose plan decides how all of them are computed
         (`Body.arithmetic`); itself, where nothing depends on company."""
         return self
+
+    @property
+    def of_gradients(self) -> tuple[Problem, ...]:
+        """Other problems that are posed where its gradients are wanted."""
+        return ()
+
+    @property
+    def remedy(self) -> str:
+        """What to do where no solver can do it."""
+        return "use smaller sizes, or a device with more memory"
 
     @property
     def main(self) -> str:

@@ -42,7 +42,7 @@ def plan(problem: Problem, limits: DeviceLimits, wisdom: Knowledge | None = None
         raise PlanError(
             f"plan of {problem} on {limits.arch}",
             f"no solver can do it: {reasons}",
-            "use smaller sizes, or a device with more memory",
+            problem.remedy,
         )
     advice, ranking = _advice(problem, limits, ranking, wisdom or Knowledge(()), rigor)
     if advice.plan is None:

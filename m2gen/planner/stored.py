@@ -23,7 +23,8 @@ def plan_from_json(text: str) -> Plan:
     try:
         data = json.loads(text)
         steps = tuple(_step(step) for step in data["steps"])
-        return Plan(parse(data["problem"]), data["arch"], data["solver"], steps, data["origin"])
+        left_out = tuple(data.get("left_out", ()))
+        return Plan(parse(data["problem"]), data["arch"], data["solver"], steps, data["origin"], left_out)
     except (ValueError, KeyError, TypeError, ImportError) as error:
         raise PlanError(
             "a plan from JSON", f"not one that to_json wrote ({error!r})", "write it with Plan.to_json"

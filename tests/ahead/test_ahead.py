@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel
 
 import m2gen
+from m2gen.ahead.command import _named
 from m2gen.ahead.models import Sizes, record
 from m2gen.ahead.record import Wanted, _notes, recorder
 from m2gen.cache import compiled
@@ -33,10 +34,14 @@ from m2gen.models import (
     M2ViTConfig,
     M2ViTModel,
 )
+from m2gen.ops.blockdiag_linear import blockdiag_glu
+from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d
 from m2gen.planner import search
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
+from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.runtime import binding, executor, planning
 from m2gen.runtime.bindings import blockdiag, gate, monarch, native, shortconv
 from m2gen.runtime.bindings.kept_spectra import KeptFilter
@@ -296,3 +301,55 @@ def test_errors_are_one_clean_message(tmp_path: Path, words: str, part: str) -> 
     done = run(words, tmp_path / "out")
     assert done.exit_code == 2 and part in done.stderr.lower() and done.stderr.startswith("Error: ")
     assert not (tmp_path / "out").exists()
+
+
+def _trained(problem: Problem) -> set[Problem]:
+    """What a forward and a backward pass of the problem's public op pose."""
+    wanted, dtype = Wanted(), getattr(torch, DTYPES[problem.dtype].torch_name)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, dtype=dtype, requires_grad=True)
+
+    with FakeTensorMode(), recorder(wanted, "", live(torch.device("cpu"))):
+        if isinstance(problem, BlockDiagProblem):
+            weight = normal(problem.blocks, problem.block_out, problem.block_in)
+            more = [normal(problem.n_out) if problem.bias else None]
+            residual = normal(problem.rows, problem.results) if problem.residual else None
+            call = blockdiag_glu if problem.glu else m2gen.blockdiag_linear
+            how = [problem.activation, *more] if problem.glu else [*more, problem.activation]
+            y = call(normal(problem.rows, problem.n_in), weight, *how, residual=residual)
+        else:
+            assert isinstance(problem, ShortconvProblem)
+            channels = 3 * problem.h if problem.gated else problem.h
+            shape = (channels, problem.n) if problem.layout == "BHL" else (problem.n, channels)
+            x, weight = normal(problem.b, *shape), normal(channels, problem.width)
+            bias, layout = normal(channels) if problem.bias else None, problem.layout
+            if problem.gated:
+                z, g = gated_depthwise_conv1d(x, weight, bias, layout=layout, to=problem.to or layout)
+                y = z + g
+            else:
+                y = m2gen.depthwise_conv1d(x, weight, bias, padding="causal", layout=layout)
+        y.backward(torch.randn_like(y))
+    return set(wanted.problems)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "blockdiag in=64 out=96 blocks=4 rows=9 bias",
+        "blockdiag in=64 out=96 blocks=4 rows=9 fp64 bias gelu residual",
+        "blockdiag in=64 out=96 blocks=4 rows=9 bf16 silu glu",
+        "blockdiag in=64 out=96 blocks=4 rows=9 bias relu glu residual",
+        "shortconv n=40 h=8 b=2 width=3 bias",
+        "shortconv n=40 h=8 b=2 width=3 blh",
+        "shortconv n=40 h=8 b=2 width=3 bf16 bias gated",
+        "shortconv n=40 h=8 b=2 width=3 gated blh to=bhl",
+        "shortconv n=40 h=8 b=2 width=3 bias gated blh",
+    ],
+)
+def test_a_problems_gradients_are_compiled_with_it(text: str) -> None:
+    problem = parse(text)
+    posed = {problem, *problem.of_gradients}
+    assert _trained(problem) <= posed
+    assert set(_named([problem], False, True).problems) == posed
+    assert set(_named([problem], False, False).problems) == {problem}

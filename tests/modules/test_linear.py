@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,3 +137,27 @@ def test_dense_products_in_16_bits(dtype: torch.dtype, library: bool, monkeypatc
 def test_who_does_dense_products_in_16_bits_is_planned() -> None:
     for arch, solver in (("avx512", "library"), ("avx2", "native")):
         assert planning.plan("blockdiag in=768 out=768 blocks=1 rows=512 bf16 bias", arch).solver == solver
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MonarchLinear(512, 2048, nblocks="auto"), "nblocks is 'auto'. Give numbers, or order=\"auto\""),
+        (lambda: MonarchLinear(512, 2048, order="best"), "order is 'best'. Give a whole number from 1 on"),
+        (lambda: MonarchLinear(512, 2048, order=0), "order is 0. Give a whole number from 1 on"),
+        (lambda: BlockDiagLinear(512, 2048, nblocks="best"), "nblocks is 'best'. Give a whole number"),
+        (lambda: BlockDiagLinear(512, 2048, activation="tanh"), "it is not known. Use None or gelu, relu, silu"),
+    ],
+)
+def test_choices_that_mean_nothing(make: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(ProblemError, match=re.escape(words)):
+        make()
+
+
+def test_a_layer_that_is_planned_dense_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(linear, "fallback", said.append)
+    assert MonarchLinear(50, 201, order="auto").order == 1 and BlockDiagLinear(50, 201, nblocks="auto").nblocks == 1
+    assert len(said) == 2 and "50 to 201" in said[0]
+    MonarchLinear(512, 2048, order="auto")
+    assert len(said) == 2

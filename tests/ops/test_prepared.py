@@ -162,3 +162,17 @@ def test_no_transform_or_tangent_is_lost() -> None:
         torch.vmap(lambda k: m2gen.prepare_filter(k).k)(k)
     with torch.no_grad(), torch.autograd.forward_ad.dual_level(), pytest.raises(ProblemError, match="tangent"):
         m2gen.prepare_filter(torch.autograd.forward_ad.make_dual(k[0], k[1]))
+
+
+def test_other_filters_with_a_kept_ones_taps() -> None:
+    """The memory of a kept filter's k, but fewer taps of it, another reverse filter, another skip: none is mistaken."""
+    u, k, more = given("bidirectional")
+    kept = m2gen.prepare_filter(k, mode="bidirectional", **more)
+    m2gen.fftconv(u, kept)  # its spectra are there
+    others = [{"k_rev": -kept.k_rev, "skip": kept.skip}, {"k_rev": kept.k_rev, "skip": kept.skip + 1}]
+    for other in others:
+        want = m2gen.fftconv(u, kept.k.clone(), mode="bidirectional", **{n: t.clone() for n, t in other.items()})
+        assert torch.equal(m2gen.fftconv(u, kept.k, mode="bidirectional", **other), want)
+    short = kept.k[:, :10]
+    want = m2gen.fftconv(u, short.clone(), mode="causal")
+    assert torch.equal(m2gen.fftconv(u, short, mode="causal"), want)

@@ -85,7 +85,7 @@ def test_constraints() -> None:
     [
         ("monarch in=1009 out=1009 order=2", "1009 has 1 prime factors"),
         ("monarch in=64 out=64 blocks=3x3", "no factors of 64 x 64 meet blocks=3x3"),
-        ("monarch in=64 out=64 params<=10", "meet params<=10"),
+        ("monarch in=64 out=64 params<=10", "the least such factors have 768 numbers"),
         ("monarch in=64 out=45 order=2", "no factors of 45 x 64 meet order=2"),
     ],
 )

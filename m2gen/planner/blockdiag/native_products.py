@@ -21,7 +21,6 @@ from m2gen.planner.blockdiag.steps import NativeProduct
 from m2gen.planner.languages import no_cpp
 
 LEAST_VECTOR = 16  # bytes; narrower units are given such vectors by the compiler
-_OUTER_ROWS = 24  # fewer rows of a weight's gradient PyTorch sums as well
 _PART = 64  # rows of a piece of work: with the columns of a block they stay in a second-level cache
 _PACKED = 2 * _PART  # rows from which on the weight is packed before
 _PACKING = 8  # rows whose product takes as long as packing the weight
@@ -74,13 +73,12 @@ def _step(problem: BlockDiagProblem, limits: DeviceLimits, spec: BlockdiagMmSpec
     plain = replace(spec, glu=False, activation=None)
     packed = problem.rows >= _PACKED
     outer = replace(plain, part="outer", columns=columns_for(problem.block_in, *_unit(problem, limits)))
-    worth = problem.rows >= _OUTER_ROWS and problem.block_out >= outer.rows
     work = problem.rows * problem.weights
     return NativeProduct(
         native_estimate(problem, spec, packed, limits),
         spec,
         pack=replace(plain, part="pack") if packed else None,
-        outer=outer if worth else None,
+        outer=outer,
         pieces=max(1, problem.rows // _PART),
         items=_ITEMS,
         outer_rows=_OUTER_TILES * outer.rows,

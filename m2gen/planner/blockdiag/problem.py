@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from m2gen.dtypes import DTYPES
 from m2gen.errors import ProblemError
 from m2gen.kernels.activation import ACTIVATIONS
+from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.problem import Grammar, Nearness, Problem, check_size, check_words
 
 _GRAMMAR = Grammar(
@@ -89,6 +90,16 @@ class BlockDiagProblem(Problem):
     def block_out(self) -> int:
         """Rows of a block."""
         return self.n_out // self.blocks
+
+    @property
+    def of_gradients(self) -> tuple[Problem, ...]:
+        """The bare product, whose result an activation's gradient needs, and a gate of it; the gradients of the weight
+        and of x."""
+        bare = replace(self, activation=None, glu=False, residual=self.residual and not self.glu)
+        of_weight = replace(bare, bias=False, residual=False)
+        of_x = replace(of_weight, n_in=self.n_out, n_out=self.n_in)
+        gate = GateProblem(n=self.results, rows=self.rows, dtype=self.dtype, activation=self.activation)
+        return (bare, replace(bare, residual=False), of_weight, of_x, *([gate] if self.glu else []))
 
     @property
     def weights(self) -> int:

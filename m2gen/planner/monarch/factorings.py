@@ -7,11 +7,15 @@ m / r_i blocks: of r_i x r_i, but that the first takes all of n_in and the last 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 
 from m2gen.errors import ProblemError
 from m2gen.planner.factor import divisors, max_order
 from m2gen.planner.monarch.problem import MonarchProblem, Shape, inner_widths, parameters
+
+_MOST = 64  # of an order: sizes with many divisors have thousands
 
 
 def factorings(problem: MonarchProblem) -> Iterator[tuple[Shape, ...]]:
@@ -25,7 +29,7 @@ def factorings(problem: MonarchProblem) -> Iterator[tuple[Shape, ...]]:
     small = min(problem.n_in, problem.n_out)
     orders = [problem.order] if problem.order else range(1, max_order(small) + 1)
     for order in orders:
-        for radices in _splits(small, order, small):
+        for radices in _best_splits(small, order):
             for one in dict.fromkeys((radices, radices[::-1])):
                 shapes = _shapes(problem, one)
                 if shapes is not None and _allowed(problem, shapes):
@@ -33,15 +37,23 @@ def factorings(problem: MonarchProblem) -> Iterator[tuple[Shape, ...]]:
 
 
 @lru_cache(maxsize=4096)
-def _splits(n: int, order: int, largest: int) -> tuple[tuple[int, ...], ...]:
+def _best_splits(n: int, order: int) -> tuple[tuple[int, ...], ...]:
+    """Those of `_splits`, the largest radix first; of very many those of the least largest radices."""
+    return tuple(sorted(islice(_splits(n, order, n), _MOST), reverse=True))
+
+
+def _splits(n: int, order: int, largest: int) -> Iterator[tuple[int, ...]]:
     """The ways of writing n as a product of `order` numbers from 2 on, non-increasing, none above `largest`."""
     if order == 1:
-        return ((n,),) if n <= largest else ()
-    found = []
-    for first in reversed(divisors(n)):
-        if 1 < first <= largest and first**order >= n:
-            found += [(first, *rest) for rest in _splits(n // first, order - 1, first) if rest[-1] > 1]
-    return tuple(found)
+        if n <= largest:
+            yield (n,)
+        return
+    for first in divisors(n):
+        if first > largest or n // first < 2 ** (order - 1):
+            return
+        if first > 1 and first**order >= n:
+            for rest in _splits(n // first, order - 1, first):
+                yield (first, *rest)
 
 
 def _shapes(problem: MonarchProblem, radices: tuple[int, ...]) -> tuple[Shape, ...] | None:
@@ -74,4 +86,10 @@ def why_none(problem: MonarchProblem) -> str:
     asked = [f"order={problem.order}"] * bool(problem.order)
     asked += [f"blocks={problem.block[0]}x{problem.block[1]}"] if problem.block else []
     asked += [f"params<={problem.params}"] * bool(problem.params)
-    return f"no factors of {problem.n_out} x {problem.n_in} meet {', '.join(asked) or 'these sizes'}"
+    if problem.params:
+        open_ = replace(problem, params=0)
+        least = min((parameters(shapes) for shapes in factorings(open_)), default=0)
+        if least:
+            return f"the least such factors have {least} numbers, more than {problem.params}"
+    between = f", with {small} numbers between them" if problem.order != 1 else ""
+    return f"no factors of {problem.n_out} x {problem.n_in} meet {', '.join(asked) or 'these sizes'}{between}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -15,7 +15,8 @@ from m2gen.planner.problem import Grammar, Nearness, Problem, check_size, check_
 
 Shape = tuple[int, int, int]  # nblocks, block_out, block_in
 
-_SCALES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_FEW = 64  # rows, whose plan decides how any number of them is computed
+_SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def _shapes(text: str) -> tuple[Shape, ...] | None:
@@ -28,12 +29,13 @@ def _shapes(text: str) -> tuple[Shape, ...] | None:
 
 def _block(text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d{1,19})x(\d{1,19})", text, re.ASCII)
-    return (int(match[1]), int(match[2])) if match else None
+    sizes = (int(match[1]), int(match[2])) if match else (0, 0)
+    return sizes if all(sizes) else None
 
 
 def _count(text: str) -> int | None:
-    match = re.fullmatch(r"(\d{1,15})([KMG]?)", text, re.ASCII)
-    return int(match[1]) * _SCALES[match[2]] if match else None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([kKMG]?)", text, re.ASCII)
+    return (int(float(match[1]) * _SCALES[match[2]]) or None) if match else None
 
 
 _GRAMMAR = Grammar(
@@ -46,7 +48,7 @@ _GRAMMAR = Grammar(
     values={
         "factors": ("factors", _shapes, "factors=64x64x64,64x64x64, nblocks x out x in of each"),
         "blocks": ("block", _block, "blocks=64x64, out x in"),
-        "params<": ("params", _count, "params<=2M"),
+        "params<": ("params", _count, "params<=2M, or 300k, or 0.5M, or 300000"),
     },
 )
 _NEARNESS = Nearness(
@@ -111,6 +113,17 @@ class MonarchProblem(Problem):
         words += [f"params<={self.params}"] if self.params else []
         words += ["factors=" + ",".join("x".join(map(str, shape)) for shape in self.factors)] if self.factors else []
         return " ".join(words)
+
+    @property
+    def alone(self) -> MonarchProblem:
+        """How few rows are multiplied decides for all: those of 16 bits are rounded once, or between stages."""
+        return replace(self, rows=_FEW) if self.factors else self
+
+    @property
+    def remedy(self) -> str:
+        if self.order or self.block or self.params:
+            return "loosen order=, blocks= or params<=, or leave them out"
+        return Problem.remedy.fget(self)  # type: ignore[attr-defined,no-any-return]
 
     @property
     def measured(self) -> bool:

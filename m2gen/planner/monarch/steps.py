@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import ClassVar
@@ -59,6 +59,20 @@ class MonarchStep(Body[MonarchProblem]):
             f"factors   {self._shown}   (nblocks x out x in, the first one first)",
             f"numbers   {numbers}, of a dense matrix's {dense}: one in {dense / numbers:.3g}",
             self._who(),
+            *self._use(problem),
+        ]
+
+    def _use(self, problem: MonarchProblem) -> list[str]:
+        """How to have these factors."""
+        if problem.factors:
+            return []
+        counts, order = [count for count, _, _ in self.factors], len(self.factors)
+        nblocks = counts[0] if len(set(counts)) == 1 else counts
+        given = ",".join("x".join(map(str, shape)) for shape in self.factors)
+        words = f"monarch in={problem.n_in} out={problem.n_out} rows={problem.rows} {problem.dtype} factors={given}"
+        return [
+            f"layer     MonarchLinear({problem.n_in}, {problem.n_out}, nblocks={nblocks}, order={order})",
+            f"to time   m2gen tune {words}",
         ]
 
     def _who(self) -> str:
@@ -79,6 +93,10 @@ class StagedMonarch(MonarchStep):
 
     stages: tuple[Product, ...]
     back: tuple[Product, ...]
+
+    @property
+    def arithmetic(self) -> Hashable:
+        return "rounded between stages"
 
     def _who(self) -> str:
         return f"stages    {', '.join(stage.choice for stage in self.stages)}; permutations between are copies"
@@ -113,6 +131,10 @@ class NativeMonarch(MonarchStep):
     forward: MonarchRun
     of_x: MonarchRun
     of_all: MonarchRun
+
+    @property
+    def arithmetic(self) -> Hashable:
+        return "rounded once"
 
     @property
     def choice(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from m2gen.dtypes import DTYPES
@@ -95,6 +95,16 @@ class ShortconvProblem(Problem):
     def numbers_out(self) -> int:
         """Of the results: two where they are gated."""
         return self.b * self.h * self.outputs * (2 if self.gated else 1)
+
+    @property
+    def of_gradients(self) -> tuple[Problem, ...]:
+        """The convolutions of gradients, which lie in memory as they come; behind a gate in the arithmetic's dtype."""
+        if self.gated:
+            bare = replace(self, gated=False, bias=False, to="", h=3 * self.h, dtype=DTYPES[self.dtype].compute)
+            return (*(replace(self, to=layout) for layout in LAYOUTS), bare)
+        bare = replace(self, bias=False, to="")
+        back = replace(bare, n=self.outputs, out=self.n)
+        return (bare, *(replace(back, layout=layout) for layout in LAYOUTS))
 
     @property
     def main(self) -> str:

@@ -36,7 +36,8 @@ class LibraryKernel:
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """x (..., n_in) by weight (nblocks, block_out, block_in) -> (..., results), contiguous."""
         if self.problem.blocks == 1:  # its bias is added before the sums are rounded
-            y = F.linear(x, weight[0], bias)
+            # PyTorch reads between rows that lie apart, in 16 bits, and a NaN there spoils results
+            y = F.linear(x.contiguous(), weight[0], bias)
         else:
             y = matmul_blocks(x, weight)
             y = y if bias is None else y.add_(bias)

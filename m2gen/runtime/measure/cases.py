@@ -31,5 +31,5 @@ def case_of(problem: Problem) -> type[Case[Any]]:
     """The class of a problem's cases. Raises PlanError for a problem whose plans are not measured."""
     if not problem.measured:
         what = "its plans are not to be compared by their times"
-        raise PlanError(f"tuning {problem}", what, "give the factors")
+        raise PlanError(f"tuning {problem}", what, "give the factors that m2gen plan shows")
     return _CASES[type(problem)]

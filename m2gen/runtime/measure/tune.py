@@ -26,7 +26,7 @@ import torch
 from m2gen import log
 from m2gen.cache import wisdom as store
 from m2gen.device.limits import DeviceLimits
-from m2gen.errors import M2GenError
+from m2gen.errors import M2GenError, PlanError
 from m2gen.planner import search
 from m2gen.planner.choice import digest
 from m2gen.planner.plan import Plan
@@ -80,6 +80,11 @@ def tune_all(
     todo = list(dict.fromkeys(problems))
     started, tuned = time.perf_counter(), 0
     for i, problem in enumerate(todo):
+        try:
+            case_of(problem)
+        except PlanError as error:
+            yield Outcome(problem, why=str(error))
+            continue
         if not again and _known(problem, here):
             yield Outcome(problem, why="tuned before")
             continue
