@@ -16,7 +16,7 @@ import triton
 
 from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.kernels.survey import blocks
+from m2gen.kernels.survey import FAMILIES, blocks
 from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.search import rank
 from m2gen.runtime.build.cross_compile import TARGETS, Compiled, Job, compile_all
@@ -115,16 +115,20 @@ def header() -> str:
 
 
 def sample() -> list[Job]:
-    """The smallest kernel of each part and ring for every architecture, and one with an outer stage. On sm90 one of
-    each kind of arithmetic, too, of float16's each size on chip, and a large staged one. And some other families'."""
+    """The smallest kernel of each part and ring for every architecture, and one with an outer stage for every way of
+    laying data out (`FAMILIES`). On sm90 one of each kind of arithmetic in each part, on each ring and with an outer
+    stage, too, of float16's each size on chip, and a large staged one. And some other families'."""
     smallest: dict[tuple[object, ...], Job] = {}
     for job in rows():
         if isinstance(job, Job) and isinstance(job.spec, FftConvSpec):
             one = job.spec
             large = one.staged and one.radices == (32, 32, 32)
-            kinds: list[tuple[object, ...]] = [(job.arch, "staged") if one.staged else (job.arch, one.part, one.ring)]
+            kinds: list[tuple[object, ...]] = [
+                (FAMILIES[job.arch], "staged") if one.staged else (job.arch, one.part, one.ring)
+            ]
             if job.arch == "sm90":
-                kinds += [(one.part, one.ring, one.staged, one.compute)]
+                kinds += [(one.compute, other) for other in (one.part, one.ring, one.staged)]
+                kinds += [(one.staged, other) for other in (one.part, one.ring)]
                 fp16 = one.part == "fwd" and one.compute == "fp16"
                 kinds += [(one.ring, one.size)] if fp16 and (large or not one.staged) else []
             for kind in kinds:
