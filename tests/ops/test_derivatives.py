@@ -280,3 +280,27 @@ def test_a_gate_s_gradients_with_a_graph_are_those_without(activation: str, z1: 
     one, other = (torch.autograd.grad(y, z, dy, create_graph=graph, retain_graph=True)[0] for graph in (False, True))
     assert one.isfinite().all()
     torch.testing.assert_close(one, other.detach(), rtol=2e-3, atol=1e-6)
+
+
+def _operations() -> list[tuple[str, Callable[..., Tensor], tuple[Tensor, ...]]]:
+    factors = [torch.randn(4, 4, 4, dtype=torch.float64) for _ in range(2)]
+    weight, taps = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    return [
+        ("blockdiag_linear", lambda x: m2gen.blockdiag_linear(x, weight), (torch.randn(5, 8),)),
+        ("monarch_matmul", lambda x: m2gen.monarch_matmul(x, factors), (torch.randn(5, 16),)),
+        ("depthwise_conv1d", lambda x: m2gen.depthwise_conv1d(x, taps), (torch.randn(1, 2, 7),)),
+        ("fftconv", lambda x: m2gen.fftconv(x, taps), (torch.randn(1, 2, 7),)),
+    ]
+
+
+@pytest.mark.parametrize(("name", "call", "inputs"), _operations(), ids=lambda one: one if isinstance(one, str) else "")
+def test_vmap_over_no_samples(name: str, call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    (x,) = (one.double() for one in inputs)
+    assert torch.func.vmap(call)(x.new_empty((0, *x.shape))).shape == (0, *call(x).shape)
+
+
+@pytest.mark.parametrize(("name", "call", "inputs"), _operations(), ids=lambda one: one if isinstance(one, str) else "")
+def test_jacobians_forward_and_vectorised(name: str, call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    (x,) = (one.double() for one in inputs)
+    forward = torch.autograd.functional.jacobian(call, x, strategy="forward-mode", vectorize=True)
+    torch.testing.assert_close(forward, torch.autograd.functional.jacobian(call, x))

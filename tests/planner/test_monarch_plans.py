@@ -151,3 +151,25 @@ def test_what_is_not_measured_says_so() -> None:
 @pytest.mark.parametrize("rigor", search.RIGORS)
 def test_no_rigor_stops_what_cannot_be_measured(rigor: str) -> None:
     assert planning.plan("monarch in=16 out=16 rows=3", rigor=rigor).body.factors
+
+
+@pytest.mark.parametrize("n", [720720, 735134400, 6983776800])
+def test_sizes_with_very_many_divisors(n: int) -> None:
+    """Of each order the most balanced splits; all of them where they are few."""
+    found = list(factorings(MonarchProblem(n_in=n, n_out=n, rows=4096)))
+    assert 500 < len(found) < 128 * max_order(n) and len(set(found)) == len(found)
+    assert {len(shapes) for shapes in found} == set(range(1, max_order(n) + 1))
+
+
+def test_parameters_in_thousands_and_parts() -> None:
+    for text, params in (("300k", 300_000), ("0.5M", 500_000), ("2M", 2_000_000), ("1234", 1234)):
+        assert parse(f"monarch in=64 out=64 params<={text}").params == params
+
+
+def test_how_to_have_a_planned_layer() -> None:
+    plan = search.rank(parse("monarch in=512 out=2048 rows=64 order=3"), target("avx2")).plans[0]
+    made = next(line for line in plan.body.lines(plan.problem) if line.startswith("layer"))
+    layer = eval(made.split(maxsplit=1)[1], {"MonarchLinear": MonarchLinear})
+    assert tuple(tuple(f.shape) for f in layer.factors()) == plan.body.factors
+    timed = next(line for line in plan.body.lines(plan.problem) if line.startswith("to time"))
+    assert parse(timed.split("m2gen tune ")[1]).factors == plan.body.factors

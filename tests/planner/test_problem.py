@@ -88,6 +88,10 @@ def test_canonical_text():
     ("text", "parts"),
     [
         ("fftconv n=8 wavy", ("'wavy' is unknown", "causal", "fftconv", "n=")),
+        ("monarch in=64 out=64 order=0", ("order=0", "leave order= out")),
+        ("monarch in=64 out=64 params<=0", ("is not understood", "params<=2M")),
+        ("monarch in=64 out=64 blocks=0x0", ("is not understood", "blocks=64x64")),
+        ("shortconv n=8 h=4 out=0", ("out=0",)),
         ("fftconf n=8", ("'fftconf' is unknown", "known ops: fftconv")),
         ("n=8", ("op is missing", "fftconv")),
         ("fftconv h=8", ("n is missing",)),

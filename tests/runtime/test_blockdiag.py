@@ -149,3 +149,25 @@ def _inner_loops(lines: list[str]) -> list[list[str]]:
         elif line.startswith("j") and lines[start].rstrip(":") == line.split()[-1]:
             found.append(lines[start : i + 1])
     return found
+
+
+@pytest.mark.parametrize(("rows", "nblocks", "outputs", "inputs"), [(1000, 1, 3, 1), (257, 1, 1, 100), (5, 2, 7, 9)])
+def test_few_outputs_and_rows_have_gradients_of_the_same_bits(
+    rows: int, nblocks: int, outputs: int, inputs: int
+) -> None:
+    """A weight's gradient on any number of threads, as a regression's head has it."""
+    x, dy = torch.randn(rows, nblocks * inputs), torch.randn(rows, nblocks * outputs)
+    weight, threads, found = torch.randn(nblocks, outputs, inputs, requires_grad=True), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(torch.autograd.grad(m2gen.blockdiag_linear(x, weight), weight, dy)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_nothing_is_read_between_rows() -> None:
+    apart = torch.full((390, 17), float("nan"), dtype=torch.bfloat16)
+    apart[1::3] = torch.randn(130, 17).bfloat16()
+    assert m2gen.blockdiag_linear(apart[1::3], torch.randn(1, 7, 17).bfloat16()).isfinite().all()
