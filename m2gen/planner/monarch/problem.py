@@ -116,8 +116,9 @@ class MonarchProblem(Problem):
 
     @property
     def alone(self) -> MonarchProblem:
-        """How few rows are multiplied decides for all: those of 16 bits are rounded once, or between stages."""
-        return replace(self, rows=_FEW) if self.factors else self
+        """In 16 bits the plan of few rows decides for all: results are rounded once, or between stages. In 32 and 64 it
+        does not matter: every way of generated C++ gives the same bits."""
+        return replace(self, rows=_FEW) if self.factors and DTYPES[self.dtype].bytes == 2 else self
 
     @property
     def remedy(self) -> str:
