@@ -13,14 +13,12 @@ from m2gen.planner.gate.problem import GateProblem
 from m2gen.runtime.bindings.gate import ACTIVATIONS
 from m2gen.runtime.measure.rows_case import RowsCase
 
-_ROUNDINGS = 4  # of an activation: its argument, the function, what it is a part of; and the product
-
 
 class GateCase(RowsCase[GateProblem]):
     """A gate of normal numbers."""
 
     FEWEST = 1
-    terms = _ROUNDINGS
+    terms = 1
 
     def __init__(self, problem: GateProblem, device: torch.device) -> None:
         super().__init__(problem, device)
@@ -55,4 +53,4 @@ class GateCase(RowsCase[GateProblem]):
         half, value = z.chunk(2, dim=1)
         (expected,) = torch.autograd.grad(ACTIVATIONS[self.problem.activation](half) * value, z, dy.double())
         half, value, d = half.detach().abs(), value.detach().abs(), dy.double().abs()
-        return self.off("gradient", found, expected, torch.cat([d * value * (1 + half), d * half], 1), _ROUNDINGS)
+        return self.off("gradient", found, expected, torch.cat([d * value * (1 + half), d * half], 1), self.terms)
