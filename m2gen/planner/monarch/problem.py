@@ -124,7 +124,7 @@ class MonarchProblem(Problem):
     def remedy(self) -> str:
         if self.order or self.block or self.params:
             return "loosen order=, blocks= or params<=, or leave them out"
-        return Problem.remedy.fget(self)  # type: ignore[attr-defined,no-any-return]
+        return super(MonarchProblem, self).remedy
 
     @property
     def measured(self) -> bool:

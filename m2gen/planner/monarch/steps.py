@@ -102,13 +102,14 @@ class StagedMonarch(MonarchStep):
         return f"stages    {', '.join(stage.choice for stage in self.stages)}; permutations between are copies"
 
     def kernels(self, problem: MonarchProblem, gradients: bool = True) -> tuple[KernelSpec, ...]:
-        ways = [(self.factors, self.stages)] + [(turned(self.factors), self.back)] * gradients
+        # what is behind the products needs no gradients of its own
+        ways = [(self.factors, self.stages, gradients)] + [(turned(self.factors), self.back, False)] * gradients
         return tuple(
             dict.fromkeys(
                 spec
-                for shapes, stages in ways
+                for shapes, stages, weights in ways
                 for of, stage in zip(stage_problems(problem, shapes), stages, strict=True)
-                for spec in stage.kernels(of, gradients)
+                for spec in stage.kernels(of, weights)
             )
         )
 
