@@ -46,12 +46,15 @@ def recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
 
 def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
     """What to note of each operator's call."""
+    import torch
+
+    from m2gen.kernels.shortconv import SUMMED
     from m2gen.ops import monarch_matmul
     from m2gen.ops.blockdiag_linear import blockdiag_epilogue_op, blockdiag_linear_op, blockdiag_outer_op
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
     from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
     from m2gen.ops.gate import gated_bwd_op, gated_op
-    from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d_ds_op, gated_depthwise_conv1d_op
+    from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d_bwd_op, gated_depthwise_conv1d_op
     from m2gen.runtime import executor
     from m2gen.runtime.bindings.spectral import Operands
     from m2gen.runtime.executor import monarch_problem, problem_of, product_problem
@@ -88,10 +91,16 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
             sizes = (x.shape, outputs, width, x.dtype, bias is not None, executor.channels_last(x))
             wanted.add(executor.shortconv_problem(*sizes), of, gradients)
 
-    def mixed(x: Any, weight: Any, bias: Any, last: bool, gradients: bool) -> None:
-        if x.numel():
-            sizes = (x.shape, x.shape[2], weight.shape[1], x.dtype, bias is not None, executor.channels_last(x), last)
-            wanted.add(executor.shortconv_problem(*sizes, True), of, gradients)
+    def mixed(x: Any, weight: Any, bias: Any, last: bool, offset: Any, mask: Any, gradients: bool) -> None:
+        if not x.numel():
+            return
+        width, words = weight.shape[1], (bias is not None, offset is not None, mask is not None)
+        problem = executor.mixed_problem(x, last, width, *words)
+        wanted.add(problem, of, gradients)
+        if gradients and (limits.kind == "cpu" or width > SUMMED):  # by way of the gradient behind the convolutions
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            short(wide, x.shape[2], width, None, False)
+            short(wide, x.shape[2], width, None, True)
 
     def gate(z: Any, activation: str | None, gradients: bool) -> None:
         if z.numel() and limits.kind == "cpu":
@@ -111,9 +120,11 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
             x, x.shape[2] + left + right - weight.shape[1] + 1, weight.shape[1], bias, False
         ),
         depthwise_conv1d_dw_op: lambda x, dy, width, *_: short(x, dy.shape[2], width, None, True),
-        gated_depthwise_conv1d_op: lambda x, weight, bias, last: mixed(x, weight, bias, last, False),
-        gated_depthwise_conv1d_ds_op: lambda dy, x, weight, bias: mixed(
-            x, weight, bias, executor.channels_last(dy[0]), True
+        gated_depthwise_conv1d_op: lambda x, weight, bias, last, offset=None, mask=None: mixed(
+            x, weight, bias, last, offset, mask, False
+        ),
+        gated_depthwise_conv1d_bwd_op: lambda dy, x, weight, bias, offset, mask, needs: mixed(
+            x, weight, bias, executor.channels_last(dy[0]), offset, mask, True
         ),
         gated_op: lambda z, activation: gate(z, activation, False),
         gated_bwd_op: lambda dy, z, activation: gate(z, activation, True),

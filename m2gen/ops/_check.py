@@ -322,20 +322,54 @@ def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: st
     finite(op, x=x, weight=weight, bias=bias)
 
 
-def gated_depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, layout: str, to: str) -> None:
+def gated_depthwise_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: str,
+    to: str,
+    offset: Tensor | None,
+    mask: Tensor | None,
+) -> None:
     op = "gated_depthwise_conv1d"
     choice(op, "layout", layout, LAYOUTS)
     choice(op, "to", to, LAYOUTS)
-    short(op, x, weight, bias, layout, autocast=True)
-    three_streams(op, x, layout)
-    finite(op, x=x, weight=weight, bias=bias)
+    streams(op, x, weight, bias, offset, mask, layout, autocast=True)
+    finite(op, x=x, weight=weight, bias=bias, offset=offset)
 
 
-def three_streams(op: str, x: Tensor, layout: str = "BHL") -> None:
-    """x has the channels of three streams."""
-    channels = x.shape[layout.index("H")]
+def streams(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    layout: str = "BHL",
+    autocast: bool = False,
+) -> None:
+    """The operands of a mixer's three short convolutions fit together."""
+    short(op, x, weight, bias, layout, autocast)
+    channels, length = (x.shape[layout.index(axis)] for axis in "HL")
     if channels % 3:
         raise ProblemError(f"{op}: x", f"it has {channels} channels", "give those of x1, x2 and v, three times as many")
+    if offset is not None:
+        tensor(op, "offset", offset, (channels,), x)
+        same_dtype(op, "offset", offset, "x", x, autocast)
+    if mask is not None:
+        padding_mask(op, mask, (x.shape[0], length), x)
+
+
+def padding_mask(op: str, mask: object, shape: tuple[int, int], like: Tensor) -> None:
+    """A dense mask of real positions, on the device of `like`."""
+    do = f"give a dense bool tensor (batch, length) = {shape}, true at real positions"
+    if not isinstance(mask, Tensor):
+        raise ProblemError(f"{op}: mask", f"found a {type(mask).__name__}", do)
+    if mask.dtype != torch.bool or not _fits(mask.shape, shape):
+        raise ProblemError(f"{op}: mask", f"it is {tuple(mask.shape)} {mask.dtype}", do)
+    if mask.layout is not torch.strided or mask.is_nested:
+        raise ProblemError(f"{op}: mask", f"its layout is {mask.layout}", do)
+    same_device(op, "mask", mask, like)
 
 
 def short(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, layout: str = "BHL", autocast: bool = False) -> None:

@@ -57,19 +57,31 @@ def depthwise_conv1d_dw(x: Tensor, dy: Tensor, width: int, left: int, right: int
     _gradient(op, dy, x, (x.shape[0], x.shape[1], length), "x")
 
 
-def gated_depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> None:
-    _streams("gated_depthwise_conv1d", x, weight, bias)
+def gated_depthwise_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, last: bool, offset: Tensor | None = None, mask: Tensor | None = None
+) -> None:
+    check.streams("gated_depthwise_conv1d", x, weight, bias, offset, mask)
 
 
-def gated_depthwise_conv1d_ds(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    op = "gated_depthwise_conv1d_ds"
-    _streams(op, x, weight, bias)
+def gated_depthwise_conv1d_bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    needs: Sequence[bool],
+) -> None:
+    op = "gated_depthwise_conv1d_bwd"
+    check.streams(op, x, weight, bias, offset, mask)
     _gradient(op, dy, x, (2, x.shape[0], x.shape[1] // 3, x.shape[2]), "x")
+    if len(needs) != 4:
+        do = "give 4, for x, weight, bias and offset"
+        raise ProblemError(f"{op}: needs", f"it has {len(needs)} entries", do)
 
 
-def _streams(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    check.short(op, x, weight, bias)
-    check.three_streams(op, x)
+def turn(x: Tensor, first: bool) -> None:
+    check.tensor("turn", "x", x, ("B", "L", "H"))
 
 
 def _pads(op: str, x: Tensor, width: int, left: int, right: int) -> int:

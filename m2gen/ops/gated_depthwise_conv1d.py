@@ -13,18 +13,30 @@ from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vm
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
 from m2gen.runtime import executor
 
+_X, _WEIGHT, _BIAS, _LAST, _OFFSET, _MASK = range(6)
+
 
 def gated_depthwise_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, layout: str = "BHL", to: str | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    layout: str = "BHL",
+    to: str | None = None,
+    *,
+    offset: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """z = s(x1) * s(v) and g = s(x2) of x = (x1, x2, v), s the causal depthwise convolution of each.
+    """z = s(x1) * s(v) and g = s(x2) of x + offset = (x1, x2, v), s the causal depthwise convolution of each.
 
     Args:
         x: (B, 3 D, L), float16, bfloat16, float32 or float64, any strides; (B, L, 3 D) with ``layout="BLH"``.
-        weight: (3 D, W), dtype of ``x`` (autocast casts all three); weight[:, W-1] meets the current sample.
+        weight: (3 D, W), dtype of ``x`` (autocast casts all four); weight[:, W-1] meets the current sample.
         bias: (3 D,).
         layout: of x.
-        to: layout of z and g, in memory and in shape; None: that of x.
+        to: layout of z and g, in memory and in shape; None: that of x. In "BHL" their rows lie in memory as those of x
+            do, batch by batch or channel by channel.
+        offset: (3 D,), added to every sample: the bias of a projection that x still lacks.
+        mask: (B, L) bool, true at real positions. Elsewhere x + offset and s(v), so z, are zero, whatever is there.
 
     Returns:
         z and g, (B, D, L), or (B, L, D) in layout "BLH"; views of one tensor. In 16 bits the products are rounded once.
@@ -36,9 +48,9 @@ def gated_depthwise_conv1d(
     Source: Hyena (arXiv 2302.10866), section 3; Monarch Mixer (arXiv 2310.12109), the sequence mixer.
     """
     to = layout if to is None else to
-    check.gated_depthwise_conv1d(x, weight, bias, layout, to)
+    check.gated_depthwise_conv1d(x, weight, bias, layout, to, offset, mask)
     x = x.transpose(1, 2) if layout == "BLH" else x
-    z, g = gated_depthwise_conv1d_op(x, weight, bias, to == "BLH").unbind(0)
+    z, g = gated_depthwise_conv1d_op(x, weight, bias, to == "BLH", offset, mask).unbind(0)
     return (z.transpose(1, 2), g.transpose(1, 2)) if to == "BLH" else (z, g)
 
 
@@ -49,50 +61,62 @@ def by_steps(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
 
 
 def _wide(*tensors: Tensor | None) -> list[Any]:
-    """In the dtype of the arithmetic."""
-    return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    """In the dtype of the arithmetic; masks as they are."""
+    return [t if t is None or t.dtype == torch.bool else t.to(_arithmetic(t)) for t in tensors]
 
 
-def _result(x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> Tensor:
-    """(2, B, D, L), its channels neighbours in memory where `last`."""
+def _arithmetic(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _heard(x: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
+    """x + offset, zero where the mask says no."""
+    x = x if offset is None else x + offset[:, None]
+    return x if mask is None else torch.where(mask[:, None], x, x.new_zeros(()))
+
+
+def _result(
+    x: Tensor, weight: Tensor, bias: Tensor | None, last: bool, offset: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """(2, B, D, L), its channels neighbours in memory where `last`, else its rows in the order of x's."""
     (batch, channels, length), width = x.shape, x.shape[1] // 3
     strides = (length * width, 1, width) if last else (length * width, length, 1)
+    if not last and executor.channels_first(x):
+        strides = (length, batch * length, 1)
     return x.new_empty_strided((2, batch, channels // 3, length), (batch * length * width, *strides))
 
 
-def _impl(x: Tensor, weight: Tensor, bias: Tensor | None, last: bool) -> Tensor:
+def _impl(
+    x: Tensor, weight: Tensor, bias: Tensor | None, last: bool, offset: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     y = _result(x, weight, bias, last)
     if y.numel():
-        executor.mixed(x, weight, bias, y)
+        executor.mixed(x, weight, bias, offset, mask, y)
     return y
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
-    x, weight, bias, _ = args
-    width = weight.shape[1]
-    grads: Args = [None] * 4
-    ds = gated_depthwise_conv1d_ds_op(dy, x, weight, bias)
-    if needs[0]:
-        turned = weight.to(ds.dtype).flip(1)
-        grads[0] = depthwise_conv1d_op(ds, turned, None, 0, width - 1).to(x.dtype)
-    if needs[1] or needs[2]:
-        sums = depthwise_conv1d_dw_op(x.to(ds.dtype), ds, width, width - 1, 0)
-        grads[1] = sums[:, :width].to(weight.dtype) if needs[1] else None
-        grads[2] = sums[:, width].to(bias.dtype) if needs[2] else None
-    return grads
+    x, weight, bias, _, offset, mask = args
+    wanted = [bool(needs[i]) for i in (_X, _WEIGHT, _BIAS, _OFFSET)]
+    found = gated_depthwise_conv1d_bwd_op(dy, x, weight, bias, offset, mask, wanted)
+    dx, dweight, dbias, doffset = (g if need else None for g, need in zip(found, wanted, strict=True))
+    return [dx, dweight, dbias, None, doffset, None]
 
 
 def _jvp(args: Args, tangents: Args) -> Tensor:
-    x, weight, bias = _wide(*args[:3])
-    dx, dweight, dbias = _wide(*tangents[:3])
-    pads = (weight.shape[1] - 1, 0)
-    terms = [] if dx is None else [depthwise_conv1d_op(dx, weight, None, *pads)]
+    x, weight, bias, _, offset, mask = args
+    x, weight, bias, offset = _wide(x, weight, bias, offset)
+    dx, dweight, dbias, doffset = _wide(*(tangents[i] for i in (_X, _WEIGHT, _BIAS, _OFFSET)))
+    pads, heard = (weight.shape[1] - 1, 0), _heard(x, offset, mask)
+    terms = [] if dx is None else [depthwise_conv1d_op(_heard(dx, None, mask), weight, None, *pads)]
+    if doffset is not None:
+        terms.append(depthwise_conv1d_op(_heard(torch.zeros_like(x), doffset, mask), weight, None, *pads))
     if dweight is not None or dbias is not None:
         dweight = torch.zeros_like(weight) if dweight is None else dweight
-        terms.append(depthwise_conv1d_op(x, dweight, dbias, *pads))
-    x1, _, v = depthwise_conv1d_op(x, weight, bias, *pads).chunk(3, dim=1)
+        terms.append(depthwise_conv1d_op(heard, dweight, dbias, *pads))
+    x1, _, v = depthwise_conv1d_op(heard, weight, bias, *pads).chunk(3, dim=1)
     dx1, dx2, dv = torch.stack(terms).sum(0).chunk(3, dim=1)
-    return torch.stack([dx1 * v + x1 * dv, dx2]).to(args[0].dtype)
+    return torch.stack([_heard(dx1 * v + x1 * dv, None, mask), dx2]).to(args[_X].dtype)
 
 
 def _fold(t: Tensor | None, dim: int | None, size: int, at: int) -> Tensor | None:
@@ -105,74 +129,135 @@ def _fold(t: Tensor | None, dim: int | None, size: int, at: int) -> Tensor | Non
     return t.flatten(at, at + 2)
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Any, last: bool) -> tuple[Tensor, int]:
-    if in_dims[1] is None and in_dims[2] is None:
-        folded = fold_vmap(x, in_dims[0], info.batch_size, 0)
-        return unfold_vmap(gated_depthwise_conv1d_op(folded, weight, bias, last), info.batch_size, 1), 0
-    found = [
-        _fold(t, dim, info.batch_size, at) for t, dim, at in zip((x, weight, bias), in_dims, (1, 0, 0), strict=False)
+def _unfold(t: Tensor, size: int, at: int) -> Tensor:
+    """Undo `_fold`: the samples in front."""
+    width = t.shape[at] // (3 * size)
+    return t.reshape(*t.shape[:at], 3, size, width, *t.shape[at + 1 :]).movedim(at + 1, 0).flatten(at + 1, at + 2)
+
+
+def _samples(in_dims: tuple[Any, ...], args: tuple[Any, ...], size: int) -> list[list[Any]]:
+    return [
+        [a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)] for i in range(size)
     ]
-    return unfold_vmap(gated_depthwise_conv1d_op(*found, last), info.batch_size, 2), 0
+
+
+def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+    size, (x, weight, bias, last, offset, mask) = info.batch_size, args
+    filters = any(in_dims[i] is not None for i in (_WEIGHT, _BIAS, _OFFSET))
+    if not filters:  # one filter for all: more batch
+        x, mask = fold_vmap(x, in_dims[_X], size, 0), fold_vmap(mask, in_dims[_MASK], size, 0)
+        return unfold_vmap(gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask), size, 1), 0
+    if mask is not None and in_dims[_MASK] is not None:  # a mask is one for all channels
+        return torch.stack([gated_depthwise_conv1d_op(*one) for one in _samples(in_dims, args, size)]), 0
+    x, weight, bias, offset = (
+        _fold(args[i], in_dims[i], size, at) for i, at in ((_X, 1), (_WEIGHT, 0), (_BIAS, 0), (_OFFSET, 0))
+    )
+    return unfold_vmap(gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask), size, 2), 0
 
 
 gated_depthwise_conv1d_op: Any = register(
     Definition(
-        schema="gated_depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, bool last) -> Tensor",
+        schema="gated_depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, bool last, Tensor? offset=None, "
+        "Tensor? mask=None) -> Tensor",
         check=operands.gated_depthwise_conv1d,
         impl=_impl,
         fake=_result,
         vjp=_vjp,
         jvp=_jvp,
         vmap=_vmap,
-        autocast=(0, 1, 2),
+        autocast=(_X, _WEIGHT, _BIAS, _OFFSET),
     )
 )
 
 
-# -- the gradient behind the convolutions ------------------------------------------------------------------------------
+# -- all first-order gradients in one pass -----------------------------------------------------------------------------
 
 
-def _ds_result(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, 3 D, L) in the dtype of the arithmetic, laid out like x."""
-    _, channels, length = x.shape
-    last = executor.channels_last(x)
-    strides = (length * channels, 1, channels) if last else (length * channels, length, 1)
-    return x.new_empty_strided(x.shape, strides, dtype=torch.promote_types(x.dtype, torch.float32))
+def _bwd_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    needs: list[bool],
+) -> tuple[Tensor, ...]:
+    """One tensor for each of x, weight, bias and offset; empty where no gradient was wanted."""
+    rows = _rows_like(x)
+    return (
+        x.new_empty_strided(x.shape, rows) if needs[0] else x.new_empty(0),
+        *(
+            x.new_empty(t.shape if t is not None and need else 0, dtype=x.dtype if t is None else t.dtype)
+            for t, need in zip((weight, bias, offset), needs[1:], strict=True)
+        ),
+    )
 
 
-def _ds_impl(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    ds = _ds_result(dy, x, weight, bias)
-    if ds.numel():
-        executor.mixed_behind(dy, x, weight, bias, ds)
-    return ds
+def _rows_like(x: Tensor) -> tuple[int, int, int]:
+    """Strides of a dense tensor (B, H, L) that is laid out like x."""
+    batch, channels, length = x.shape
+    if executor.channels_last(x):
+        return length * channels, 1, channels
+    return (length, batch * length, 1) if executor.channels_first(x) else (channels * length, length, 1)
 
 
-def _ds_composed(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    x, weight, bias, dy = _wide(x, weight, bias, dy)
-    x1, _, v = depthwise_conv1d_op(x, weight, bias, weight.shape[1] - 1, 0).chunk(3, dim=1)
-    return torch.cat([dy[0] * v, dy[1], dy[0] * x1], 1)
+def _bwd_impl(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, needs = args
+    out = _bwd_fake(dy, *args)
+    if tensors[0].numel():
+        executor.mixed_gradients(dy, *tensors, needs, out)
+    else:
+        for one in out:
+            one.zero_()
+    return out
 
 
-def _ds_vmap(
-    info: Any, in_dims: tuple[Any, ...], dy: Tensor, x: Tensor, weight: Tensor, bias: Any
-) -> tuple[Tensor, int]:
-    size = info.batch_size
-    if in_dims[2] is None and in_dims[3] is None:
-        folded = fold_vmap(dy, in_dims[0], size, 1), fold_vmap(x, in_dims[1], size, 0)
-        return unfold_vmap(gated_depthwise_conv1d_ds_op(*folded, weight, bias), size, 0), 0
-    streams = [_fold(t, dim, size, at) for t, dim, at in zip((x, weight, bias), in_dims[1:], (1, 0, 0), strict=True)]
-    ds = gated_depthwise_conv1d_ds_op(fold_vmap(dy, in_dims[0], size, 2), *streams)
-    batch, channels, length = ds.shape
-    return ds.reshape(batch, 3, size, channels // (3 * size), length).movedim(2, 0).flatten(2, 3), 0
+def _bwd_composed(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, needs = args
+    x, weight, bias, offset, mask = _wide(*tensors)
+    dy = dy.to(x.dtype)
+    width, heard = weight.shape[1], _heard(x, offset, mask)
+    x1, _, v = depthwise_conv1d_op(heard, weight, bias, width - 1, 0).chunk(3, dim=1)
+    dz, dg = _heard(dy[0], None, mask), dy[1]
+    ds = torch.cat([dz * v, dg, dz * x1], 1)
+    found: list[Tensor] = [x.new_empty(0)] * 4
+    if needs[0] or needs[3]:
+        dx = _heard(depthwise_conv1d_op(ds, weight.flip(1), None, 0, width - 1), None, mask)
+        found[0], found[3] = dx, dx.sum((0, 2))
+    if needs[1] or needs[2]:
+        sums = depthwise_conv1d_dw_op(heard, ds, width, width - 1, 0)
+        found[1], found[2] = sums[:, :width], sums[:, width]
+    of = (*tensors[:4],)
+    return tuple(
+        grad.to(t.dtype) if need and t is not None else grad.new_empty(0, dtype=tensors[0].dtype if t is None else t.dtype)
+        for grad, t, need in zip(found, of, needs, strict=True)
+    )
 
 
-gated_depthwise_conv1d_ds_op: Any = register(
+def _bwd_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """Samples side by side as more channels, as each has filters' gradients of its own."""
+    size, (dy, x, weight, bias, offset, mask, needs) = info.batch_size, args
+    if mask is not None and in_dims[5] is not None:
+        each = [gated_depthwise_conv1d_bwd_op(*one) for one in _samples(in_dims, args, size)]
+        return tuple(torch.stack(grads) for grads in zip(*each, strict=True)), (0, 0, 0, 0)
+    streams = [
+        _fold(t, dim, size, at)
+        for t, dim, at in zip((x, weight, bias, offset), in_dims[1:5], (1, 0, 0, 0), strict=True)
+    ]
+    found = gated_depthwise_conv1d_bwd_op(fold_vmap(dy, in_dims[0], size, 2), *streams, mask, needs)
+    there = [need and t is not None for t, need in zip((x, weight, bias, offset), needs, strict=True)]
+    grads = [_unfold(g, size, at) if is_ else g for g, at, is_ in zip(found, (1, 0, 0, 0), there, strict=True)]
+    return tuple(grads), tuple(0 if is_ else None for is_ in there)
+
+
+gated_depthwise_conv1d_bwd_op: Any = register(
     Definition(
-        schema="gated_depthwise_conv1d_ds(Tensor dy, Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-        check=operands.gated_depthwise_conv1d_ds,
-        impl=_ds_impl,
-        fake=_ds_result,
-        composed=_ds_composed,
-        vmap=_ds_vmap,
+        schema="gated_depthwise_conv1d_bwd(Tensor dy, Tensor x, Tensor weight, Tensor? bias, Tensor? offset, "
+        "Tensor? mask, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+        check=operands.gated_depthwise_conv1d_bwd,
+        impl=_bwd_impl,
+        fake=_bwd_fake,
+        composed=_bwd_composed,
+        vmap=_bwd_vmap,
     )
 )

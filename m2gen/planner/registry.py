@@ -22,6 +22,9 @@ from m2gen.planner.shortconv import solvers as shortconv
 from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
 from m2gen.planner.step import Step
+from m2gen.planner.turn import solvers as turn
+from m2gen.planner.turn.problem import TurnProblem
+from m2gen.planner.turn.steps import FusedTurn, LibraryTurn
 
 
 class Op(NamedTuple):
@@ -54,5 +57,6 @@ _ROWS = (
         (LibraryShortconv, FusedShortconv, NativeShortconv),
     ),
     Op(GateProblem, gate.SOLVERS, (LibraryGate, NativeGate)),
+    Op(TurnProblem, turn.SOLVERS, (LibraryTurn, FusedTurn)),
 )
 OPS: dict[str, Op] = {row.problem.grammar.op: row for row in _ROWS}

@@ -16,6 +16,7 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
 from m2gen.planner.step import Body
+from m2gen.planner.turn.steps import FusedTurn, LibraryTurn
 from m2gen.runtime.bindings import (
     blockdiag,
     blockdiag_triton,
@@ -24,6 +25,7 @@ from m2gen.runtime.bindings import (
     monarch_triton,
     shortconv,
     shortconv_triton,
+    turn,
 )
 from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.native import NativeKernel
@@ -56,6 +58,8 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     FusedShortconv: shortconv_triton.FusedKernel,
     LibraryGate: gate.LibraryKernel,
     NativeGate: gate.NativeKernel,
+    LibraryTurn: turn.LibraryKernel,
+    FusedTurn: turn.FusedKernel,
 }
 
 

@@ -23,11 +23,13 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.problem import LAYOUTS, Problem
 from m2gen.planner.search import plan
 from m2gen.planner.shortconv.problem import ShortconvProblem
+from m2gen.planner.turn.problem import TurnProblem
 from m2gen.runtime import beside
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.blockdiag import applied, matmul_blocks, outer_blocks
 from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.native import NativeKernel
+from m2gen.runtime.bindings.shortconv import Mixed, MixGradients, heard
 from m2gen.runtime.bindings.spectral import Gradients, Operands, SpectralKernel
 from m2gen.runtime.build import ahead
 from m2gen.runtime.build.limits import live
@@ -256,6 +258,8 @@ def shortconv_problem(
     last: bool = False,
     to_last: bool | None = None,
     gated: bool = False,
+    offset: bool = False,
+    masked: bool = False,
 ) -> ShortconvProblem:
     """The problem that x (B, H, L) of this shape poses; `last`: its channels are neighbours in memory, `to_last`: those
     of the result, by default the same."""
@@ -269,6 +273,8 @@ def shortconv_problem(
         dtype=_SHORT_NAME[dtype],
         bias=bias,
         gated=gated,
+        offset=offset,
+        masked=masked,
         layout=LAYOUTS[last],
         to=LAYOUTS[last if to_last is None else to_last],
     )
@@ -279,6 +285,12 @@ def channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and x.stride(2) != 1
 
 
+def channels_first(x: Tensor) -> bool:
+    """Whether the rows of x (B, H, L) lie in memory channel by channel, (H, B, L): as a projection W x^T of all
+    positions gives them."""
+    return x.shape[0] > 1 and x.stride(2) == 1 and x.stride(0) < x.stride(1)
+
+
 def _of_shortconv(x: Tensor, outputs: int, width: int, bias: bool = False) -> Any:
     return _shortconv_kernel(*_here(x), x.shape, outputs, width, x.dtype, bias, channels_last(x))
 
@@ -286,19 +298,90 @@ def _of_shortconv(x: Tensor, outputs: int, width: int, bias: bool = False) -> An
 _shortconv_kernel = _cached(shortconv_problem)
 
 
-def mixed(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    """Fill y (2, B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x = (x1, x2, v) (B, 3 D, L)."""
-    _of_mixed(x, y[0], weight, bias).mix(x, weight, bias, y)
+def mixed(
+    x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None, mask: Tensor | None, y: Tensor
+) -> None:
+    """Fill y (2, B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x + offset = (x1, x2, v) (B, 3 D, L);
+    where the mask (B, L) says no, x + offset and s(v) are zero."""
+    _of_mixed(x, y[0], weight, bias, offset, mask).mix(x, weight, bias, y, offset, mask)
 
 
-def mixed_behind(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
-    """Fill ds (B, 3 D, L), in the dtype of the arithmetic, with the gradient behind the convolutions of `mixed`."""
-    _of_mixed(x, dy[0], weight, bias).behind(dy, x, weight, bias, ds)
+def mixed_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    needs: Sequence[bool],
+    out: Sequence[Tensor],
+) -> None:
+    """Fill `out` with those of `mixed` in x, weight, bias and offset that are wanted."""
+    kernel = _of_mixed(x, dy[0], weight, bias, offset, mask)
+    found = kernel.mix_gradients(dy, Mixed(x, weight, bias, offset, mask), needs, out[0])
+    if found is None:
+        found = _gradients_behind(kernel, dy, Mixed(x, weight, bias, offset, mask), needs)
+    for into, grad in zip(out, found, strict=True):
+        if grad is not None and grad is not into:
+            into.copy_(grad)
 
 
-def _of_mixed(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-    sizes = (x.shape, x.shape[2], weight.shape[1], x.dtype, bias is not None, channels_last(x), channels_last(y), True)
-    return _shortconv_kernel(*_here(x), *sizes)
+def _gradients_behind(kernel: Any, dy: Tensor, mixed: Mixed, needs: Sequence[bool]) -> MixGradients:
+    """By the gradient behind the convolutions, in the dtype of the arithmetic, and then as of any convolution."""
+    x, weight, bias, offset, mask = mixed
+    width, x = weight.shape[1], heard(x, offset, mask)
+    batch, channels, length = x.shape
+    strides = (channels * length, 1, channels) if channels_last(x) else (channels * length, length, 1)
+    ds = x.new_empty_strided(x.shape, strides, dtype=torch.promote_types(x.dtype, torch.float32))
+    if mask is not None:
+        dy = torch.stack([heard(dy[0], None, mask), dy[1]])
+    kernel.behind(dy, x, weight, bias, ds)
+    dx = sums = None
+    if needs[0] or (needs[3] and offset is not None):
+        dx = torch.empty_like(ds)
+        shortconv(ds, weight.to(ds.dtype).flip(1), None, 0, dx)
+        dx = heard(dx, None, mask)
+    if needs[1] or (needs[2] and bias is not None):
+        sums = ds.new_empty((ds.shape[1], width + 1))
+        shortconv_weight_gradients(x.to(ds.dtype), ds, width - 1, sums)
+    return MixGradients(
+        dx if needs[0] else None,
+        sums[:, :width] if sums is not None and needs[1] else None,
+        sums[:, width] if sums is not None and needs[2] and bias is not None else None,
+        dx.sum((0, 2)) if dx is not None and needs[3] and offset is not None else None,
+    )
+
+
+def mixed_problem(
+    x: Tensor, last: bool, width: int, bias: bool, offset: bool = False, masked: bool = False
+) -> ShortconvProblem:
+    """The problem that x (B, 3 D, L) and results with neighbouring channels, or times, pose."""
+    return shortconv_problem(
+        x.shape, x.shape[2], width, x.dtype, bias, channels_last(x), last, True, offset, masked
+    )
+
+
+def _of_mixed(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None, mask: Tensor | None
+) -> Any:
+    words = (bias is not None, channels_last(x), channels_last(y), True, offset is not None, mask is not None)
+    return _shortconv_kernel(*_here(x), x.shape, x.shape[2], weight.shape[1], x.dtype, *words)
+
+
+# -- turning copies ----------------------------------------------------------------------------------------------------
+
+
+def turn(x: Tensor, y: Tensor) -> None:
+    """Fill y (B, H, L), any strides, with x (B, L, H). Neither is empty."""
+    _turn_kernel(*_here(x), *x.shape, x.dtype).turn(x, y)
+
+
+def turn_problem(batch: int, length: int, channels: int, dtype: torch.dtype) -> TurnProblem:
+    """The problem that x (B, L, H) poses."""
+    return TurnProblem(n=length, h=channels, b=batch, dtype=_SHORT_NAME[dtype])
+
+
+_turn_kernel = _cached(turn_problem)
 
 
 # -- gates -------------------------------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from m2gen.device.limits import target
 from m2gen.errors import M2GenError
-from m2gen.kernels.shortconv import ShortconvSpec
+from m2gen.kernels.shortconv import SUMMED, ShortconvSpec
 from m2gen.kernels.spec import Candidate
 from m2gen.planner.shortconv import tiles
 from m2gen.planner.shortconv.tiles import ShortconvSizes, candidates
 from m2gen.runtime.bindings import shortconv_triton as kernels
+from m2gen.runtime.bindings.shortconv import Mixed
 
 pytestmark = pytest.mark.usefixtures("poison")
 LENGTHS = st.sampled_from([1, 2, 3, 17, 31, 65])
@@ -39,7 +40,8 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, length: int
     return y if bias is None else y + bias[:, None]
 
 
-def mixed(h: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def mixed(h: Tensor, weight: Tensor, bias: Any, offset: Any, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    h = h if offset is None else h + offset[:, None]
     x1, x2, v = exact(h, weight, bias, weight.shape[1] - 1, h.shape[2], mask).chunk(3, dim=1)
     v = v if mask is None else torch.where(mask[:, None], v, v.new_zeros(()))
     return x1 * v, x2
@@ -51,9 +53,10 @@ def high(*tensors: Tensor | None) -> list[Any]:
 
 def compare(found: Any, outputs: tuple[Tensor, ...], inputs: list[Any], dys: tuple[Tensor, ...]) -> None:
     wanted = torch.autograd.grad(outputs, [t for t in inputs if t is not None], [dy.double() for dy in dys])
-    assert (found.bias is None) == (inputs[2] is None)
-    for name, grad, want in zip(("x", "weight", "bias"), found, wanted, strict=False):
-        comparison.close(grad, want, name)
+    assert [t is None for t in found[: len(inputs)]] == [t is None for t in inputs]
+    grads = [grad for grad in found if grad is not None]
+    for i, (grad, want) in enumerate(zip(grads, wanted, strict=True)):
+        comparison.close(grad, want, f"gradient {i}")
 
 
 def hearing(draw: st.DrawFn, batch: int, length: int) -> Tensor | None:
@@ -95,28 +98,52 @@ def test_convolutions_and_every_gradient(problem: dict[str, Any]) -> None:
 def mixers(draw: st.DrawFn) -> dict[str, Any]:
     batch, channels, length = draw(st.integers(1, 2)), draw(comparison.SIZES), draw(LENGTHS)
     dtype, width = draw(comparison.dtypes), draw(WIDTHS)
+    h = comparison.draw(batch, 3 * channels, length, dtype=dtype)
+    by_channel = draw(st.booleans())  # as a projection W x^T of all positions gives it
     return {
-        "h": comparison.strided(comparison.draw(batch, 3 * channels, length, dtype=dtype), draw(comparison.STRIDES)),
+        "h": h.transpose(0, 1).contiguous().transpose(0, 1) if by_channel else strided(draw, h),
         "weight": comparison.draw(3 * channels, width, dtype=dtype, seed=1),
         "bias": comparison.draw(3 * channels, dtype=dtype, seed=2) if draw(st.booleans()) else None,
+        "offset": comparison.draw(3 * channels, dtype=dtype, seed=6) if draw(st.booleans()) else None,
         "mask": hearing(draw, batch, length),
         "out": draw(comparison.STRIDES),
     }
 
 
-@settings(max_examples=8)
+def strided(draw: st.DrawFn, x: Tensor) -> Tensor:
+    return comparison.strided(x, draw(comparison.STRIDES))
+
+
+@settings(max_examples=12)
 @given(mixers())
 def test_the_mixer_s_form_and_every_gradient(problem: dict[str, Any]) -> None:
-    h, weight, bias, mask = (problem[name] for name in ("h", "weight", "bias", "mask"))
+    h, weight, bias, offset, mask = (problem[name] for name in ("h", "weight", "bias", "offset", "mask"))
     shape = (h.shape[0], h.shape[1] // 3, h.shape[2])
     out = tuple(comparison.strided(torch.full(shape, float("nan"), dtype=h.dtype), problem["out"]) for _ in range(2))
-    found = kernels.mix(h, weight, bias, mask, out)
-    inputs = high(h, weight, bias)
+    found = kernels.mix(h, weight, bias, mask, out, offset=offset)
+    inputs = high(h, weight, bias, offset)
     expected = mixed(*inputs, mask)
     for name, y, want in zip("zg", found, expected, strict=True):
         comparison.close(y, want, name)
     dys = tuple(comparison.strided(comparison.draw(*shape, dtype=h.dtype, seed=s), problem["out"]) for s in (3, 4))
-    compare(kernels.mix_gradients(*dys, h, weight, bias, mask), expected, inputs, dys)
+    mixing = Mixed(h, weight, bias, offset, mask)
+    if weight.shape[1] <= SUMMED:
+        compare(kernels.mix_gradients(*dys, *mixing), expected, inputs, dys)
+    else:
+        behind(mixing, dys)
+
+
+def behind(mixing: Mixed, dys: tuple[Tensor, ...]) -> None:
+    """The gradient behind the convolutions, where filters have more taps than one kernel of all gradients."""
+    h, weight, bias, offset, mask = mixing
+    ds = torch.full(h.shape, float("nan"))
+    kernels._mixed("ds", mixing, *dys, ds)
+    heard = h.double() if offset is None else h.double() + offset.double()[:, None]
+    s = exact(heard, weight.double(), None if bias is None else bias.double(), weight.shape[1] - 1, h.shape[2], mask)
+    x1, x2, v = s.requires_grad_().chunk(3, dim=1)
+    v = v if mask is None else torch.where(mask[:, None], v, v.new_zeros(()))
+    (wanted,) = torch.autograd.grad((x1 * v, x2), (s,), [dy.double() for dy in dys])
+    assert (ds - wanted).abs().max() <= comparison.BOUND[torch.float32] * wanted.abs().max().clamp_min(1e-30)
 
 
 def test_the_widest_filter() -> None:
@@ -152,7 +179,8 @@ def test_padding_that_is_not_a_number_is_not_heard() -> None:
     found = kernels.mix(spoiled, weight, bias, mask)
     assert all(torch.equal(a, b) for a, b in zip(found, clean, strict=True))
     dys = (comparison.draw(2, 3, 40, seed=3), comparison.draw(2, 3, 40, seed=4))
-    pairs = zip(*(kernels.mix_gradients(*dys, x, weight, bias, mask) for x in (h, spoiled)), strict=True)
+    offset = comparison.draw(9, seed=5)
+    pairs = zip(*(kernels.mix_gradients(*dys, x, weight, bias, offset, mask) for x in (h, spoiled)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -160,14 +188,14 @@ def test_padding_that_is_not_a_number_is_not_heard() -> None:
 def test_the_mixer_s_sums_are_taken_in_parts_in_their_order(parts: int) -> None:
     h, weight, bias = comparison.draw(3, 15, 90), comparison.draw(15, 3, seed=1), comparison.draw(15, seed=2)
     dys = (comparison.draw(3, 5, 90, seed=3), comparison.draw(3, 5, 90, seed=4))
-    spec = ShortconvSpec(part="mix_dw", width=3, dtype="fp32", block_l=16, block_h=16, bias=True)
+    spec = ShortconvSpec(part="mix_bwd", width=3, dtype="fp32", block_l=16, block_h=16, bias=True)
     choice = Candidate(spec, 0.0, 0.0, parts)
-    ds = torch.empty_like(h)
-    first, second = (kernels.mix_weight_gradients(*dys, h, weight, bias, ds, None, choice) for _ in range(2))
+    first, second = (kernels.mix_gradients(*dys, h, weight, bias, choice=choice) for _ in range(2))
     inputs = high(h, weight, bias)
-    wanted = torch.autograd.grad(mixed(*inputs, None), inputs[1:], [dy.double() for dy in dys])
-    comparison.close(first, torch.cat([wanted[0], wanted[1][:, None]], dim=1))
-    assert torch.equal(first, second)
+    wanted = torch.autograd.grad(mixed(*inputs, None, None), inputs, [dy.double() for dy in dys])
+    for grad, want, again in zip(first, wanted, second, strict=False):
+        comparison.close(grad, want)
+        assert torch.equal(grad, again)
 
 
 @pytest.mark.parametrize("apart", [0, 1, 2])

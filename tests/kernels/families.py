@@ -60,7 +60,7 @@ def specs(limits: DeviceLimits) -> Iterator[TritonSpec]:
     yield turn.candidates(TurnSizes(8, 4096, 768, "bf16"), limits)[0].spec
     yield turn.candidates(TurnSizes(8, 4096, 768, "fp32"), limits)[0].spec
     yield shortconv.candidates(MIXER, limits, "mix")[0].spec
-    yield shortconv.candidates(MIXER, limits, "mix_dw")[0].spec
+    yield shortconv.candidates(MIXER, limits, "mix_bwd")[0].spec
     yield shortconv.candidates(replace(MIXER, width=5), limits, "ds")[0].spec
     plain = replace(MIXER, channels=3 * MIXER.channels)
     yield shortconv.candidates(replace(plain, last_out=True), limits)[0].spec

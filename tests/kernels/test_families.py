@@ -67,7 +67,7 @@ SPECS: list[TritonSpec] = [
     *(
         replace(SHORTCONV, part=part, width=width, masked=masked, bias=bias, taps=min(width, 4))
         for part, width, masked, bias in product(
-            ("fwd", "dw", "mix", "mix_dw", "ds"), (3, 4), ("no", "in", "out"), (False, True)
+            ("fwd", "dw", "mix", "mix_bwd", "ds"), (3, 4), ("no", "in", "out"), (False, True)
         )
     ),
     *(
@@ -140,7 +140,7 @@ def test_there_is_a_kernel_that_fits_for_any_size(limits: Any) -> None:
         for width, part in product((1, 3, 64), ("fwd", "dw", "mix", "ds")):
             found.append(shortconv.candidates(ShortconvSizes(2, size, 50, width, dtype), limits, part))  # type: ignore[arg-type]
         for width in (1, 3, 4):
-            found.append(shortconv.candidates(ShortconvSizes(2, size, 50, width, dtype), limits, "mix_dw"))
+            found.append(shortconv.candidates(ShortconvSizes(2, size, 50, width, dtype), limits, "mix_bwd"))
     for ranked in found:
         assert ranked and [one.seconds for one in ranked] == sorted(one.seconds for one in ranked)
         for one in ranked:

@@ -15,7 +15,7 @@ from m2gen.planner.step import NUMBERS, Arithmetic, Cost, Estimate
 
 LEGEND = (
     "c numbers convolved, w taps, x numbers in, y numbers out, k numbers of filters and biases, e bytes of a number, "
-    "a bytes of a number in the arithmetic, G 1 with a gate, T 1 where the results are turned behind, X rate of "
+    "a bytes of a number in the arithmetic, A passes over what comes in before (offset, mask), G 1 with a gate, T 1 where the results are turned behind, X rate of "
     "multiply-adds from cache, D memory bandwidth, W bandwidth of temporaries, t cost of a call"
 )
 NOTES = (
@@ -40,6 +40,7 @@ class Values(NamedTuple):
     D: Any
     W: Any
     t: Any
+    A: Any = 0
 
 
 def values(problem: ShortconvProblem, limits: DeviceLimits, native: bool) -> Values:
@@ -61,24 +62,25 @@ def values(problem: ShortconvProblem, limits: DeviceLimits, native: bool) -> Val
         D=limits.native_stream(problem.least_bytes) if native else limits.dram_bandwidth,
         W=limits.bandwidth(2 * convolved * wide),
         t=limits.native_call or limits.call_seconds if native else limits.call_seconds,
+        A=int(problem.offset) + int(problem.masked),
     )
 
 
 def native(v: Values, a: Arithmetic) -> Cost:
-    """One generated kernel: what comes in is read once for all taps; a copy that turns the results behind it."""
+    """One generated kernel: what comes in is read once for all taps; copies before it, and one that turns the results."""
     flop = 2 * v.c * v.w + v.G * v.c / 3
     users = v.e * (v.x + v.y + v.k)
-    turned = 2 * v.T * v.e * v.y
-    seconds = flop / v.X + users / v.D + turned / v.W + (1 + v.T) * v.t
-    return Cost(flop, users + turned, 1 + v.T, users + turned / 2, seconds)
+    beside = 2 * v.e * (v.T * v.y + v.A * v.x)
+    seconds = flop / v.X + users / v.D + beside / v.W + (1 + v.T + v.A) * v.t
+    return Cost(flop, users + beside, 1 + v.T + v.A, users + beside / 2, seconds)
 
 
 def library(v: Values, a: Arithmetic) -> Cost:
     """A padded copy of what comes in, a multiply-add over memory for each tap, a copy of the sums; a gate behind."""
     flop = 2 * v.c * v.w + v.G * v.c / 3
     users = v.e * (v.x + v.y + v.k)
-    between = v.a * (v.x + (3 * v.w + 1) * v.c) + v.G * v.e * 5 * v.c / 3
-    calls = v.w + 3 + 2 * v.G
+    between = v.a * (v.x + (3 * v.w + 1) * v.c) + v.G * v.e * 5 * v.c / 3 + 2 * v.A * v.e * v.x
+    calls = v.w + 3 + 2 * v.G + v.A
     return Cost(flop, users + between, calls, users + v.a * (v.x + v.c), users / v.D + between / v.W + calls * v.t)
 
 

@@ -17,6 +17,8 @@ _GRAMMAR = Grammar(
         **{layout.lower(): {"layout": layout} for layout in LAYOUTS},
         "bias": {"bias": True},
         "gated": {"gated": True},
+        "offset": {"offset": True},
+        "masked": {"masked": True},
     },
     required=("n", "h"),
     example="shortconv n=4096 h=768 b=8 width=3 bf16 bias gated blh to=bhl",
@@ -26,7 +28,7 @@ _GRAMMAR = Grammar(
 _NEARNESS = Nearness(
     equal=("layout", "to", "gated"),
     doublings={"n": 0.5, "h": 0.25, "b": 0.25, "width": 0.5},
-    differences={"dtype": 0.25, "bias": 0.05, "out": 0.0},
+    differences={"dtype": 0.25, "bias": 0.05, "offset": 0.05, "masked": 0.1, "out": 0.0},
 )
 
 
@@ -35,7 +37,8 @@ class ShortconvProblem(Problem):
     """y[b, h, i] = bias[h] + sum over the `width` taps w of weight[h, w] x[b, h, i + w - left] with x (b, h, n) and y
     (b, h, out), zeros outside; `left` is of no account. `out` is n where it is not given.
 
-    `gated`: of three streams x (b, 3 h, n) = (x1, x2, v), s the convolution of each, z = s(x1) s(v) and g = s(x2).
+    `gated`: of three streams x (b, 3 h, n) = (x1, x2, v), s the convolution of each, z = s(x1) s(v) and g = s(x2);
+    `offset`: something is added to every sample of a channel first; `masked`: x and s(v) are zero where a mask says no.
     `to` is the results' layout, that of x where it is not given.
     """
 
@@ -51,6 +54,8 @@ class ShortconvProblem(Problem):
     dtype: str = "fp32"
     bias: bool = False
     gated: bool = False
+    offset: bool = False
+    masked: bool = False
     layout: str = "BHL"
     to: str = ""
 
@@ -66,10 +71,13 @@ class ShortconvProblem(Problem):
             object.__setattr__(self, "to", "")
         if self.gated and self.out:
             raise ProblemError(str(self), f"out={self.out}: gated streams are as long as they were", "leave out out=")
+        if not self.gated and (self.offset or self.masked):
+            raise ProblemError(str(self), "offset and masked are of the gated form", "add the word gated")
 
     def __str__(self) -> str:
         words = [self.op, f"n={self.n}", f"h={self.h}", f"b={self.b}", f"width={self.width}"]
         words += [f"out={self.out}"] * bool(self.out) + [self.dtype] + ["bias"] * self.bias + ["gated"] * self.gated
+        words += ["offset"] * self.offset + ["masked"] * self.masked
         words += ["blh"] * (self.layout == "BLH") + [f"to={self.to.lower()}"] * bool(self.to)
         return " ".join(words)
 
@@ -100,7 +108,8 @@ class ShortconvProblem(Problem):
     def of_gradients(self) -> tuple[Problem, ...]:
         """The convolutions of gradients, which lie in memory as they come; behind a gate in the arithmetic's dtype."""
         if self.gated:
-            bare = replace(self, gated=False, bias=False, to="", h=3 * self.h, dtype=DTYPES[self.dtype].compute)
+            words = {"gated": False, "bias": False, "offset": False, "masked": False}
+            bare = replace(self, **words, to="", h=3 * self.h, dtype=DTYPES[self.dtype].compute)
             return (*(replace(self, to=layout) for layout in LAYOUTS), bare)
         bare = replace(self, bias=False, to="")
         back = replace(bare, n=self.outputs, out=self.n)
@@ -112,5 +121,5 @@ class ShortconvProblem(Problem):
 
     @property
     def least_bytes(self) -> int:
-        weights = self.channels * (self.width + self.bias)
+        weights = self.channels * (self.width + self.bias + self.offset)
         return (self.numbers_in + self.numbers_out + weights) * DTYPES[self.dtype].bytes

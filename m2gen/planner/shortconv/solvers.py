@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels import shortconv_cpp
+from m2gen.kernels.shortconv import SUMMED, ShortconvSpec
 from m2gen.kernels.shortconv import WIDEST as WIDEST_FUSED
-from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.shortconv_cpp import ShortconvCppSpec
 from m2gen.kernels.spec import Candidate, recast
 from m2gen.planner.languages import no_cpp, no_triton
@@ -84,7 +84,7 @@ class Fused:
 
     def candidates(self, problem: ShortconvProblem, limits: DeviceLimits) -> Iterator[Plan]:
         sizes = sizes_of(problem)
-        forward, backward = ("mix", "ds") if problem.gated else ("fwd", "dw")
+        forward, backward = ("mix", "mix_bwd" if problem.width <= SUMMED else "ds") if problem.gated else ("fwd", "dw")
         back = tiles.candidates(sizes, limits, backward)[0]  # type: ignore[arg-type]
         for one in tiles.candidates(sizes, limits, forward)[:_MOST]:  # type: ignore[arg-type]
             flop = 2.0 * problem.b * problem.channels * problem.outputs * problem.width
@@ -116,6 +116,8 @@ def sizes_of(problem: ShortconvProblem) -> ShortconvSizes:
         dtype=problem.dtype,
         length_out=problem.outputs,
         bias=problem.bias,
+        masked="in" if problem.masked else "no",
+        offset=problem.offset,
         last_in=problem.layout == "BLH",
         last_out=problem.layout_out == "BLH",
     )

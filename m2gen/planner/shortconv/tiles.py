@@ -17,7 +17,7 @@ _MOST_WARPS = 64  # of a multiprocessor
 _HIDING = 16  # warps of a multiprocessor that hide how long memory takes to answer
 _TILES = ((64, 64), (32, 64), (64, 32), (32, 32), (128, 32), (32, 128), (128, 16), (16, 128), (16, 16), (256, 1))
 _ISSUE = 1.2e9  # a multiprocessor's instructions a second on 32 numbers each: loads, a third of the clock
-_SUMS = 96  # registers of a thread for sums over times
+_LIVE = 160  # registers of a thread for sums over times and for the samples that a tile reads
 _STEPS = 4  # tiles that each part of these sums has at least
 
 
@@ -34,6 +34,7 @@ class ShortconvSizes:
     length_out: int | None = None  # None: as long
     bias: bool = False
     masked: Literal["no", "in", "out"] = "no"
+    offset: bool = False
     last_in: bool = False
     last_out: bool = False
 
@@ -44,7 +45,7 @@ class ShortconvSizes:
 
 def candidates(sizes: ShortconvSizes, limits: DeviceLimits, part: Part = "fwd") -> list[Candidate[ShortconvSpec]]:
     """Kernels for one part, the quickest first. The gradient in x is "fwd" with the taps reversed."""
-    estimate = _gradient if part in ("dw", "mix_dw") else _convolution
+    estimate = _gradient if part in ("dw", "mix_bwd") else _convolution
     return sorted((estimate(sizes, one, limits) for one in _specs(sizes, limits, part)), key=lambda one: one.seconds)
 
 
@@ -62,6 +63,7 @@ def _specs(sizes: ShortconvSizes, limits: DeviceLimits, part: Part) -> Iterator[
             taps=min(sizes.width, 4) if part == "dw" else 1,
             bias=sizes.bias and part != "dw",  # the gradient of a bias is summed in any case
             masked=sizes.masked,
+            offset=sizes.offset and part in ("mix", "mix_bwd", "ds"),
             last=(sizes.last_in, sizes.last_out),
             num_warps=max(1, warps),
         )
@@ -70,8 +72,9 @@ def _specs(sizes: ShortconvSizes, limits: DeviceLimits, part: Part) -> Iterator[
 
 
 def _numbers(width: int, part: Part) -> int:
-    """Numbers of a tile that a thread has: fewer where a sum for every tap of three streams stays in registers."""
-    return min(16, 2 ** int(math.log2(_SUMS / (3 * (width + 1))))) if part == "mix_dw" else 16
+    """Numbers of a tile that a thread has: fewer where a sum for every tap of three streams stays in registers, and the
+    samples of all results that a sample meets."""
+    return min(16, 2 ** int(math.log2(_LIVE / (3 * (width + 2) + 5 * width + 1)))) if part == "mix_bwd" else 16
 
 
 def _pieces(spec: ShortconvSpec, last: bool) -> float:
@@ -101,15 +104,15 @@ def _convolution(sizes: ShortconvSizes, spec: ShortconvSpec, limits: DeviceLimit
 
 def _gradient(sizes: ShortconvSizes, spec: ShortconvSpec, limits: DeviceLimits) -> Candidate[ShortconvSpec]:
     tiles_l, tiles_h = -(-sizes.outputs // spec.block_l), -(-sizes.channels // spec.block_h)
-    mixed = spec.part == "mix_dw"
+    mixed = spec.part == "mix_bwd"
     groups, items = 1 if mixed else -(-spec.width // spec.taps), sizes.batch * tiles_l
     warps = tiles_h * groups * spec.num_warps
     parts = max(1, min(-(-_HIDING * limits.cores // warps), items // _STEPS))
     each, one = DTYPES[sizes.dtype].bytes, float(sizes.batch * sizes.channels)
-    sums = 2 * 4.0 * parts * (3 if mixed else 1) * sizes.channels * (spec.width + 1)
+    sums = 2 * 4.0 * parts * (3 if mixed else 1) * sizes.channels * (spec.sums if mixed else spec.width + 1)
     tensors = one * each * (8 * sizes.length if mixed else groups * (sizes.length + sizes.outputs))
     moved, wide = tensors + sums, tensors * _pieces(spec, sizes.last_in) + sums
-    loads = 3 * spec.width + 5 if mixed else groups * (spec.taps + 1)
+    loads = 7 * spec.width - 2 if mixed else groups * (spec.taps + 1)
     issued = items * tiles_h * spec.block_l * spec.block_h / 32 * loads
     seconds = _seconds(limits, wide, issued, parts * warps) + limits.call_seconds
     return Candidate(spec, seconds, moved, parts)

@@ -5,6 +5,9 @@ Sequences are (B, H, L) with any strides; channels-last is a transposed view.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +18,31 @@ from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.planner.shortconv.steps import LibraryShortconv, NativeShortconv
 from m2gen.runtime.build.cpp_kernel import compile_together, load
 from m2gen.runtime.build.scratch import on_huge_pages
+
+
+class Mixed(NamedTuple):
+    """What the mixer's form reads: h (B, 3 D, L), weight (3 D, W), bias and offset (3 D,), mask (B, L) bool."""
+
+    h: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    offset: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class MixGradients(NamedTuple):
+    """Those in h, weight, bias and offset, None where one was not wanted."""
+
+    h: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    offset: Tensor | None
+
+
+def heard(x: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
+    """x (B, H, L) + offset (H,), zero where the mask (B, L) says no."""
+    x = x if offset is None else x + offset[:, None]
+    return x if mask is None else torch.where(mask[:, None], x, x.new_zeros(()))
 
 
 class LibraryKernel:
@@ -35,11 +63,24 @@ class LibraryKernel:
             sums[:, w] = (padded[..., w : w + dy.shape[2]] * dy).sum((0, 2), dtype=sums.dtype)
         sums[:, self.width] = dy.sum((0, 2), dtype=sums.dtype)
 
-    def mix(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
-        """Fill y (2, B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x = (x1, x2, v) (B, 3 D, L)."""
-        x1, x2, v = self._streams(x, weight, bias)
-        y[0].copy_(x1 * v)
+    def mix(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Fill y (2, B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x + offset = (x1, x2, v), which
+        is (B, 3 D, L); where the mask (B, L) says no, x + offset and s(v) are zero."""
+        x1, x2, v = self._streams(heard(x, offset, mask), weight, bias)
+        y[0].copy_(heard(x1 * v, None, mask))
         y[1].copy_(x2)
+
+    def mix_gradients(self, dy: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor) -> MixGradients | None:
+        """None: they go by way of `behind`."""
+        return None
 
     def behind(self, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
         """Fill ds (B, 3 D, L), in the dtype of the arithmetic, with the gradient behind the convolutions of `mix`."""
@@ -110,16 +151,30 @@ class NativeKernel:
         sums.copy_(_total(parts).t() if self.last else parts)
         return None
 
-    def mix(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
-        """Fill y (2, B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x = (x1, x2, v) (B, 3 D, L)."""
+    def mix(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Fill y (2, B, D, L), see `LibraryKernel.mix`; offset and mask are passes of their own."""
         on_huge_pages(y)
-        x, strides = self._laid(x)
+        x, strides = self._laid(heard(x, offset, mask))
         taps, offset = self._filters(weight, bias)
         into = y if self._dense(y[0]) else self._empty(y.shape, y.dtype)
         pointers = [x.data_ptr(), taps.data_ptr(), 0 if offset is None else offset.data_ptr(), into.data_ptr()]
         self.kernel.run(pointers, self._mixed(strides), self.items, parallel=self.step.parallel)
+        if mask is not None:
+            into[0].masked_fill_(~mask[:, None], 0.0)
         if into is not y:
             y.copy_(into)
+
+    def mix_gradients(self, dy: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor) -> MixGradients | None:
+        """None: they go by way of `behind`."""
+        return None
 
     def behind(self, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
         """Fill ds (B, 3 D, L), in the dtype of the arithmetic, with the gradient behind the convolutions of `mix`."""

@@ -6,6 +6,7 @@ either side. Compiled and interpreted, not yet run on a device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import M2GenError
-from m2gen.kernels.shortconv import SUMMED, WIDEST, Part, ShortconvSpec
+from m2gen.kernels.shortconv import WIDEST, Part, ShortconvSpec
 from m2gen.kernels.spec import Candidate
 from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.planner.shortconv.steps import FusedShortconv
 from m2gen.planner.shortconv.tiles import ShortconvSizes, candidates
 from m2gen.runtime.bindings.blockdiag_triton import add_parts
+from m2gen.runtime.bindings.shortconv import Mixed, MixGradients
 from m2gen.runtime.build.limits import live
 from m2gen.runtime.build.triton_kernel import DTYPES, emulated, launch
 
@@ -46,13 +48,31 @@ class FusedKernel:
         choice = Candidate(self.step.back, 0.0, 0.0, self.step.parts_of_times)
         weight_gradients(dy, x, sums.shape[1] - 1, left, None, choice, sums)
 
-    def mix(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    def mix(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
         """Fill y (2, B, D, L) with s(x1) s(v) and s(x2)."""
-        mix(x, weight, bias, None, (y[0], y[1]), self.step.spec)
+        mix(x, weight, bias, mask, (y[0], y[1]), self.step.spec, offset)
+
+    def mix_gradients(self, dy: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor) -> MixGradients | None:
+        """Those of `mix`, that in h to `dh`; None where its filters have more taps than one kernel has registers for:
+        they go by way of `behind`."""
+        back = self.step.back
+        if back.part != "mix_bwd":
+            return None
+        choice = Candidate(back, 0.0, 0.0, self.step.parts_of_times)
+        dh = dh if wanted[0] else torch.empty_like(mixed.h)  # the kernel writes it in any case
+        return mix_gradients(dy[0], dy[1], *mixed, wanted=wanted, dh=dh, choice=choice)
 
     def behind(self, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
         """Fill ds (B, 3 D, L), float32, with the gradient behind the convolutions."""
-        _mixed("ds", x, weight, bias, None, dy[0], dy[1], ds, self.step.back)
+        _mixed("ds", Mixed(x, weight, bias), dy[0], dy[1], ds)
 
 
 def convolve(
@@ -138,16 +158,17 @@ def mix(
     mask: Tensor | None = None,
     out: tuple[Tensor, Tensor] | None = None,
     spec: ShortconvSpec | None = None,
+    offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """z = s(x1) * s(v), g = s(x2) for h = (x1, x2, v) (B, 3 D, L), s the causal convolution with weight (3 D, W), bias.
+    """z = s(x1) * s(v), g = s(x2) for h + offset = (x1, x2, v), s the causal convolution with weight and bias.
 
-    mask (B, L) bool, true at real times: elsewhere h and s(v) count as zero. z, g: (B, D, L), any strides (`out`), by
-    default with neighbours in time.
+    Shapes as `Mixed` says. The mask is true at real times: elsewhere h + offset and s(v) count as zero. z, g: (B, D,
+    L), any strides (`out`), by default with neighbours in time.
     """
     batch, channels, length = h.shape[0], h.shape[1] // 3, h.shape[2]
     z, g = (h.new_empty((batch, channels, length)) for _ in range(2)) if out is None else out
     if z.numel():
-        _mixed("mix", h, weight, bias, mask, z, g, z, spec)
+        _mixed("mix", Mixed(h, weight, bias, offset, mask), z, g, z, spec)
     return z, g
 
 
@@ -157,54 +178,34 @@ def mix_gradients(
     h: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    offset: Tensor | None = None,
     mask: Tensor | None = None,
-    wanted: tuple[bool, bool, bool] = (True, True, True),
+    wanted: Sequence[bool] = (True, True, True, True),
     dh: Tensor | None = None,
-) -> Gradients:
-    """Those of `mix` in h (to `dh`, by default laid out like h), weight and bias, each where it is wanted.
-
-    First the gradient behind the convolutions, which are computed again; then as of any convolution. For short filters
-    the first kernel has the sums of weight and bias as well.
-    """
-    dz, dg, width = dz.resolve_neg(), dg.resolve_neg(), weight.shape[1]
-    of_bias = wanted[2] and bias is not None
-    summed = width <= SUMMED and h.numel() > 0 and (wanted[1] or of_bias)
-    # where another kernel sums it, in float32: rounded terms of a sum that cancels are felt in it
-    ds = torch.empty_like(h, dtype=h.dtype if summed else torch.float32)
-    if not summed:
-        if ds.numel():
-            _mixed("ds", h, weight, bias, mask, dz, dg, ds)
-        return gradients(ds, h, weight, bias is not None, mask=mask, wanted=wanted, dx=dh)
-    sums = mix_weight_gradients(dz, dg, h, weight, bias, ds, mask)
-    dx = gradients(ds, h, weight, False, mask=mask, wanted=(wanted[0], False, False), dx=dh).x
-    return Gradients(dx, sums[:, :width] if wanted[1] else None, sums[:, width] if of_bias else None)
-
-
-def mix_weight_gradients(
-    dz: Tensor,
-    dg: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ds: Tensor,
-    mask: Tensor | None = None,
     choice: Candidate[ShortconvSpec] | None = None,
-) -> Tensor:
-    """(3 D, W + 1): the sums of every tap and, last, of the bias, for at most SUMMED taps; the gradient behind the
-    convolutions to ds. h is not empty."""
+) -> MixGradients:
+    """Those of `mix` in h (to `dh`, by default laid out like h), weight, bias and offset, each where it is wanted: one
+    kernel, and one that adds its sums. For at most SUMMED taps, h not empty."""
+    mixed, dz, dg = Mixed(h, weight, bias, offset, mask), dz.resolve_neg(), dg.resolve_neg()
     batch, channels, length = dz.shape
     width = weight.shape[1]
+    dh = torch.empty_like(h) if dh is None else dh
     if choice is None:
-        choice = _choice("mix_dw", h, dz, width, bias is not None, "no" if mask is None else "in")
-    parts = choice.parts
-    total = h.new_empty((3 * channels, width + 1))
-    sums = h.new_empty((parts, 3 * channels, width + 1), dtype=torch.float32) if parts > 1 else total
-    programs = -(-channels // choice.spec.block_h) * parts
-    counts = (batch * -(-length // choice.spec.block_l), parts)
-    _launch_mixed(choice.spec, programs, h, weight, bias, mask, (dz, dg, ds, sums), counts)
+        choice = _choice("mix_bwd", h, dz, width, bias is not None, "no" if mask is None else "in", offset is not None)
+    spec, parts = choice.spec, choice.parts
+    total = h.new_empty((3 * channels, spec.sums), dtype=torch.float32)
+    sums = total.new_empty((parts, 3 * channels, spec.sums)) if parts > 1 else total
+    programs = -(-channels // spec.block_h) * parts
+    counts = (batch * -(-length // spec.block_l), parts)
+    _launch_mixed(spec, programs, mixed, (dz, dg, dh, sums), counts)
     if parts > 1:
         add_parts(sums, total)
-    return total
+    return MixGradients(
+        dh if wanted[0] else None,
+        total[:, :width].to(weight.dtype) if wanted[1] else None,
+        total[:, width].to(bias.dtype) if wanted[2] and bias is not None else None,
+        total[:, width + 1].to(offset.dtype) if wanted[3] and offset is not None else None,
+    )
 
 
 def _convolve(
@@ -238,43 +239,32 @@ def _convolve(
     return y
 
 
-def _mixed(
-    part: Part,
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    z: Tensor,
-    g: Tensor,
-    y: Tensor,
-    spec: ShortconvSpec | None = None,
-) -> None:
+def _mixed(part: Part, mixed: Mixed, z: Tensor, g: Tensor, y: Tensor, spec: ShortconvSpec | None = None) -> None:
     """ "mix" writes z and g, "ds" reads them as gradients and writes y."""
+    h, weight, bias, offset, mask = mixed
     _check(weight.shape[1])
     batch, channels, length = z.shape
     if spec is None:
-        spec = _choice(part, h, z, weight.shape[1], bias is not None, "no" if mask is None else "in").spec
+        masked = "no" if mask is None else "in"
+        spec = _choice(part, h, z, weight.shape[1], bias is not None, masked, offset is not None).spec
     programs = batch * -(-length // spec.block_l) * -(-channels // spec.block_h)
-    _launch_mixed(spec, programs, h, weight, bias, mask, (z, g, y))
+    _launch_mixed(spec, programs, mixed, (z.resolve_neg(), g.resolve_neg(), y))
 
 
 def _launch_mixed(
     spec: ShortconvSpec,
     programs: int,
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
+    mixed: Mixed,
     others: tuple[Tensor, ...],
     counts: tuple[int, ...] = (),
 ) -> None:
     """`others`: z, g, y, and the sums where the kernel has some."""
-    h, weight = h.resolve_neg(), weight.resolve_neg()
-    heard, strides = _mask(mask, h)
-    offset = weight if bias is None else bias.resolve_neg().contiguous()
+    h, weight = mixed.h.resolve_neg(), mixed.weight.resolve_neg()
+    heard, strides = _mask(mixed.mask, h)
+    bias, offset = (weight if t is None else t.resolve_neg().contiguous() for t in (mixed.bias, mixed.offset))
     sizes = (others[0].shape[1], h.shape[2], weight.shape[1] - 1, *counts)
     strides = (*h.stride(), *weight.stride(), *strides, *(s for other in others[:3] for s in other.stride()))
-    launch(_here(spec, h), programs, h, weight, offset, heard, *others, *sizes, *strides)
+    launch(_here(spec, h), programs, h, weight, bias, offset, heard, *others, *sizes, *strides)
 
 
 def _check(width: int) -> None:
@@ -293,7 +283,9 @@ def _here(spec: ShortconvSpec, *tensors: Tensor) -> ShortconvSpec:
     return replace(spec, emulated=True) if any(emulated(x.dtype) for x in tensors) else spec
 
 
-def _choice(part: Part, x: Tensor, y: Tensor, width: int, bias: bool, masked: str) -> Candidate[ShortconvSpec]:
+def _choice(
+    part: Part, x: Tensor, y: Tensor, width: int, bias: bool, masked: str, offset: bool = False
+) -> Candidate[ShortconvSpec]:
     """The kernel that is expected to be the fastest, for x in and y out."""
     sizes = ShortconvSizes(
         batch=y.shape[0],
@@ -304,6 +296,7 @@ def _choice(part: Part, x: Tensor, y: Tensor, width: int, bias: bool, masked: st
         length_out=y.shape[2],
         bias=bias,
         masked=masked,  # type: ignore[arg-type]
+        offset=offset,
         last_in=_last(x),
         last_out=_last(y),
     )
