@@ -2,8 +2,9 @@
 
 y[b, h, i] = bias[h] + sum over w of weight[h, w] x[b, h, i + w - left], zeros outside; any strides on either side, so
 that a tensor whose channels are neighbours comes out with neighbours in time, or the other way round. The mixer's form
-takes h = (x1, x2, v) along the channels: z = s(x1) s(v) and g = s(x2), s the convolution of each stream's own filters; an
-offset that every sample of h still lacks, the bias of the projection before, is added where h is read. The gradient in x is the same kernel with the taps reversed. Compiled and interpreted, not yet run on a device.
+takes h = (x1, x2, v) along the channels: z = s(x1) s(v) and g = s(x2), s the convolution of each stream's own filters;
+an offset that every sample of h still lacks, the bias of the projection before, is added where h is read. The gradient
+in x is the same kernel with the taps reversed. Compiled and interpreted, not yet run on a device.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class ShortconvSpec:
     def name(self) -> str:
         """For example shortconv_mix_w3_bf16_l64_h64_t1_bias_masked_in_blh_bhl_w4."""
         words = [self.part, f"w{self.width}", self.dtype, f"l{self.block_l}", f"h{self.block_h}", f"t{self.taps}"]
-        words += ["bias"] * self.bias + ["offset"] * self.offset + ([] if self.masked == "no" else ["masked", self.masked])
+        words += (
+            ["bias"] * self.bias + ["offset"] * self.offset + ([] if self.masked == "no" else ["masked", self.masked])
+        )
         layouts = ["blh" if last else "bhl" for last in self.last]
         return "_".join(["shortconv", *words, *layouts, *["emulated"] * self.emulated, f"w{self.num_warps}"])
 

@@ -365,10 +365,11 @@ def padding_mask(op: str, mask: object, shape: tuple[int, int], like: Tensor) ->
     do = f"give a dense bool tensor (batch, length) = {shape}, true at real positions"
     if not isinstance(mask, Tensor):
         raise ProblemError(f"{op}: mask", f"found a {type(mask).__name__}", do)
+    if mask.layout is not torch.strided or mask.is_nested:
+        found = "it is a nested tensor" if mask.is_nested else f"its layout is {mask.layout}"
+        raise ProblemError(f"{op}: mask", found, do)
     if mask.dtype != torch.bool or not _fits(mask.shape, shape):
         raise ProblemError(f"{op}: mask", f"it is {tuple(mask.shape)} {mask.dtype}", do)
-    if mask.layout is not torch.strided or mask.is_nested:
-        raise ProblemError(f"{op}: mask", f"its layout is {mask.layout}", do)
     same_device(op, "mask", mask, like)
 
 

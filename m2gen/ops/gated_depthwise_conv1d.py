@@ -136,9 +136,7 @@ def _unfold(t: Tensor, size: int, at: int) -> Tensor:
 
 
 def _samples(in_dims: tuple[Any, ...], args: tuple[Any, ...], size: int) -> list[list[Any]]:
-    return [
-        [a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)] for i in range(size)
-    ]
+    return [[a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)] for i in range(size)]
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -227,10 +225,11 @@ def _bwd_composed(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
     if needs[1] or needs[2]:
         sums = depthwise_conv1d_dw_op(heard, ds, width, width - 1, 0)
         found[1], found[2] = sums[:, :width], sums[:, width]
-    of = (*tensors[:4],)
+    there = [need and t is not None for t, need in zip(tensors[:4], needs, strict=True)]
+    empty = tensors[0].new_empty(0)
     return tuple(
-        grad.to(t.dtype) if need and t is not None else grad.new_empty(0, dtype=tensors[0].dtype if t is None else t.dtype)
-        for grad, t, need in zip(found, of, needs, strict=True)
+        grad.to(t.dtype) if is_ else empty if t is None else empty.to(t.dtype)
+        for grad, t, is_ in zip(found, tensors[:4], there, strict=True)
     )
 
 

@@ -330,7 +330,7 @@ def _gradients_behind(kernel: Any, dy: Tensor, mixed: Mixed, needs: Sequence[boo
     """By the gradient behind the convolutions, in the dtype of the arithmetic, and then as of any convolution."""
     x, weight, bias, offset, mask = mixed
     width, x = weight.shape[1], heard(x, offset, mask)
-    batch, channels, length = x.shape
+    channels, length = x.shape[1:]
     strides = (channels * length, 1, channels) if channels_last(x) else (channels * length, length, 1)
     ds = x.new_empty_strided(x.shape, strides, dtype=torch.promote_types(x.dtype, torch.float32))
     if mask is not None:
@@ -356,9 +356,7 @@ def mixed_problem(
     x: Tensor, last: bool, width: int, bias: bool, offset: bool = False, masked: bool = False
 ) -> ShortconvProblem:
     """The problem that x (B, 3 D, L) and results with neighbouring channels, or times, pose."""
-    return shortconv_problem(
-        x.shape, x.shape[2], width, x.dtype, bias, channels_last(x), last, True, offset, masked
-    )
+    return shortconv_problem(x.shape, x.shape[2], width, x.dtype, bias, channels_last(x), last, True, offset, masked)
 
 
 def _of_mixed(

@@ -325,7 +325,10 @@ def _trained(problem: Problem) -> set[Problem]:
             x, weight = normal(problem.b, *shape), normal(channels, problem.width)
             bias, layout = normal(channels) if problem.bias else None, problem.layout
             if problem.gated:
-                z, g = gated_depthwise_conv1d(x, weight, bias, layout=layout, to=problem.to or layout)
+                offset = normal(channels) if problem.offset else None
+                mask = torch.ones(problem.b, problem.n, dtype=torch.bool) if problem.masked else None
+                to = problem.to or layout
+                z, g = gated_depthwise_conv1d(x, weight, bias, layout=layout, to=to, offset=offset, mask=mask)
                 y = z + g
             else:
                 y = m2gen.depthwise_conv1d(x, weight, bias, padding="causal", layout=layout)
@@ -345,6 +348,7 @@ def _trained(problem: Problem) -> set[Problem]:
         "shortconv n=40 h=8 b=2 width=3 bf16 bias gated",
         "shortconv n=40 h=8 b=2 width=3 gated blh to=bhl",
         "shortconv n=40 h=8 b=2 width=3 bias gated blh",
+        "shortconv n=40 h=8 b=2 width=3 bf16 bias gated offset masked blh",
     ],
 )
 def test_a_problems_gradients_are_compiled_with_it(text: str) -> None:

@@ -26,6 +26,7 @@ import m2gen
 import m2gen.ops.depthwise_conv1d
 import m2gen.ops.fftconv
 import m2gen.ops.monarch_matmul
+import m2gen.ops.turn
 from m2gen.errors import M2GenError
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 from m2gen.ops.gate import gated
@@ -63,10 +64,10 @@ def public(name: str, draw: Draw) -> Function | None:
             return torch.ops.m2gen.depthwise_conv1d(x, weight, bias, left, right)
         return m2gen.depthwise_conv1d(x, weight, bias, padding)
 
-    def streams(x: Any, weight: Any, bias: Any, last: Any) -> Any:
+    def streams(x: Any, weight: Any, bias: Any, last: Any, offset: Any, mask: Any) -> Any:
         if not isinstance(last, bool):
-            return torch.ops.m2gen.gated_depthwise_conv1d(x, weight, bias, last)
-        z, g = gated_depthwise_conv1d(x, weight, bias, to="BLH" if last else "BHL")
+            return torch.ops.m2gen.gated_depthwise_conv1d(x, weight, bias, last, offset, mask)
+        z, g = gated_depthwise_conv1d(x, weight, bias, to="BLH" if last else "BHL", offset=offset, mask=mask)
         return torch.stack([z.transpose(1, 2), g.transpose(1, 2)] if last else [z, g])
 
     def product(x: Any, weight: Any, bias: Any, residual: Any) -> Any:
@@ -97,6 +98,10 @@ def tensors(value: Any) -> list[Tensor]:
     return [x for one in value for x in tensors(one)] if isinstance(value, list | tuple) else []
 
 
+def floating(value: Any) -> list[Tensor]:
+    return [x for x in tensors(value) if x.is_floating_point()]
+
+
 def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, list | tuple):
         return [mapped(one, function) for one in value]
@@ -114,9 +119,13 @@ def after_autocast(name: str, args: list[Any], dtype: torch.dtype | None) -> lis
 
 def exact(name: str, args: list[Any], change: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[list[Any], list[Any]]:
     """Leaves in float64 and the reference's results of them."""
-    leaves = mapped(args, lambda x: change(x.detach().double()).clone().requires_grad_())
+    leaves = mapped(args, lambda x: _leaf_of(x, change))
     found = REFERENCES[name](*leaves, magnitudes=change is torch.abs)
     return leaves, list(found) if isinstance(found, tuple) else [found]
+
+
+def _leaf_of(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(x.detach().double()).clone().requires_grad_() if x.is_floating_point() else x
 
 
 def close(found: Tensor, wanted: Tensor, scale: Tensor, terms: int, dtype: torch.dtype) -> None:
@@ -125,7 +134,7 @@ def close(found: Tensor, wanted: Tensor, scale: Tensor, terms: int, dtype: torch
 
 
 def coarsest(args: list[Any], *more: Tensor) -> torch.dtype:
-    floats = [x.dtype for x in [*tensors(args), *more]]
+    floats = [x.dtype for x in floating([*args, *more])]
     return max(floats, key=lambda dtype: torch.finfo(dtype).eps)
 
 
@@ -147,12 +156,12 @@ def compare(name: str, args: list[Any], seen: list[Any], y: list[Tensor], backwa
     grads = torch.autograd.grad(y, inputs, dy, allow_unused=True)
     dys = [one.double() for one in dy if one.numel()] if len(kept) != len(y) else [one.double() for one in dy]
     at = [wanted[i] for i in kept], [scales[i] for i in kept]
-    wants = torch.autograd.grad(at[0], tensors(leaves), dys, allow_unused=True, materialize_grads=True)
+    wants = torch.autograd.grad(at[0], floating(leaves), dys, allow_unused=True, materialize_grads=True)
     sizes = torch.autograd.grad(
-        at[1], tensors(sizes), [one.abs() for one in dys], allow_unused=True, materialize_grads=True
+        at[1], floating(sizes), [one.abs() for one in dys], allow_unused=True, materialize_grads=True
     )
     wants, sizes = (
-        [one for one, x in zip(some, tensors(args), strict=True) if x.requires_grad] for some in (wants, sizes)
+        [one for one, x in zip(some, floating(args), strict=True) if x.requires_grad] for some in (wants, sizes)
     )
     for x, found, want, size in zip(inputs, grads, wants, sizes, strict=True):
         if found is None:

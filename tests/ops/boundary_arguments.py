@@ -19,7 +19,8 @@ CAST = {
     "blockdiag_epilogue": (0, 1, 2, 3),
     "monarch_matmul": (0, 1),
     "depthwise_conv1d": (0, 1, 2),
-    "gated_depthwise_conv1d": (0, 1, 2),
+    "gated_depthwise_conv1d": (0, 1, 2, 4),
+    "turn": (0,),
 }
 
 
@@ -98,13 +99,26 @@ def streams(draw: Draw) -> list[Any]:
     return [x, draw.tensor(x.shape[1], width, dtype=dtype), draw.maybe(x.shape[1], dtype=dtype)]
 
 
+def heard(draw: Draw, x: Tensor) -> list[Any]:
+    """Offset and mask."""
+    mask = torch.rand(x.shape[0], x.shape[2]) < 0.7
+    return [draw.maybe(x.shape[1], dtype=x.dtype), mask if draw.chance(0.5) else None]
+
+
 def gated_depthwise_conv1d(draw: Draw) -> list[Any]:
-    return [*streams(draw), draw.chance(0.5)]
-
-
-def gated_depthwise_conv1d_ds(draw: Draw) -> list[Any]:
     x, *filters = streams(draw)
-    return [draw.tensor(2, x.shape[0], x.shape[1] // 3, x.shape[2], dtype=x.dtype), x, *filters]
+    return [x, *filters, draw.chance(0.5), *heard(draw, x)]
+
+
+def gated_depthwise_conv1d_bwd(draw: Draw) -> list[Any]:
+    x, *filters = streams(draw)
+    dy = draw.tensor(2, x.shape[0], x.shape[1] // 3, x.shape[2], dtype=x.dtype)
+    return [dy, x, *filters, *heard(draw, x), [draw.chance(0.7) for _ in range(4)]]
+
+
+def turn(draw: Draw) -> list[Any]:
+    x = draw.tensor(draw.size(1, 3), draw.size(5, 40), draw.size(2, 20), dtype=draw.one(DTYPES))
+    return [x, draw.chance(0.5)]
 
 
 def rows(draw: Draw) -> tuple[int, ...]:
@@ -158,7 +172,7 @@ BUILDERS = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_epilogue,
-        blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds, monarch_matmul,
-        monarch_backward,
+        blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_bwd, monarch_matmul,
+        monarch_backward, turn,
     )
 }  # fmt: skip

@@ -54,14 +54,27 @@ def depthwise_conv1d_dw(x: Tensor, dy: Tensor, width: int, left: int, right: int
     return torch.stack([*sums, dy.sum((0, 2))], 1)
 
 
-def gated_depthwise_conv1d(x: Tensor, weight: Tensor, bias: Any, last: bool, magnitudes: bool) -> Tensor:
-    x1, x2, v = depthwise_conv1d(x, weight, bias, weight.shape[1] - 1, 0, magnitudes).chunk(3, 1)
-    return torch.stack([x1 * v, x2])
+def gated_depthwise_conv1d(
+    x: Tensor, weight: Tensor, bias: Any, last: bool, offset: Any, mask: Any, magnitudes: bool
+) -> Tensor:
+    x = x if offset is None else x + offset[:, None]
+    there = torch.ones(()) if mask is None else mask[:, None]
+    x1, x2, v = depthwise_conv1d(x * there, weight, bias, weight.shape[1] - 1, 0, magnitudes).chunk(3, 1)
+    return torch.stack([x1 * v * there, x2])
 
 
-def gated_depthwise_conv1d_ds(dy: Tensor, x: Tensor, weight: Tensor, bias: Any, magnitudes: bool) -> Tensor:
-    x1, _, v = depthwise_conv1d(x, weight, bias, weight.shape[1] - 1, 0, magnitudes).chunk(3, 1)
-    return torch.cat([dy[0] * v, dy[1], dy[0] * x1], 1)
+def gated_depthwise_conv1d_bwd(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Any, offset: Any, mask: Any, needs: list[bool], magnitudes: bool
+) -> tuple[Tensor, ...]:
+    def call(x: Tensor, weight: Tensor, bias: Any, offset: Any) -> Tensor:
+        return gated_depthwise_conv1d(x, weight, bias, False, offset, mask, magnitudes)
+
+    inputs = [x, weight, bias, offset]
+    return gradients(call(*inputs), inputs, dy, needs)
+
+
+def turn(x: Tensor, first: bool, magnitudes: bool) -> Tensor:
+    return x.transpose(1, 2)
 
 
 def blockdiag_linear(x: Tensor, weight: Tensor, bias: Any, residual: Any, magnitudes: bool) -> Tensor:
@@ -125,7 +138,7 @@ REFERENCES = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_epilogue,
-        blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds, monarch_matmul,
-        monarch_backward,
+        blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_bwd, monarch_matmul,
+        monarch_backward, turn,
     )
 }  # fmt: skip

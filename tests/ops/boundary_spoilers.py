@@ -58,7 +58,7 @@ def backwards(draw: Draw, x: Tensor) -> Tensor:
 
 
 def negative(draw: Draw, x: Tensor) -> Tensor:
-    return torch._neg_view(x)
+    return torch._neg_view(x) if x.is_floating_point() else x
 
 
 def imaginary(draw: Draw, x: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from m2gen.ops.blockdiag_linear import blockdiag_glu, blockdiag_outer_op
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op
 from m2gen.ops.gate import gated, gated_bwd_op
-from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d, gated_depthwise_conv1d_ds_op
+from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d, gated_depthwise_conv1d_bwd_op
 from m2gen.ops.monarch_matmul import monarch_backward_op
+from m2gen.ops.turn import turn
 from m2gen.planner.fftconv.problem import MODES
 from m2gen.reference.fftconv import lag_weights
 
@@ -150,14 +151,22 @@ def streams(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
     return y.chunk(3, 1)
 
 
-def mixed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    x1, x2, v = streams(x, weight, bias)
-    return torch.stack([x1 * v, x2])
+MASK = torch.tensor([[True, False, True]])
 
 
-def mixed_ds(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    x1, _, v = streams(x, weight, bias)
-    return torch.cat([dy[0] * v, dy[1], dy[0] * x1], 1)
+def mixed(x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
+    x1, x2, v = streams((x + offset[:, None]) * MASK, weight, bias)
+    return torch.stack([x1 * v * MASK, x2])
+
+
+def mixed_bwd(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
+    _, back = vjp(mixed, x, weight, bias, offset)
+    return torch.cat([one.flatten() for one in back(dy)])
+
+
+def mixed_bwd_found(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
+    found = gated_depthwise_conv1d_bwd_op(dy, x, weight, bias, offset, MASK, [True] * 4)
+    return torch.cat([one.flatten() for one in found])
 
 
 def monarch(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -192,13 +201,17 @@ CASES: dict[str, Callable[[], Case]] = {
         lambda x, dy: depthwise_conv1d_dw_op(x, dy, 3, 1, 1), short_dw, {"x": normal(2, 2, 4), "dy": normal(2, 2, 4)}
     ),
     "gated_depthwise_conv1d": lambda: (
-        lambda x, weight, bias: torch.stack(gated_depthwise_conv1d(x, weight, bias)), mixed,
-        {"x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3)},
+        lambda x, weight, bias, offset: torch.stack(
+            gated_depthwise_conv1d(x, weight, bias, offset=offset, mask=MASK)
+        ), mixed,
+        {"x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3), "offset": normal(3)},
     ),
-    "gated_depthwise_conv1d_ds": lambda: (
-        gated_depthwise_conv1d_ds_op, mixed_ds,
-        {"dy": normal(2, 1, 1, 3), "x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3)},
+    "gated_depthwise_conv1d_bwd": lambda: (
+        mixed_bwd_found, mixed_bwd,
+        {"dy": normal(2, 1, 1, 3), "x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3),
+         "offset": normal(3)},
     ),
+    "turn": lambda: (lambda x: turn(x, True), lambda x: x.transpose(1, 2), {"x": normal(2, 3, 4)}),
     "blockdiag_linear": lambda: (
         lambda x, weight, bias, residual: m2gen.blockdiag_linear(x, weight, bias, None, residual),
         lambda x, weight, bias, residual: blockdiag(x, weight, bias) + residual,

@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from m2gen.errors import ProblemError
 from m2gen.ops.gated_depthwise_conv1d import (
     gated_depthwise_conv1d,
-    gated_depthwise_conv1d_ds_op,
+    gated_depthwise_conv1d_bwd_op,
     gated_depthwise_conv1d_op,
 )
 from m2gen.runtime import executor
@@ -76,34 +76,79 @@ def test_without_a_compiler_the_result_is_the_same(monkeypatch: pytest.MonkeyPat
         compare((2, 5, 40), 3, True, layouts, dtype)
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_derivatives(last: bool) -> None:
-    x, weight, bias = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in ((2, 6, 5), (6, 3), (6,)))
+def heard(masked: bool) -> Tensor | None:
+    return torch.tensor([[True, True, False, True, True], [False, True, True, True, False]]) if masked else None
 
-    def call(*args: Tensor) -> Tensor:
-        y: Tensor = gated_depthwise_conv1d_op(*args, last)
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_derivatives(last: bool, masked: bool) -> None:
+    sizes, mask = ((2, 6, 5), (6, 3), (6,), (6,)), heard(masked)
+    args = tuple(torch.randn(s, dtype=torch.float64).requires_grad_() for s in sizes)
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
+        y: Tensor = gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask)
         return y
 
-    assert gradcheck(call, (x, weight, bias), check_forward_ad=True, check_batched_grad=True)
-    assert gradgradcheck(call, (x, weight, bias), check_fwd_over_rev=True)
-    torch.library.opcheck(gated_depthwise_conv1d_op, (x, weight, bias, last))
+    assert gradcheck(call, args, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(call, args, check_fwd_over_rev=True)
+    torch.library.opcheck(gated_depthwise_conv1d_op, (*args[:3], last, args[3], mask))
     dy = torch.randn(2, 2, 2, 5, dtype=torch.float64)
-    torch.library.opcheck(gated_depthwise_conv1d_ds_op, (dy, x, weight, bias))
+    torch.library.opcheck(gated_depthwise_conv1d_bwd_op, (dy, *args, mask, [True, True, False, True]))
 
 
-@pytest.mark.parametrize("dims", [dims for dims in product((0, None), repeat=3) if any(d == 0 for d in dims)], ids=str)
-def test_vmap(dims: tuple[int | None, ...]) -> None:
-    every = torch.randn(4, 2, 6, 5), torch.randn(4, 6, 3), torch.randn(4, 6)
+@pytest.mark.parametrize("own_mask", [False, True])
+@pytest.mark.parametrize("dims", [dims for dims in product((0, None), repeat=4) if any(d == 0 for d in dims)], ids=str)
+def test_vmap(dims: tuple[int | None, ...], own_mask: bool) -> None:
+    """Every operand one for all samples or one for each; the mask, too."""
+    every = torch.randn(4, 2, 6, 5), torch.randn(4, 6, 3), torch.randn(4, 6), torch.randn(4, 6)
+    mask, of_mask = (torch.rand(4, 2, 5) < 0.7, 0) if own_mask else (heard(True), None)
     args = [t if d == 0 else t[0] for t, d in zip(every, dims, strict=True)]
     rows = [[t[i] if d == 0 else t for t, d in zip(args, dims, strict=True)] for i in range(4)]
+    masks = [mask[i] if of_mask == 0 else mask for i in range(4)]
     dy = torch.randn(4, 2, 2, 2, 5)
     for last in (False, True):
-        found = torch.vmap(lambda *a, last=last: gated_depthwise_conv1d_op(*a, last), in_dims=dims)(*args)
-        torch.testing.assert_close(found, torch.stack([gated_depthwise_conv1d_op(*row, last) for row in rows]))
-    found = torch.vmap(gated_depthwise_conv1d_ds_op, in_dims=(0, *dims))(dy, *args)
-    torch.testing.assert_close(
-        found, torch.stack([gated_depthwise_conv1d_ds_op(d, *row) for d, row in zip(dy, rows, strict=True)])
+
+        def call(x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor, mask: Tensor, last: bool = last) -> Tensor:
+            y: Tensor = gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask)
+            return y
+
+        found = torch.vmap(call, in_dims=(*dims, of_mask))(*args, mask)
+        torch.testing.assert_close(found, torch.stack([call(*row, m) for row, m in zip(rows, masks, strict=True)]))
+    wanted = [True, True, True, True]
+    grads = torch.vmap(lambda *a: gated_depthwise_conv1d_bwd_op(*a, wanted), in_dims=(0, *dims, of_mask))(
+        dy, *args, mask
     )
+    each = [gated_depthwise_conv1d_bwd_op(d, *row, m, wanted) for d, row, m in zip(dy, rows, masks, strict=True)]
+    for grad, one in zip(grads, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(grad, torch.stack(one))
+
+
+def test_offset_and_mask_are_what_is_done_before_and_behind() -> None:
+    """On every way of doing it; what stands at masked positions is not heard, nor has it a gradient."""
+    for layout, dtype, compiled in product(("BHL", "BLH"), (torch.float32, torch.bfloat16), (True, False)):
+        x, weight, bias, offset = (torch.randn(s).to(dtype) for s in ((2, 24, 5), (24, 3), (24,), (24,)))
+        mask = heard(True)
+        whole = (x + offset[:, None]) * mask[:, None]
+        spoilt = x.masked_fill(~mask[:, None], float("nan")).requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            if not compiled:
+                live = executor.live
+                patch.setattr(executor, "live", lambda device, live=live: replace(live(device), languages=()))
+            turned = (lambda t: t.transpose(1, 2).contiguous()) if layout == "BLH" else (lambda t: t)
+            wanted = gated_depthwise_conv1d(turned(whole), weight, bias, layout)
+            found = gated_depthwise_conv1d(turned(spoilt), weight, bias, layout, offset=offset, mask=mask)
+            there = mask[:, None] if layout == "BHL" else mask[:, :, None]
+            assert torch.equal(found[0], wanted[0] * there) and torch.equal(found[1], wanted[1])
+            (grad,) = torch.autograd.grad(sum(one.float().sum() for one in found), spoilt)
+        assert grad.isfinite().all() and not grad[~mask[:, None].expand_as(grad)].any()
+
+
+def test_rows_that_lie_channel_by_channel_stay_so() -> None:
+    x, weight = torch.randn(12, 3, 40).transpose(0, 1), torch.randn(12, 3)
+    z, g = gated_depthwise_conv1d(x, weight)
+    wanted = gated_depthwise_conv1d(x.contiguous(), weight)
+    assert z.stride() == g.stride() == (40, 120, 1) and torch.equal(z, wanted[0]) and torch.equal(g, wanted[1])
 
 
 def test_a_result_has_the_same_bits_in_any_company() -> None:
@@ -124,3 +169,8 @@ def test_what_does_not_fit_is_refused() -> None:
         gated_depthwise_conv1d(torch.randn(2, 9, 5), weight)
     with pytest.raises(ProblemError, match="layout"):
         gated_depthwise_conv1d(torch.randn(2, 9, 5), torch.randn(9, 3), layout="LBH")
+    for mask in (torch.ones(2, 5), torch.ones(2, 4, dtype=torch.bool), [True]):
+        with pytest.raises(ProblemError, match=r"mask.*true at real positions"):
+            gated_depthwise_conv1d(torch.randn(2, 9, 5), torch.randn(9, 3), mask=mask)
+    with pytest.raises(ProblemError, match="offset"):
+        gated_depthwise_conv1d(torch.randn(2, 9, 5), torch.randn(9, 3), offset=torch.randn(8))

@@ -15,8 +15,9 @@ from m2gen.planner.step import NUMBERS, Arithmetic, Cost, Estimate
 
 LEGEND = (
     "c numbers convolved, w taps, x numbers in, y numbers out, k numbers of filters and biases, e bytes of a number, "
-    "a bytes of a number in the arithmetic, A passes over what comes in before (offset, mask), G 1 with a gate, T 1 where the results are turned behind, X rate of "
-    "multiply-adds from cache, D memory bandwidth, W bandwidth of temporaries, t cost of a call"
+    "a bytes of a number in the arithmetic, A passes over what comes in before (offset, mask), G 1 with a gate, T 1 "
+    "where the results are turned behind, X rate of multiply-adds from cache, D memory bandwidth, W bandwidth of "
+    "temporaries, t cost of a call"
 )
 NOTES = (
     "Every figure is an estimate of the cost model. Each tap of a generated kernel costs a load, which is half of the "
@@ -67,7 +68,7 @@ def values(problem: ShortconvProblem, limits: DeviceLimits, native: bool) -> Val
 
 
 def native(v: Values, a: Arithmetic) -> Cost:
-    """One generated kernel: what comes in is read once for all taps; copies before it, and one that turns the results."""
+    """One generated kernel: what comes in is read once for all taps; copies before, and one that turns the results."""
     flop = 2 * v.c * v.w + v.G * v.c / 3
     users = v.e * (v.x + v.y + v.k)
     beside = 2 * v.e * (v.T * v.y + v.A * v.x)
