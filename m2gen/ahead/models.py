@@ -91,10 +91,12 @@ def record(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from m2gen.runtime.build.limits import planned_for
+
     config, sizes = config_of(name), sizes or Sizes()
     weights = getattr(torch, DTYPES[sizes.dtype].torch_name) if sizes.dtype else config.dtype or torch.float32
     with FakeTensorMode():
         model: Any = model_of(config, weights)
         of_all = list(sizes_of(model, sizes.lengths or None, sizes.batches))
-        with recorder(wanted, name, limits):
+        with planned_for(limits), recorder(wanted, name, limits):
             call_all(model, of_all, gradients)

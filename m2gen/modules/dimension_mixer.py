@@ -17,7 +17,7 @@ from m2gen.modules.autocast import autocasting
 from m2gen.modules.linear import BlockDiagLinear, MonarchLinear
 from m2gen.modules.parameters import Parameters
 from m2gen.modules.plain import all_plain, plain
-from m2gen.modules.values import being_traced
+from m2gen.modules.values import being_traced, on_gpu
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -81,7 +81,7 @@ class DimensionMixer(nn.Module):
         On a CPU with gradients off, rows are taken in blocks whose hidden values stay in cache, unless a layer has
         hooks or is not its plain self any more: such a one is called once, for x as it is.
         """
-        lean = x.device.type == "cpu" and not torch.is_grad_enabled() and not being_traced()
+        lean = x.device.type == "cpu" and not on_gpu(x) and not torch.is_grad_enabled() and not being_traced()
         rows = x.reshape(-1, x.shape[-1]) if lean else x
         if not lean or rows.shape[0] <= self.block_rows or not all(all_plain(m, _PARTS) for m in self.children()):
             return self._forward(x)

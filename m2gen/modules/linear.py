@@ -16,12 +16,13 @@ from m2gen.errors import ProblemError
 from m2gen.log import fallback
 from m2gen.modules.parameters import Parameters
 from m2gen.modules.plain import plain, readable
-from m2gen.modules.values import being_traced
+from m2gen.modules.values import being_traced, on_gpu
 from m2gen.monarch import Monarch
 from m2gen.ops.blockdiag_linear import blockdiag_linear, by_library
 from m2gen.ops.gate import ACTIVATIONS
 from m2gen.ops.monarch_matmul import inner_widths, monarch_matmul
 from m2gen.ops.sizes import fewest_blocks, planned_factors
+from m2gen.ops.turn import turn
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,6 +39,31 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
+def project_first(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """W x^T + b of all positions, channel by channel in memory, (out, B, L): h (B, out, L) and the bias b that it still
+    lacks, or None. x (B, L, in).
+
+    A matrix product gives either layout at the same cost; the bias, which in this layout it cannot add in the same
+    pass, is left to what reads h. Whatever stands in a plain `nn.Linear`'s place is called, and its result turned.
+    """
+    if not plain(layer, nn.Linear):
+        return turn(layer(x), first=True), None
+    batch, length, width = x.shape
+    h = torch.mm(layer.weight, x.reshape(batch * length, width).t())  # type: ignore[arg-type]
+    return h.view(-1, batch, length).transpose(0, 1), layer.bias  # type: ignore[return-value]
+
+
+def project_back(layer: nn.Module, y: Tensor) -> Tensor:
+    """layer(y^T), y (B, in, L) -> (B, L, out): for a plain `nn.Linear` a product that reads y as it lies in memory, in
+    one piece where its rows lie channel by channel."""
+    if not plain(layer, nn.Linear):
+        out: Tensor = layer(y.transpose(1, 2))
+        return out
+    batch, width, length = y.shape
+    rows = y.transpose(0, 1).reshape(width, batch * length).t()
+    return nn.functional.linear(rows, layer.weight, layer.bias).view(batch, length, -1)  # type: ignore[arg-type]
+
+
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in_features), weight (out_features, in_features) -> (..., out_features): `nn.functional.linear`, on a CPU
     by m2gen's own product, a block-diagonal one with a single block.
@@ -52,7 +78,13 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     wide = x.dtype in (torch.float32, torch.float64) and x.dtype == weight.dtype
     # one token of one text, (1, 1, in_features), is a step of generation, too short for an op of our own
     step = not torch.compiler.is_compiling() and x.dim() > 2 and x.numel() == x.shape[-1]
-    if x.device.type != "cpu" or step or torch.is_autocast_enabled("cpu") or not (wide or _widened(x, weight, bias)):
+    if (
+        x.device.type != "cpu"
+        or on_gpu(x)
+        or step
+        or torch.is_autocast_enabled("cpu")
+        or not (wide or _widened(x, weight, bias))
+    ):
         return nn.functional.linear(x, weight, bias)
     return blockdiag_linear(x, weight[None], bias)
 

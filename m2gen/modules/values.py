@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from m2gen.ops.values import all_true, being_traced, ensured
+from m2gen.ops.values import all_true, being_traced, ensured, on_gpu
 
-__all__ = ["all_true", "being_traced", "ensured"]
+__all__ = ["all_true", "being_traced", "ensured", "on_gpu"]

@@ -136,7 +136,10 @@ def _unfold(t: Tensor, size: int, at: int) -> Tensor:
 
 
 def _samples(in_dims: tuple[Any, ...], args: tuple[Any, ...], size: int) -> list[list[Any]]:
-    return [[a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)] for i in range(size)]
+    return [
+        [a.select(dim, i) if isinstance(dim, int) else a for a, dim in zip(args, in_dims, strict=True)]
+        for i in range(size)
+    ]
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from m2gen.config import config
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vmap
 from m2gen.runtime import executor
@@ -26,18 +24,6 @@ def turn(x: Tensor, first: bool = False) -> Tensor:
     """
     y: Tensor = turn_op(x, first)
     return y
-
-
-def times_together(x: Tensor) -> bool:
-    """Whether sequences on x's device are best kept with neighbours in time side by side: on a GPU, where a kernel that
-    reads them across takes 4 to 10 times as long."""
-    return x.device.type == "cuda" or (x.device.type == "cpu" and _interpreted())
-
-
-@torch.compiler.assume_constant_result
-def _interpreted() -> bool:
-    """Whether generated kernels for GPUs run here."""
-    return config().triton_interpret
 
 
 def _result(x: Tensor, first: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from m2gen.errors import ProblemError
+from m2gen.runtime.build.limits import stands_for_gpu
 
 
 def traced() -> bool:
@@ -21,6 +22,16 @@ def traced() -> bool:
 def being_traced() -> bool:
     """Whether what is done is being written down, for other sizes too: by torch.jit.trace, a compiler or an export."""
     return torch.compiler.is_compiling() or traced()
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether x is computed with as on a GPU."""
+    return x.device.type == "cuda" or (x.device.type == "cpu" and _cpu_is_gpu())
+
+
+@torch.compiler.assume_constant_result
+def _cpu_is_gpu() -> bool:
+    return stands_for_gpu()
 
 
 def look(value: Tensor, *, wait: bool = False) -> Tensor | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -18,10 +21,33 @@ from m2gen.errors import PlanError
 from m2gen.runtime.build.cpp_kernel import available
 from m2gen.runtime.build.cpu import local_arch, processor
 
+_elsewhere: ContextVar[DeviceLimits | None] = ContextVar("elsewhere", default=None)
 
-@lru_cache(maxsize=64)
+
+@contextmanager
+def planned_for(limits: DeviceLimits) -> Iterator[None]:
+    """Inside, what is done on this CPU stands for what another device will do: tensors without numbers are told what
+    would be done with them there."""
+    token = _elsewhere.set(limits)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
 def live(device: torch.device) -> DeviceLimits:
     """The limits of `device`, a CPU core or a GPU; memoised. An architecture without a row gets the nearest one."""
+    return _elsewhere.get() or _live(device)
+
+
+def stands_for_gpu() -> bool:
+    """Whether tensors on the CPU are computed as on a GPU: by Triton's interpreter, or not at all."""
+    elsewhere = _elsewhere.get()
+    return config().triton_interpret if elsewhere is None else elsewhere.kind == "gpu"
+
+
+@lru_cache(maxsize=64)
+def _live(device: torch.device) -> DeviceLimits:
     if device.type == "cpu":
         return _cpu()
     if device.type == "cuda":

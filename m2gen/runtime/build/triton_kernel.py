@@ -36,5 +36,36 @@ def load(spec: KernelSpec) -> Any:
 
 
 def launch(spec: TritonSpec, programs: int, *arguments: Any) -> None:
-    """Run `programs` programs of the kernel, on the current stream."""
-    load(spec)[(programs,)](*arguments, num_warps=spec.num_warps, num_stages=spec.num_stages)
+    """Run `programs` programs of the kernel, on the current stream of the first argument's device.
+
+    What Triton compiles depends on dtypes, on addresses that are multiples of 16 and on sizes: a call that is like an
+    earlier one in all of these goes straight to what was compiled for it, past Triton's own look at every argument.
+    """
+    device = arguments[0].device.index
+    if device is not None and device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return _launch(spec, programs, device, arguments)
+    return _launch(spec, programs, device, arguments)
+
+
+def _launch(spec: TritonSpec, programs: int, device: int | None, arguments: tuple[Any, ...]) -> None:
+    known = _launched(spec)
+    key = (device, *[a if a.__class__ is int else (a.dtype, a.data_ptr() & 15) for a in arguments])
+    compiled = known.get(key)
+    if compiled is not None:
+        compiled[programs, 1, 1](*arguments)
+        return
+    compiled = load(spec)[(programs,)](*arguments, num_warps=spec.num_warps, num_stages=spec.num_stages)
+    if compiled is not None:  # the interpreter compiles nothing
+        if len(known) >= _MOST:
+            known.clear()
+        known[key] = compiled
+
+
+_MOST = 1024  # calls of a kernel that are remembered
+
+
+@lru_cache(maxsize=1024)
+def _launched(spec: KernelSpec) -> dict[tuple[Any, ...], Any]:
+    """What was compiled of a kernel, by what a call is like."""
+    return {}
