@@ -50,7 +50,12 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
 
     from m2gen.kernels.shortconv import SUMMED
     from m2gen.ops import monarch_matmul
-    from m2gen.ops.blockdiag_linear import blockdiag_epilogue_op, blockdiag_linear_op, blockdiag_outer_op
+    from m2gen.ops.blockdiag_linear import (
+        blockdiag_epilogue_bwd_op,
+        blockdiag_epilogue_op,
+        blockdiag_linear_op,
+        blockdiag_outer_op,
+    )
     from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
     from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
     from m2gen.ops.gate import gated_bwd_op, gated_op
@@ -73,6 +78,12 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         if x.numel() and weight.numel():
             rows, words = x.numel() // (weight.shape[0] * weight.shape[2]), (glu, activation, residual is not None)
             wanted.add(product_problem(weight.shape, rows, x.dtype, bias is not None, *words), of, False)
+
+    def behind(dy: Any, x: Any, weight: Any, bias: Any, activation: str | None, glu: bool, needs: Any) -> None:
+        if x.numel() and weight.numel():
+            rows = x.numel() // (weight.shape[0] * weight.shape[2])
+            problem = product_problem(weight.shape, rows, x.dtype, bias is not None, glu, activation)
+            wanted.add(problem, of, True)
 
     def outer(dy: Any, x: Any, nblocks: int) -> None:
         if x.numel() and dy.numel():
@@ -113,6 +124,7 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         fftconv_dk_op: taps,  # where gradients are differentiated again
         blockdiag_linear_op: product,
         blockdiag_epilogue_op: product,
+        blockdiag_epilogue_bwd_op: behind,
         blockdiag_outer_op: outer,
         monarch_matmul.monarch_matmul_op: lambda x, factors: monarch(x, factors, False),
         monarch_matmul.monarch_backward_op: lambda dy, x, factors, needs: monarch(x, factors, True),

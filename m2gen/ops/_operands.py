@@ -115,6 +115,24 @@ def blockdiag_epilogue(
     check.blocks(op, x, weight, bias, residual, glu)
 
 
+def blockdiag_epilogue_bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    glu: bool,
+    needs: Sequence[bool],
+) -> None:
+    op = "blockdiag_epilogue_bwd"
+    _activation(op, activation)
+    check.blocks(op, x, weight, bias, None, glu)
+    _gradient(op, dy, x, (*x.shape[:-1], weight.shape[0] * weight.shape[1] // (2 if glu else 1)), "x")
+    if len(needs) != 3:
+        do = "give 3, one each for x, weight and bias"
+        raise ProblemError(f"{op}: needs", f"it has {len(needs)} entries", do)
+
+
 def blockdiag_outer(dy: Tensor, x: Tensor, nblocks: int) -> None:
     op = "blockdiag_outer"
     check.tensor(op, "x", x, ("rows", "nblocks * block_in"))

@@ -53,6 +53,8 @@ class Definition:
                  differentiable operators, so that every order of derivative exists
     jvp          (args, tangents) -> tangent of the result, from differentiable operators
     composed     instead of vjp and jvp: the same results from differentiable operators
+    own          beside all three: whether vjp and jvp are taken of these arguments, which have been checked; where not,
+                 the call is composed
     autocast     positions of the arguments that autocast casts to its dtype; the others keep theirs
     """
 
@@ -64,6 +66,7 @@ class Definition:
     vjp: Callable[[Args, Tensor, Args], Args] | None = None
     jvp: Callable[[Args, Args], Tensor] | None = None
     composed: Callable[..., Any] | None = None
+    own: Callable[..., bool] | None = None
     autocast: tuple[int, ...] = ()
 
 
@@ -188,7 +191,8 @@ def _unflatten(flat: Iterable[Any], spec: tuple[int | None, ...]) -> Args:
 
 
 def _autograd_kernel(op: Any, definition: Definition, asked: tuple[Any, ...]) -> Callable[..., Any]:
-    function = None if definition.composed else _function_class(op, definition)
+    function: Any = None if definition.vjp is None else _function_class(op, definition)
+    check, composed, own = definition.check, definition.composed, definition.own
 
     def kernel(*args: Any) -> Any:
         reverse, forward = torch.is_grad_enabled(), forward_mode()
@@ -197,11 +201,12 @@ def _autograd_kernel(op: Any, definition: Definition, asked: tuple[Any, ...]) ->
         if not _differentiates(flat, reverse, forward):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
-        if function is None:
-            definition.check(*args)
-            _memory_is_there(op, flat)
-            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-                return definition.composed(*args)  # type: ignore[misc]
+        if composed is not None:
+            check(*args)
+            if own is None or not own(*args):
+                _memory_is_there(op, flat)
+                with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+                    return composed(*args)
         nested = _functorch.peek_interpreter_stack() is not None
         modes = (reverse, torch._C._is_fwd_grad_enabled()) if nested else None
         allowed = _functorch.get_single_level_autograd_function_allowed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from m2gen.ops import _check as check
 from m2gen.ops import _operands as operands
+from m2gen.ops import gate
 from m2gen.ops._register import Args, Definition, multilinear_jvp, register
-from m2gen.ops.gate import ACTIVATIONS, gated
 from m2gen.runtime import executor
 from m2gen.runtime.bindings.blockdiag import as_rows
 from m2gen.runtime.bindings.blockdiag import matmul_blocks as matmul_blocks
@@ -34,8 +35,8 @@ def blockdiag_linear(
 
     Returns:
         (..., nblocks * out_per_block). Differentiable to any order. A generated kernel adds, activates and adds again
-        where its products are, in the arithmetic's precision; an activation whose derivative is wanted is a step of its
-        own.
+        where its products are, in the arithmetic's precision. On a GPU its gradients are kernels, too, which compute
+        the product again; elsewhere an activation whose derivative is wanted is a step of its own.
 
     Raises:
         ProblemError: for shapes, dtypes or devices that do not fit together, or an unknown activation.
@@ -61,8 +62,8 @@ def blockdiag_glu(
     is one.
 
     Args and errors as in `blockdiag_linear`; nblocks must be even, so that either half is whole blocks. Returns
-    (..., nblocks * out_per_block / 2). Where a derivative is wanted, the steps are taken one after the other: what
-    stands between them is needed.
+    (..., nblocks * out_per_block / 2). Where a derivative is wanted, the steps are taken one after the other, as what
+    stands between them is needed; but not on a GPU, where kernels of the gradients compute it again.
     """
     check.blockdiag_linear(x, weight, bias, activation, residual, glu=True)
     y: Tensor = blockdiag_epilogue_op(x, weight, bias, residual, activation, True)
@@ -83,8 +84,24 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | Non
     return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
 
 
+def _own(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None, glu: bool = False) -> bool:
+    """Whether one call of the plan's kernels gives all gradients of these operands, which fit together.
+
+    It changes no result, so compiled graphs of any number of rows go by the one that they were traced with."""
+    rows = math.prod(map(_traced_with, x.shape[:-1]))
+    shape = torch.Size(map(_traced_with, weight.shape))
+    return executor.own_gradients(x.device, shape, rows, x.dtype, bias is not None, glu, activation)
+
+
+def _traced_with(size: Any) -> int:
+    """A size; of a symbolic one the number that it stood for, 1 where there was none."""
+    return size if isinstance(size, int) else int(size.node.hint or 1)
+
+
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
-    x, weight, _, _ = args
+    x, weight, bias, _ = args
+    if any(needs[:3]) and _own(x, weight, bias):
+        return [*_gradients(dy, x, weight, bias, None, False, needs), dy if needs[3] else None]
     return [
         blockdiag_linear_op(dy, weight.transpose(1, 2), None) if needs[0] else None,
         outer_blocks(dy, x, weight) if needs[1] else None,
@@ -191,11 +208,39 @@ def _epilogue_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1] // (2 if rest[-1] else 1)))
 
 
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, glu: bool, needs: Args
+) -> Args:
+    """Those in x, weight and bias, None where one is not wanted, in one call."""
+    wanted = [bool(need) for need in needs[:3]]
+    if not any(wanted):
+        return [None] * 3
+    found = blockdiag_epilogue_bwd_op(dy, x, weight, bias, activation, glu, wanted)
+    return [grad if need else None for grad, need in zip(found, wanted, strict=True)]
+
+
+def _epilogue_vjp(args: Args, dy: Tensor, needs: Args) -> Args:
+    x, weight, bias, _, activation, glu = args
+    return [*_gradients(dy, x, weight, bias, activation, glu, needs), dy if needs[3] else None, None, None]
+
+
+def _epilogue_jvp(args: Args, tangents: Args) -> Tensor:
+    x, weight, bias, _, activation, glu = args
+    moved: Args = tangents[:3]
+    dresidual: Tensor = tangents[3]
+    if all(one is None for one in moved):
+        return dresidual.clone()
+    z: Tensor = blockdiag_linear_op(x, weight, bias)
+    dz = _jvp([x, weight, bias, None], [*moved, None])
+    dy = gate.tangent(z, dz, activation) if glu else gate.through(z, dz, activation)
+    return dy if tangents[3] is None else dy + dresidual
+
+
 def _epilogue_composed(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None, glu: bool
 ) -> Tensor:
     z: Tensor = blockdiag_linear_op(x, weight, bias)
-    y = gated(z, activation) if glu else ACTIVATIONS[activation](z)
+    y = gate.gated(z, activation) if glu else gate.ACTIVATIONS[activation](z)
     return y if residual is None else y + residual
 
 
@@ -206,12 +251,7 @@ def _epilogue_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Ten
         residual = None if residual is None else _first(residual, in_dims[3], info.batch_size)
         x = _first(x, in_dims[0], info.batch_size)
         return blockdiag_epilogue_op(x, weight, bias, residual, activation, glu), 0
-    samples = [
-        blockdiag_epilogue_op(
-            *[t if dim is None else t.select(dim, i) for t, dim in zip(tensors, in_dims, strict=False)], activation, glu
-        )
-        for i in range(info.batch_size)
-    ]
+    samples = [blockdiag_epilogue_op(*_sample(i, tensors, in_dims), activation, glu) for i in range(info.batch_size)]
     return torch.stack(samples), 0
 
 
@@ -222,8 +262,76 @@ blockdiag_epilogue_op: Any = register(
         check=operands.blockdiag_epilogue,
         impl=_epilogue_impl,
         fake=_epilogue_fake,
+        vjp=_epilogue_vjp,
+        jvp=_epilogue_jvp,
         composed=_epilogue_composed,
+        own=lambda x, weight, bias, residual, activation, glu: _own(x, weight, bias, activation, glu),
         vmap=_epilogue_vmap,
         autocast=(0, 1, 2, 3),
+    )
+)
+
+
+# -- all first-order gradients in one call -----------------------------------------------------------------------------
+
+
+def _bwd_impl(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    x, weight, bias, activation, glu, needs = args
+    found = executor.product_gradients(dy, x, weight, bias, glu, activation, needs)
+    if found is None:
+        return _bwd_composed(dy, *args)
+    return tuple(x.new_empty(0) if grad is None else grad for grad in found)
+
+
+def _bwd_fake(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    *tensors, _, _, needs = args
+    pairs = zip(tensors, needs, strict=True)
+    return tuple(dy.new_empty(t.shape if need and t is not None else 0) for t, need in pairs)
+
+
+def _bwd_composed(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, glu: bool, needs: list[bool]
+) -> tuple[Tensor, ...]:
+    """The gradients by differentiable operators."""
+    dz, none = dy, x.new_empty(0)
+    if glu or activation is not None:
+        z: Tensor = blockdiag_linear_op(x, weight, bias)
+        dz = gate.gated_bwd_op(dy, z, activation) if glu else gate.through(z, dy, activation)
+    return (
+        blockdiag_linear_op(dz, weight.transpose(1, 2), None) if needs[0] else none,
+        outer_blocks(dz, x, weight) if needs[1] else none,
+        as_rows(dz).sum(0) if needs[2] and bias is not None else none,
+    )
+
+
+def _bwd_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Sample by sample; all at once where nothing is summed over rows and the weight is shared."""
+    *tensors, activation, glu, needs = args
+    size = info.batch_size
+    if not any(needs[1:]) and in_dims[2] is None and in_dims[3] is None:
+        dy, x, weight, bias = tensors
+        rows = _first(dy, in_dims[0], size), _first(x, in_dims[1], size)
+        dx, *none = blockdiag_epilogue_bwd_op(*rows, weight, bias, activation, glu, needs)
+        return (dx if needs[0] else dx.new_empty(size, 0), *(one.new_empty(size, 0) for one in none)), (0, 0, 0)
+    samples = [
+        blockdiag_epilogue_bwd_op(*_sample(i, tensors, in_dims), activation, glu, needs) for i in range(info.batch_size)
+    ]
+    return tuple(torch.stack(grads) for grads in zip(*samples, strict=True)), (0, 0, 0)
+
+
+def _sample(i: int, tensors: list[Tensor | None], in_dims: tuple[Any, ...]) -> list[Tensor | None]:
+    """Sample i of each."""
+    return [t if dim is None or t is None else t.select(dim, i) for t, dim in zip(tensors, in_dims, strict=False)]
+
+
+blockdiag_epilogue_bwd_op: Any = register(
+    Definition(
+        schema="blockdiag_epilogue_bwd(Tensor dy, Tensor x, Tensor weight, Tensor? bias, str? activation, bool glu, "
+        "bool[] needs) -> (Tensor, Tensor, Tensor)",
+        check=operands.blockdiag_epilogue_bwd,
+        impl=_bwd_impl,
+        fake=_bwd_fake,
+        composed=_bwd_composed,
+        vmap=_bwd_vmap,
     )
 )

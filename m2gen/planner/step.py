@@ -76,6 +76,16 @@ class Terms:
     work: tuple[str, Callable[[Any, Arithmetic], Any], str] | None = None  # (symbol, its formula, what is put in)
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel, or one call of a library, of those that a step makes. Estimated, never measured."""
+
+    name: str
+    bytes: float  # read from memory and written to it, each number once
+    seconds: float
+    flop: float = 0.0
+
+
 class Reluctance(NamedTuple):
     """Where plans are ordered, an estimate counts `factor` times, for a reason."""
 
@@ -152,6 +162,12 @@ class Body(Step[P]):
     def parts(self, problem: P) -> Mapping[str, KernelSpec]:
         """The generated kernels by what they do, "fwd" the first: what `m2gen show` can print."""
         return {}
+
+    def launches(self, problem: P, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
+        """What a call launches, one after the other; with `gradients` the forward pass as it is where they follow, and
+        then all of them, where the body can tell. Else the forward pass is one, by its estimate."""
+        of = self.estimate
+        return (Launch(self.choice, of.bytes, of.seconds, of.flop),)
 
     def expected(self, problem: P, limits: DeviceLimits) -> float:
         """The seconds that `limits` let one expect, of a plan that may have been made with others."""

@@ -149,6 +149,36 @@ def product_outer(dy: Tensor, x: Tensor, nblocks: int) -> Tensor:
     return dw
 
 
+def product_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    glu: bool,
+    activation: str | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...] | None:
+    """Those of `product`'s result in x, weight and bias, None where one is not wanted, given that of the result; None
+    where the operator is to compose them."""
+    if not x.numel() or not weight.numel():
+        return None
+    rows = x.numel() // (weight.shape[0] * weight.shape[2])
+    kernel = _of_product(*_here(x), weight.shape, rows, x.dtype, bias is not None, glu, activation)
+    found: tuple[Tensor | None, ...] | None = kernel.gradients(dy, x, weight, bias, needs)
+    return found
+
+
+def own_gradients(device: torch.device, shape: torch.Size, rows: int, dtype: torch.dtype, *words: Any) -> bool:
+    """Whether `product_gradients` of such operands is planned as kernels of its own."""
+    if device.type not in ("cpu", "cuda") or not rows * shape.numel():
+        return False
+    limits = live(device)
+    if limits.kind == "cpu":  # where what stands between the steps is kept
+        return False
+    kernel = _of_product(limits, torch.get_num_threads(), wisdom.generation(), shape, rows, dtype, *words)
+    return bool(kernel.step.own_gradients)
+
+
 def product_problem(
     shape: Sequence[int],
     rows: int,

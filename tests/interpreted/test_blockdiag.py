@@ -17,7 +17,6 @@ from torch import Tensor
 
 import m2gen
 from m2gen.device.limits import target
-from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.spec import Candidate
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes, candidates
@@ -92,68 +91,109 @@ def test_products_and_every_gradient(problem: tuple[Tensor, Tensor, Epilogue, Te
 
 
 @pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BlockdiagSpec]]:
+def planned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Products are planned for a GPU, by this solver; the kernels that run."""
-    ran: list[BlockdiagSpec] = []
-    run, other = kernels._run, executor.bound
+    ran: list[Any] = []
+    run, other = kernels.launch, executor.bound
 
     def bound(problem: Any, *how: Any) -> Any:
-        if problem.op != "blockdiag":
+        if problem.op != "blockdiag" or problem.dtype == "fp64":
             return other(problem, *how)
         return kernel_of(next(plan for plan in rank(problem, comparison.SMALL).plans if plan.solver == "fused"))
 
-    def noting(spec: BlockdiagSpec, *rest: Any) -> None:
+    def noting(spec: Any, *rest: Any) -> None:
         ran.append(spec)
         run(spec, *rest)
 
     monkeypatch.setattr(executor, "bound", bound)
-    monkeypatch.setattr(kernels, "_run", noting)
+    monkeypatch.setattr(kernels, "launch", noting)
     executor._of_product.cache_clear()
     yield ran
     executor._of_product.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "glu", "activation", "rows", "width", "how", "biased"),
-    [
-        (torch.float16, False, None, 17, 13, "turned", True),
-        (torch.bfloat16, False, "gelu", 33, 16, "step", False),
-        (torch.float32, False, "silu", 1, 7, "as is", True),
-        (torch.float16, True, "relu", 5, 33, "offset", False),
-        (torch.bfloat16, True, "silu", 16, 1, "as is", True),
-        (torch.float32, True, "gelu", 33, 17, "turned", True),
-    ],
-)
+FORMS = [
+    (torch.float16, False, None, 17, 13, "turned", True, True),
+    (torch.bfloat16, False, None, 33, 8, "offset", False, False),
+    (torch.bfloat16, False, "gelu", 33, 16, "step", False, True),
+    (torch.float32, False, "silu", 1, 7, "as is", True, True),
+    (torch.float16, False, "relu", 40, 5, "turned", True, False),
+    (torch.float16, True, "relu", 5, 33, "offset", False, True),
+    (torch.bfloat16, True, "silu", 16, 1, "as is", True, True),
+    (torch.bfloat16, True, "gelu", 35, 20, "step", False, False),
+    (torch.float32, True, "gelu", 33, 17, "turned", True, True),
+    (torch.float32, True, None, 70, 3, "offset", True, False),
+]
+
+
+@pytest.mark.parametrize(("dtype", "glu", "activation", "rows", "width", "how", "biased", "added"), FORMS)
 def test_the_public_functions_from_plan_to_kernel(
-    planned: list[BlockdiagSpec], dtype: torch.dtype, glu: bool, activation: str | None, rows: int, width: int,
-    how: str, biased: bool,
+    planned: list[Any], dtype: torch.dtype, glu: bool, activation: str | None, rows: int, width: int,
+    how: str, biased: bool, added: bool,
 ) -> None:  # fmt: skip
-    """Bias, activation, gate and residual in one kernel; where gradients are wanted, those of all operands."""
+    """Bias, activation, gate and residual in one kernel, of tensors of any strides; where gradients are wanted it is
+    the same one, and those of all operands are three more, and what adds parts."""
     x, weight = comparison.draw(rows, 4 * 9, dtype=dtype), comparison.draw(4, width, 9, dtype=dtype, seed=1)
     bias = comparison.draw(4 * width, dtype=dtype, seed=2) if biased else None
-    residual = comparison.draw(rows, (2 if glu else 4) * width, dtype=dtype, seed=3)
-    args = [x, weight, bias, comparison.strided(residual, how)]
+    residual = comparison.draw(rows, (2 if glu else 4) * width, dtype=dtype, seed=3) if added else None
+    args = [t if t is None or t.dim() == 1 else comparison.strided(t, how) for t in (x, weight, bias, residual)]
 
-    def call(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         if glu:
             return blockdiag_glu(x, weight, activation, bias, residual)
         return m2gen.blockdiag_linear(x, weight, bias, activation, residual)
 
-    def wanted(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-        beside = residual.unflatten(1, (-1, 1, width))
+    def wanted(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        beside = None if residual is None else residual.unflatten(1, (-1, 1, width))
         return exact(kernels.blocks_of(x, 4), weight, Epilogue(bias, activation, glu, beside)).flatten(1)
 
     high = [None if t is None else t.double().requires_grad_() for t in args]
     expected = wanted(*high)
     comparison.close(call(*args), expected, "y")
     (spec,) = planned
-    assert (spec.bias, spec.activation, spec.glu, spec.residual) == (biased, activation, glu, True)
+    assert (spec.bias, spec.activation, spec.glu, spec.residual) == (biased, activation, glu, added)
     leaves = [None if t is None else t.detach().requires_grad_() for t in args]
-    dy = comparison.draw(*expected.shape, dtype=dtype, seed=7)
-    found = torch.autograd.grad(call(*leaves), [t for t in leaves if t is not None], dy)
+    dy = comparison.strided(comparison.draw(*expected.shape, dtype=dtype, seed=7), how)
+    y = call(*leaves)
+    assert planned == [spec, spec]
+    comparison.close(y, expected, "y where gradients follow")
+    found = torch.autograd.grad(y, [t for t in leaves if t is not None], dy)
+    behind = ["dz"] * (glu or activation is not None)
+    assert [one.part for one in planned[2:] if one.name.startswith("blockdiag")] == [*behind, "fwd", "dw"]
+    assert not any(one.residual or one.glu for one in planned[2:] if one.name.startswith("blockdiag_fwd"))
     grads = torch.autograd.grad(expected, [t for t in high if t is not None], dy.double())
-    for one, grad in zip(found, grads, strict=True):
-        assert (one.double() - grad).abs().max() <= 4 * comparison.BOUND[dtype] * grad.abs().max()
+    for name, one, grad in zip(("x", "weight", "bias", "residual"), found, grads, strict=False):
+        assert (one.double() - grad).abs().max() <= 4 * comparison.BOUND[dtype] * grad.abs().max(), name
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (3,)])
+def test_what_no_gradient_asks_for_is_not_launched(planned: list[Any], needed: tuple[int, ...]) -> None:
+    shapes = ((9, 12), (4, 5, 3), (20,), (9, 10))
+    tensors = [comparison.draw(*shape, seed=i).requires_grad_(i in needed) for i, shape in enumerate(shapes)]
+    y = blockdiag_glu(tensors[0], tensors[1], "gelu", tensors[2], tensors[3])
+    torch.autograd.grad(y.sum(), [tensors[i] for i in needed])
+    of_x, of_weight = ["fwd"] * (0 in needed), ["dw"] * (1 in needed or 2 in needed)
+    before = ["dz"] * bool(of_x or of_weight)
+    assert [one.part for one in planned if one.name.startswith("blockdiag")] == ["fwd", *before, *of_x, *of_weight]
+
+
+def test_further_derivatives_and_double_precision_are_composed(planned: list[Any]) -> None:
+    """A gradient's gradient, by products and PyTorch's operators; float64, which no kernel takes, throughout."""
+    for dtype in (torch.float32, torch.float64):
+        args = [comparison.draw(*shape, seed=i).to(dtype) for i, shape in enumerate(((6, 8), (4, 3, 2), (12,)))]
+
+        def slope(function: Any, args: list[Tensor]) -> tuple[Tensor, ...]:
+            leaves = [t.detach().requires_grad_() for t in args]
+            first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+            return torch.autograd.grad(sum(one.square().sum() for one in first), leaves)
+
+        def composed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return exact(kernels.blocks_of(x, 4), weight, Epilogue(bias, "silu", True)).flatten(1)
+
+        found = slope(lambda x, w, b: blockdiag_glu(x, w, "silu", b), args)
+        for one, want in zip(found, slope(composed, [t.double() for t in args]), strict=True):
+            assert (one.double() - want).abs().max() <= 1e-4 * want.abs().max()
+    assert {one.dtype for one in planned} == {"fp32"}
 
 
 @pytest.mark.parametrize("dtype, glu", list(zip(comparison.BOUND, (True, False, True), strict=True)), ids=str)

@@ -137,6 +137,12 @@ def blockdiag_epilogue(draw: Draw) -> list[Any]:
     return [*(blockdiag_linear(draw, (2, 4), 2) if glu else blockdiag_linear(draw)), draw.one(ACTIVATIONS), glu]
 
 
+def blockdiag_epilogue_bwd(draw: Draw) -> list[Any]:
+    x, weight, bias, _, activation, glu = blockdiag_epilogue(draw)
+    dy = draw.tensor(*x.shape[:-1], weight.shape[0] * weight.shape[1] // (2 if glu else 1), dtype=x.dtype)
+    return [dy, x, weight, bias, activation, glu, [draw.chance(0.7) for _ in range(3)]]
+
+
 def blockdiag_outer(draw: Draw) -> list[Any]:
     dtype, nblocks, many = draw.one(DTYPES), draw.one([1, 2]), draw.size(3, 30)
     dy, x = (draw.tensor(many, nblocks * draw.size(3, 16), dtype=dtype) for _ in range(2))
@@ -172,7 +178,12 @@ BUILDERS = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_epilogue,
+<<<<<<< HEAD
         blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_bwd, monarch_matmul,
         monarch_backward, turn,
+=======
+        blockdiag_epilogue_bwd, blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds,
+        monarch_matmul, monarch_backward,
+>>>>>>> prod
     )
 }  # fmt: skip

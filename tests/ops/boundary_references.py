@@ -93,6 +93,11 @@ def blockdiag_epilogue(
     return y if residual is None else y + residual
 
 
+def blockdiag_epilogue_bwd(dy: Tensor, *args: Any, magnitudes: bool) -> tuple[Tensor, ...]:
+    *inputs, activation, glu, needs = args
+    return gradients(blockdiag_epilogue(*inputs, None, activation, glu, magnitudes), inputs, dy, needs)
+
+
 def blockdiag_outer(dy: Tensor, x: Tensor, nblocks: int, magnitudes: bool) -> Tensor:
     parts = [t.reshape(t.shape[0], nblocks, t.shape[1] // nblocks) for t in (dy, x)]
     return torch.einsum("rcn,rck->cnk", *parts)
@@ -138,7 +143,12 @@ REFERENCES = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_epilogue,
+<<<<<<< HEAD
         blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_bwd, monarch_matmul,
         monarch_backward, turn,
+=======
+        blockdiag_epilogue_bwd, blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds,
+        monarch_matmul, monarch_backward,
+>>>>>>> prod
     )
 }  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import m2gen
-from m2gen.ops.blockdiag_linear import blockdiag_glu, blockdiag_outer_op
+from m2gen.ops.blockdiag_linear import blockdiag_epilogue_bwd_op, blockdiag_glu, blockdiag_outer_op
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op
 from m2gen.ops.gate import gated, gated_bwd_op
@@ -130,6 +130,21 @@ def silu(z: Tensor) -> Tensor:
     return z * torch.sigmoid(z)
 
 
+def blockdiag_bwd_case() -> Case:
+    args = {"dy": normal(2, 3), "x": normal(2, 4), "weight": normal(2, 3, 2), "bias": normal(6)}
+
+    def found(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        grads = blockdiag_epilogue_bwd_op(dy, x, weight, bias, "silu", True, [True, True, True])
+        return torch.cat([one.flatten() for one in grads])
+
+    def reference(dy: Tensor, **inputs: Tensor) -> Tensor:
+        x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
+        _, back = vjp(lambda *of: glu(blockdiag(*of), silu), x, weight, bias)
+        return torch.cat([one.flatten() for one in back(dy)])
+
+    return found, reference, args
+
+
 def gated_bwd(dy: Tensor, z: Tensor) -> Tensor:
     return vjp(lambda z: glu(z, silu), z)[1](dy)[0]
 
@@ -232,6 +247,7 @@ CASES: dict[str, Callable[[], Case]] = {
         lambda x, weight, bias, residual: glu(blockdiag(x, weight, bias), silu) + residual,
         {"x": normal(2, 4), "weight": normal(2, 3, 2), "bias": normal(6), "residual": normal(2, 3)},
     ),
+    "blockdiag_epilogue_bwd": blockdiag_bwd_case,
     "gated": lambda: (lambda z: gated(z, "gelu"), lambda z: glu(z, F.gelu), {"z": normal(2, 6)}),
     "gated_bwd": lambda: (
         lambda dy, z: gated_bwd_op(dy, z, "silu"), gated_bwd, {"dy": normal(2, 3), "z": normal(2, 6)}
@@ -242,6 +258,8 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "monarch_backward": monarch_backward_case,
 }  # fmt: skip
+OWN = ", its own gradients"  # as where kernels of a GPU give all of them: executor.own_gradients says so
+CASES |= {name + OWN: CASES[name] for name in ("blockdiag_linear", "blockdiag_linear gelu", "blockdiag_glu")}
 ARGUMENTS = [(name, argument) for name in CASES for argument in (*CASES[name]()[2], "all")]
 
 

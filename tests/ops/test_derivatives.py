@@ -11,12 +11,19 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import m2gen
-from m2gen.ops.blockdiag_linear import blockdiag_epilogue_op, blockdiag_glu, blockdiag_linear_op, blockdiag_outer_op
+from m2gen.ops.blockdiag_linear import (
+    blockdiag_epilogue_bwd_op,
+    blockdiag_epilogue_op,
+    blockdiag_glu,
+    blockdiag_linear_op,
+    blockdiag_outer_op,
+)
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
 from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
 from m2gen.ops.gate import gated, gated_bwd_op, gated_op
 from m2gen.ops.monarch_matmul import monarch_backward_op, monarch_matmul_op
 from m2gen.planner.fftconv.problem import MODES, FftConvProblem
+from m2gen.runtime import executor
 from m2gen.testing.operands import operands
 
 Function = Callable[..., Any]
@@ -76,6 +83,12 @@ CASES: dict[str, Callable[[], tuple[Function, list[Tensor]]]] = {
         f"gated {activation}": lambda activation=activation: (lambda z: gated(z, activation), [normal(3, 10)])
         for activation in ("gelu", "silu", "relu", None)
     },
+    "blockdiag_epilogue_bwd": lambda: (
+        lambda *of: torch.cat(
+            [grad.flatten() for grad in blockdiag_epilogue_bwd_op(*of, "gelu", True, [True, True, True])]
+        ),
+        [normal(3, 3), normal(3, 4), normal(2, 3, 2), normal(6)],
+    ),
     "blockdiag_outer": lambda: (lambda dy, x: blockdiag_outer_op(dy, x, 2), [normal(3, 4), normal(3, 6)]),
     "blockdiag_linear of many rows": lambda: (m2gen.blockdiag_linear, [normal(24, 2), normal(2, 2, 1), normal(4)]),
     "monarch_matmul order 1": lambda: (lambda x, a: m2gen.monarch_matmul(x, [a]), [normal(3, 6), normal(2, 2, 3)]),
@@ -110,8 +123,14 @@ CASES: dict[str, Callable[[], tuple[Function, list[Tensor]]]] = {
 }
 
 
+OWN = ", its own gradients"  # as where kernels of a GPU give all of them: executor.own_gradients says so
+CASES |= {name + OWN: found for name, found in CASES.items() if name.startswith(("blockdiag_linear", "blockdiag_glu"))}
+
+
 @pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[Function, list[Tensor]]:
+def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Function, list[Tensor]]:
+    if request.param.endswith(OWN):
+        monkeypatch.setattr(executor, "own_gradients", lambda *_: True)
     function, inputs = CASES[request.param]()
     return function, [x.requires_grad_() for x in inputs]
 
@@ -222,6 +241,13 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
     found.append(("no grad", blockdiag_epilogue_op, (x, weight, None, None, "gelu", True)))
     found.append(("no grad", blockdiag_epilogue_op, (x, weight, bias, residual, "silu", True)))
     found.append(("no grad", blockdiag_epilogue_op, (x, weight, bias, permuted(normal(30, 8)), "relu", False)))
+    for activation, glu, needs in (
+        ("gelu", True, [True] * 3),
+        ("silu", False, [True, False, True]),
+        (None, False, [False, True, True]),
+    ):
+        dy = permuted(normal(30, 4 if glu else 8))
+        found.append(("no grad", blockdiag_epilogue_bwd_op, (dy, x, weight, bias, activation, glu, needs)))
     return found
 
 

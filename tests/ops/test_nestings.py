@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nestings import ARGUMENTS, CASES, CHAINS, TRANSFORMS, compare, functions
+from nestings import ARGUMENTS, CASES, CHAINS, OWN, TRANSFORMS, compare, functions
 from torch.autograd import forward_ad
 from torch.func import grad, jvp, vjp
+
+from m2gen.runtime import executor
 
 PAIRS = [chain for chain in CHAINS if len(chain) == 2]
 TRIPLES = [chain for chain in CHAINS if len(chain) == 3 and chain.count("hessian") < 2]  # two: minutes
@@ -14,6 +16,12 @@ SHARES = 28  # of the triples, each of an operator's cases takes one: an operato
 NAMES = list(CASES)
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 X = torch.tensor([0.3, -0.2], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.callspec.params.get("name", "").endswith(OWN):
+        monkeypatch.setattr(executor, "own_gradients", lambda *_: True)
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2gen.device.limits import LIMITS, target
+from m2gen.device.limits import LIMITS, DeviceLimits, target
+from m2gen.dtypes import DTYPES
 from m2gen.planner import search
 from m2gen.planner.blockdiag.native_products import columns_for
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
-from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
+from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct, Product
+from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
 from m2gen.planner.stored import plan_from_json
 from m2gen.show import show
@@ -45,11 +47,16 @@ def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
         body, of = plan.body, plan.estimate
         assert body.expected(problem, limits) == of.seconds > 0
         assert of.flop >= problem.flop and of.bytes >= problem.least_bytes and of.launches >= 1
+        _launches(plan, limits)
         if isinstance(body, FusedProduct):
             assert limits.kind == "gpu" and problem.dtype != "fp64"
-            assert (body.spec.part, body.dw.part) == ("fwd", "dw")
+            assert (body.spec.part, body.dx.part, body.dw.part) == ("fwd", "fwd", "dw")
             assert (body.spec.bias, body.spec.residual) == (problem.bias, problem.residual)
-            assert not body.dw.residual
+            assert (body.dw.bias, body.dx.bias, body.dx.activation, body.dx.glu) == (problem.bias, False, None, False)
+            assert (body.dz is None) == (problem.activation is None and not problem.glu)
+            assert body.dz is None or (body.dz.bias, body.dz.activation, body.dz.glu, body.dz.residual) == (
+                problem.bias, problem.activation, problem.glu, False,
+            )  # fmt: skip
             continue
         if isinstance(body, LibraryProduct):
             assert limits.kind == "gpu" or problem.dtype in ("fp16", "bf16"), "a row is not to depend on its company"
@@ -61,6 +68,50 @@ def test_every_candidate_is_sound(problem: BlockDiagProblem, arch: str) -> None:
         assert set(body.kernels(problem)) == {s for s in (body.spec, body.pack, body.outer) if s is not None}
         assert body.pieces == max(1, problem.rows // 64)
         _pieces_of_work(body, problem)
+
+
+def _launches(plan: Plan, limits: DeviceLimits) -> None:
+    """Those of the forward pass are the estimate; gradients add at least the two products, and what they must move."""
+    problem, of = plan.problem, plan.estimate
+    assert isinstance(problem, BlockDiagProblem) and isinstance(plan.body, Product)
+    forward, both = (plan.body.launches(problem, limits, gradients) for gradients in (False, True))
+    for name in ("seconds", "bytes", "flop"):
+        assert sum(getattr(one, name) for one in forward) == pytest.approx(getattr(of, name), rel=1e-9)
+    if isinstance(plan.body, FusedProduct):
+        kernels = [one.name for one in both if one.name != "add_parts"]
+        assert len(forward) == 1 and both[:1] == forward
+        assert kernels == [
+            plan.body.spec.name,
+            *(spec.name for part, spec in plan.body.parts(problem).items() if part != "fwd"),
+        ]
+    assert all(one.bytes > 0 and one.seconds > 0 and one.flop >= 0 for one in both)
+    assert sum(one.flop for one in both) >= 3 * problem.flop
+    rows, w = problem.rows, problem.weights
+    x, y, z = rows * problem.n_in, rows * problem.results, rows * problem.n_out
+    least = problem.least_bytes + (2 * x + 2 * w + y + z) * DTYPES[problem.dtype].bytes
+    assert sum(one.bytes for one in both) >= least
+
+
+def test_a_body_without_a_word_of_its_own_launches_what_it_estimates() -> None:
+    for text in ("fftconv n=4096 h=8 b=2 bf16", "gate n=30 rows=4"):
+        plan = search.plan(parse(text), target("sm90"))
+        (one,) = plan.body.launches(plan.problem, target("sm90"), True)
+        body = plan.body.estimate
+        assert (one.bytes, one.seconds, one.flop) == (body.bytes, body.seconds, body.flop)
+
+
+def test_gradients_on_a_gpu_copy_no_activations() -> None:
+    """M2-BERT's gated product: the library's copies and steps move twice what the kernels do."""
+    problem = parse("blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 gelu glu")
+    ranking = search.rank(problem, target("sm90"))
+    moved, copies = {}, {}
+    for solver in ("library", "fused"):
+        plan = ranking.best(solver)
+        assert plan is not None
+        found = plan.body.launches(problem, target("sm90"), True)
+        moved[solver] = sum(one.bytes for one in found)
+        copies[solver] = [one.name for one in found if "copy" in one.name or "side by side" in one.name]
+    assert moved["library"] > 2 * moved["fused"] and len(copies["library"]) == 3 and not copies["fused"]
 
 
 def _pieces_of_work(body: NativeProduct, problem: BlockDiagProblem) -> None:

@@ -71,6 +71,9 @@ TRITONS = (
     "blockdiag in=40 out=60 blocks=4 rows=70 fp32 gelu glu",
     "blockdiag in=40 out=60 blocks=4 rows=70 bf16 bias silu residual",
     "blockdiag in=40 out=60 blocks=4 rows=70 fp16 bias relu glu residual",
+    "blockdiag in=40 out=60 blocks=4 rows=70 fp32 relu",
+    "blockdiag in=40 out=60 blocks=4 rows=70 fp32 bias",
+    "blockdiag in=40 out=60 blocks=4 rows=70 bf16 glu",
     "shortconv n=90 h=20 b=2 bf16 bias blh",
     "shortconv n=90 h=20 b=2 fp32 bias gated blh to=bhl",
 )

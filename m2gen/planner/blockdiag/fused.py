@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.blockdiag import BlockdiagSpec
-from m2gen.kernels.spec import recast
+from m2gen.kernels.spec import Candidate, recast
 from m2gen.planner.blockdiag import tiles
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct
-from m2gen.planner.blockdiag.tiles import BlockdiagSizes
+from m2gen.planner.blockdiag.tiles import Part, sizes_of
 from m2gen.planner.languages import no_triton
 from m2gen.planner.plan import Plan
 from m2gen.planner.step import Estimate
 
 _MOST = 8  # tiles worth a measurement
-
-
-def sizes_of(problem: BlockDiagProblem) -> BlockdiagSizes:
-    """The problem as the kernels' tiles are chosen by."""
-    return BlockdiagSizes(
-        rows=problem.rows,
-        blocks=problem.blocks,
-        depth=problem.block_in,
-        width=problem.block_out,
-        dtype=problem.dtype,
-        bias=problem.bias,
-        activation=problem.activation,
-        glu=problem.glu,
-        residual=problem.residual,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +40,22 @@ class Fused:
         return ()
 
     def _found(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[FusedProduct]:
-        sizes = sizes_of(problem)
-        # the gradient in the weight stands behind that of what follows the product
-        bare = replace(sizes, activation=None, glu=False, bias=False, residual=False)
-        of_weight = next(iter(tiles.candidates(bare, limits, "dw")), None)
-        for one in tiles.candidates(sizes, limits, "fwd")[:_MOST]:
-            if of_weight is not None:
-                moved = one.bytes + problem.bias * problem.n_out * DTYPES[problem.dtype].bytes
-                estimate = Estimate(problem.flop, moved, 1, moved, one.seconds)
-                specs = recast(one.spec, self.family), recast(of_weight.spec, self.family)
-                yield FusedProduct(estimate, *specs, of_weight.parts)
+        behind = problem.glu or problem.activation is not None
+        dz, dx, dw = (self._first(problem, limits, part) for part in ("dz", "dx", "dw"))
+        if dx is None or dw is None or (behind and dz is None):
+            return
+        of_z = recast(dz.spec, self.family) if behind and dz is not None else None
+        for one in tiles.candidates(sizes_of(problem), limits, "fwd")[:_MOST]:
+            moved = one.bytes + problem.bias * problem.n_out * DTYPES[problem.dtype].bytes
+            estimate = Estimate(problem.flop, moved, 1, moved, one.seconds)
+            specs = recast(one.spec, self.family), of_z, recast(dx.spec, self.family), recast(dw.spec, self.family)
+            yield FusedProduct(estimate, *specs, dw.parts)
+
+    @staticmethod
+    def _first(problem: BlockDiagProblem, limits: DeviceLimits, gradient: str) -> Candidate[BlockdiagSpec] | None:
+        """The quickest kernel of one of the gradients."""
+        part: Part = "fwd" if gradient == "dx" else "dw" if gradient == "dw" else "dz"
+        return next(iter(tiles.candidates(sizes_of(problem, gradient), limits, part)), None)
 
     def candidates(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[Plan]:
         for step in self._found(problem, limits):

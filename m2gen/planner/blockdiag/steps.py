@@ -9,19 +9,25 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.blockdiag_mm import BlockdiagMmSpec
 from m2gen.kernels.gate import GateSpec
-from m2gen.planner.blockdiag import cost
+from m2gen.planner.blockdiag import cost, launches
 from m2gen.planner.blockdiag.formulas import LEGEND, NOTES, library, native
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.gate.steps import NativeGate
-from m2gen.planner.step import UNTRIED, Body, Estimate, Reluctance, Terms
+from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Reluctance, Terms
 
 
 @dataclass(frozen=True, slots=True)
 class Product(Body[BlockDiagProblem]):
-    """The product and what is done to its result; the weight's gradient goes with it."""
+    """The product and what is done to its result; gradients go with it."""
 
     legend: ClassVar = LEGEND
     notes: ClassVar = NOTES
+
+    @property
+    def own_gradients(self) -> bool:
+        """Whether one call gives all gradients of operands and result alone, what stood in between computed again;
+        where not, they are composed of steps that keep it."""
+        return False
 
     def estimated(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Estimate:
         """What it costs on a device."""
@@ -82,18 +88,28 @@ class LibraryProduct(Product):
     def estimated(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Estimate:
         return cost.library_estimate(problem, limits)
 
+    def launches(self, problem: BlockDiagProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
+        return launches.of_library(problem, limits, self.gate is not None, gradients)
+
     def __str__(self) -> str:
         return f"(library-product {self.choice})"
 
 
 @dataclass(frozen=True, slots=True)
 class FusedProduct(Product):
-    """One generated Triton kernel, `spec`; `dw` sums the weight's gradient over `parts_of_rows` parts of the rows,
+    """One generated Triton kernel, `spec`, and three for the gradients: `dz` in front of what follows the product (None
+    where nothing does), `dx`, and `dw`, which sums the weight's and the bias's over `parts_of_rows` parts of the rows,
     which are added in their order. Its estimate is that of its tiles (planner/blockdiag/tiles.py)."""
 
     spec: BlockdiagSpec
+    dz: BlockdiagSpec | None
+    dx: BlockdiagSpec
     dw: BlockdiagSpec
     parts_of_rows: int
+
+    @property
+    def own_gradients(self) -> bool:
+        return True
 
     @property
     def reluctance(self) -> Reluctance:
@@ -120,14 +136,21 @@ class FusedProduct(Product):
         return f"kernel    {self.spec.name}, {self.what}"
 
     def parts(self, problem: BlockDiagProblem) -> dict[str, BlockdiagSpec]:
-        """The product "fwd", and the weight's gradient "dw"."""
-        return {"fwd": self.spec, "dw": self.dw}
+        """The product "fwd", and its gradients "dz" in front of what follows it, "dx" and "dw"."""
+        found = {"fwd": self.spec, "dz": self.dz, "dx": self.dx, "dw": self.dw}
+        return {part: spec for part, spec in found.items() if spec is not None}
 
     def kernels(self, problem: BlockDiagProblem, gradients: bool = True) -> tuple[BlockdiagSpec, ...]:
-        return (self.spec, self.dw) if gradients else (self.spec,)
+        return tuple(dict.fromkeys(self.parts(problem).values())) if gradients else (self.spec,)
 
     def estimated(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Estimate:
         return self.estimate
+
+    def launches(self, problem: BlockDiagProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
+        of = self.estimate
+        forward = Launch(self.spec.name, of.bytes, of.seconds, of.flop)
+        found = launches.of_kernels(problem, limits, (self.dz, self.dx, self.dw), self.parts_of_rows)
+        return (forward, *found) if gradients else (forward,)
 
     def __str__(self) -> str:
         return f"(fused-product {self.choice})"
@@ -200,6 +223,9 @@ class NativeProduct(Product):
 
     def estimated(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Estimate:
         return cost.native_estimate(problem, self.spec, self.pack is not None, limits)
+
+    def launches(self, problem: BlockDiagProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
+        return launches.of_native(problem, limits, self.spec, self.pack is not None, gradients)
 
     def __str__(self) -> str:
         return f"(native-product {self.choice})"

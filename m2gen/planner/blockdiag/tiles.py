@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.blockdiag import FROM_SHARED, BlockdiagSpec
 from m2gen.kernels.spec import Candidate
+from m2gen.planner.blockdiag.problem import BlockDiagProblem
 
 Part = Literal["fwd", "dz", "dw"]
 
@@ -44,10 +45,38 @@ class BlockdiagSizes:
         return self.blocks // 2 if self.glu else self.blocks
 
 
+def sizes_of(problem: BlockDiagProblem, part: str = "fwd") -> BlockdiagSizes:
+    """The problem, or "dz", "dx" or "dw" of its gradients, as the kernels' tiles are chosen by.
+
+    The gradients of x and weight stand behind that of what follows the product: they are of the bare product, and the
+    one of x of the turned one."""
+    sizes = BlockdiagSizes(
+        rows=problem.rows,
+        blocks=problem.blocks,
+        depth=problem.block_in,
+        width=problem.block_out,
+        dtype=problem.dtype,
+        bias=problem.bias,
+        activation=problem.activation,
+        glu=problem.glu,
+        residual=problem.residual and part == "fwd",
+    )
+    if part in ("dx", "dw"):
+        sizes = replace(sizes, activation=None, glu=False)
+    if part == "dx":
+        sizes = replace(sizes, depth=sizes.width, width=sizes.depth, bias=False)
+    return sizes
+
+
 def candidates(sizes: BlockdiagSizes, limits: DeviceLimits, part: Part = "fwd") -> list[Candidate[BlockdiagSpec]]:
     """Kernels for one part of a product, the quickest first. The gradient in x is "fwd" of the turned weight."""
-    estimate = _gradient if part == "dw" else _product
-    return sorted((estimate(sizes, one, limits) for one in _specs(sizes, limits, part)), key=lambda one: one.seconds)
+    found = (estimated(sizes, one, limits) for one in _specs(sizes, limits, part))
+    return sorted(found, key=lambda one: one.seconds)
+
+
+def estimated(sizes: BlockdiagSizes, spec: BlockdiagSpec, limits: DeviceLimits) -> Candidate[BlockdiagSpec]:
+    """What a kernel should cost."""
+    return (_gradient if spec.part == "dw" else _product)(sizes, spec, limits)
 
 
 def _specs(sizes: BlockdiagSizes, limits: DeviceLimits, part: Part) -> Iterator[BlockdiagSpec]:

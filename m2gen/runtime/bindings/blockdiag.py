@@ -8,6 +8,7 @@ all of them.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class LibraryKernel:
     """A product by PyTorch, of any dtype, on any device."""
 
     def __init__(self, problem: BlockDiagProblem, step: LibraryProduct) -> None:
-        self.problem, self.gate = problem, None
+        self.problem, self.step, self.gate = problem, step, None
         if step.gate is not None:
             half = GateProblem(n=problem.results, rows=problem.rows, dtype=problem.dtype, activation=problem.activation)
             self.gate = gate.NativeKernel(half, step.gate)
@@ -48,6 +49,9 @@ class LibraryKernel:
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
         """(nblocks, block_out, block_in): for each block the sum over rows of dy x^T."""
         return outer_blocks(dy, x, self.problem.blocks)
+
+    def gradients(self, *operands: Any) -> None:
+        """None: the operator composes them."""
 
 
 class NativeKernel:
@@ -110,6 +114,9 @@ class NativeKernel:
         sizes = [of.rows, of.blocks, of.block_in, of.block_out, dy.stride(0), x.stride(0), self.step.outer_rows]
         kernel.run(pointers, sizes, self.step.outer_work(of), parallel=self.step.parallel_outer)
         return dw if dtype == dw.dtype else dw.to(dtype)
+
+    def gradients(self, *operands: Any) -> None:
+        """None: the operator composes them."""
 
 
 def _side_by_side(x: Tensor) -> Tensor:

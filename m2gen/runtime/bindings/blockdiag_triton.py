@@ -7,6 +7,7 @@ Compiled and interpreted, not yet run on a device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -41,6 +42,14 @@ class Gradients(NamedTuple):
     bias: Tensor | None
 
 
+class Kernels(NamedTuple):
+    """Those of the gradients; None where the best is to be found."""
+
+    dz: BlockdiagSpec | None = None
+    dx: BlockdiagSpec | None = None
+    dw: Candidate[BlockdiagSpec] | None = None
+
+
 class FusedKernel:
     """One planned product, and the gradient in its weight."""
 
@@ -59,9 +68,30 @@ class FusedKernel:
 
     def outer(self, dy: Tensor, x: Tensor) -> Tensor:
         """(nblocks, block_out, block_in): for each block the sum over rows of dy x^T."""
-        dy, x = (t.resolve_neg() if t.stride(1) == 1 else t.resolve_neg().contiguous() for t in (dy, x))
-        blocks, (spec, parts) = self.problem.blocks, (self.step.dw, self.step.parts_of_rows)
-        return weight_gradients(blocks_of(dy, blocks), blocks_of(x, blocks), False, Candidate(spec, 0.0, 0.0, parts))[0]
+        of = self.problem
+        dy, x = _rows(dy, of.rows, of.n_out), _rows(x, of.rows, of.n_in)
+        return weight_gradients(blocks_of(dy, of.blocks), blocks_of(x, of.blocks), of.bias, self._of_weight)[0]
+
+    def gradients(self, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> Gradients:
+        """Those in x, weight and bias, contiguous, None where one is not wanted, given that of `product`'s result."""
+        of, step = self.problem, self.step
+        dy, rows = _rows(dy, of.rows, of.results), _rows(x, of.rows, of.n_in)
+        dx = x.new_empty(x.shape) if needs[0] else None
+        into = None if dx is None else blocks_of(dx.view(of.rows, of.n_in), of.blocks)
+        found = gradients(
+            blocks_of(dy, of.result_blocks),
+            blocks_of(rows, of.blocks),
+            weight,
+            Epilogue(bias, of.activation, of.glu),
+            (needs[0], needs[1], needs[2]),
+            into,
+            Kernels(step.dz, step.dx, self._of_weight),
+        )
+        return found._replace(x=dx)
+
+    @property
+    def _of_weight(self) -> Candidate[BlockdiagSpec]:
+        return Candidate(self.step.dw, 0.0, 0.0, self.step.parts_of_rows)
 
 
 def _rows(x: Tensor, rows: int, width: int) -> Tensor:
@@ -165,16 +195,20 @@ def gradients(
     epilogue: Epilogue,
     wanted: tuple[bool, bool, bool] = (True, True, True),
     dx: Tensor | None = None,
+    kernels: Kernels | None = None,
 ) -> Gradients:
-    """Those of x (to `dx`, by default laid out like x), weight and bias, each where it is wanted."""
-    dz = before_epilogue(dy, x, weight, epilogue)
+    """Those of x (to `dx`, by default laid out like x), weight and bias, each where it is wanted: three launches, and
+    what adds parts."""
+    kernels = Kernels() if kernels is None else kernels
+    dz = before_epilogue(dy, x, weight, epilogue, kernels.dz)
     if wanted[0]:
-        dx = product(dz, weight.transpose(1, 2), y=torch.empty_like(x) if dx is None else dx)
+        into = torch.empty_like(x) if dx is None else dx
+        dx = product(dz, weight.transpose(1, 2), y=into, spec=kernels.dx)
     of_bias = wanted[2] and epilogue.bias is not None
     if not wanted[1] and not of_bias:
         return Gradients(dx if wanted[0] else None, None, None)
-    dweight, dbias = weight_gradients(dz, x, of_bias)
-    return Gradients(dx if wanted[0] else None, dweight if wanted[1] else None, dbias)
+    dweight, dbias = weight_gradients(dz, x, of_bias if kernels.dw is None else kernels.dw.spec.bias, kernels.dw)
+    return Gradients(dx if wanted[0] else None, dweight if wanted[1] else None, dbias if of_bias else None)
 
 
 def add_parts(parts: Tensor, total: Tensor) -> None:
