@@ -53,28 +53,46 @@ def main() -> None:
 
 
 @main.command(context_settings=_CONTEXT)
-@click.argument("problem", nargs=-1, required=True)
+@click.argument("problem", nargs=-1)
 @click.option(
     "--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942, avx2 ..."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
-def plan(problem: tuple[str, ...], target: str, as_json: bool) -> None:
-    """Show how PROBLEM would be done on a device, and what it should cost. Runs nothing.
+@click.option("--model", help="Instead of a PROBLEM: a layer of a model, a folder with a config.json, or 80M, 110M ...")
+@click.option("--lengths", default="", help="Of the model's inputs, such as 512,4096.  [default: its longest]")
+@click.option("--batches", default="", help="Of the model's inputs.  [default: as many as make 32,768 tokens]")
+@click.option("--dtype", default="bf16", show_default=True, help="The model's: fp32, bf16, fp16.")
+@click.option("--backward", is_flag=True, help="The launches of a layer's gradients too.")
+def plan(problem: tuple[str, ...], target: str, as_json: bool, model: str | None, **sizes: Any) -> None:
+    """Show how PROBLEM would be done on a device, and what it should cost; or every launch of a model's layer, with the
+    bytes that it moves. Runs nothing.
 
     \b
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated skip --target sm90
+    m2gen plan --model 80M --lengths 4096 --target sm90
     fftconv    n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
                gated pre_gated post_gated skip   bhl blh   wide
     blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu   residual
     monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  params<=2M  factors=64x64x64,64x64x64
-    shortconv  n= h= b= width= out=   fp16 bf16 fp32 fp64   bias   gated   bhl blh   to=bhl to=blh
+    shortconv  n= h= b= width= out=   fp16 bf16 fp32 fp64   bias   gated offset masked   bhl blh   to=bhl to=blh
     gate       n= rows=   fp16 bf16 fp32 fp64   gelu relu silu
+    turn       n= h= b=   fp16 bf16 fp32 fp64
     """
     from m2gen.planner import search
     from m2gen.planner.problems import parse
     from m2gen.runtime.planning import limits_of
     from m2gen.runtime.planning import plan as planned
 
+    if model is not None:
+        if problem or as_json:
+            raise click.UsageError("--model stands alone: without a PROBLEM, and without --json")
+        from m2gen.ahead.traffic import explained
+
+        for line in explained(model, limits_of(target), **sizes):
+            click.echo(line)
+        return
+    if not problem:
+        raise click.UsageError("give a PROBLEM, or --model")
     asked, limits = parse(" ".join(problem)), limits_of(target)
     chosen = planned(asked, target)
     if as_json:

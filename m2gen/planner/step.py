@@ -84,6 +84,7 @@ class Launch:
     bytes: float  # read from memory and written to it, each number once
     seconds: float
     flop: float = 0.0
+    back: bool = False  # of the gradients
 
 
 class Reluctance(NamedTuple):

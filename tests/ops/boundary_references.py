@@ -143,12 +143,7 @@ REFERENCES = {
     function.__name__: function
     for function in (
         fftconv, fftconv_bwd, fftconv_dk, depthwise_conv1d, depthwise_conv1d_dw, blockdiag_linear, blockdiag_epilogue,
-<<<<<<< HEAD
-        blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_bwd, monarch_matmul,
-        monarch_backward, turn,
-=======
-        blockdiag_epilogue_bwd, blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_ds,
-        monarch_matmul, monarch_backward,
->>>>>>> prod
+        blockdiag_epilogue_bwd, blockdiag_outer, gated, gated_bwd, gated_depthwise_conv1d, gated_depthwise_conv1d_bwd,
+        monarch_matmul, monarch_backward, turn,
     )
 }  # fmt: skip

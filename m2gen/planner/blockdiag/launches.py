@@ -3,7 +3,7 @@ formulas of formulas.py and the tiles' estimates. Those of the forward pass alon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from m2gen.device.limits import DeviceLimits
@@ -37,7 +37,7 @@ def of_kernels(
         moved = one.bytes + bias - sum(launch.bytes for launch in adding[:1])
         found.append(Launch(spec.name, moved, one.seconds - limits.call_seconds * bool(adding), problem.flop))
         found += adding
-    return tuple(found)
+    return backwards(found)
 
 
 def _added(problem: BlockDiagProblem, limits: DeviceLimits, parts: int) -> list[Launch]:
@@ -93,7 +93,12 @@ def of_library(
         if problem.bias:
             yield elementwise("gradient in the bias", result, v.b * v.n)
 
-    return (*forward(), *(backward() if gradients else ()))
+    return (*forward(), *(backwards(backward()) if gradients else ()))
+
+
+def backwards(launches: Iterable[Launch]) -> tuple[Launch, ...]:
+    """Those of the gradients."""
+    return tuple(replace(one, back=True) for one in launches)
 
 
 def of_native(
@@ -109,7 +114,7 @@ def of_native(
         v = cost.library_values(problem, limits)
         moved = 3.0 * v.e * v.R * v.u
         found += [Launch("residual", moved, moved / v.W + v.t)] if problem.residual else []
-    return (*found, *(_native_backward(problem, limits, spec, packed) if gradients else ()))
+    return (*found, *(backwards(_native_backward(problem, limits, spec, packed)) if gradients else ()))
 
 
 def _native(problem: BlockDiagProblem, limits: DeviceLimits, spec: BlockdiagMmSpec, packed: bool) -> Iterator[Launch]:

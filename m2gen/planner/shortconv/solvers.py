@@ -17,7 +17,7 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.shortconv import cost, tiles
 from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.planner.shortconv.steps import FusedShortconv, LibraryShortconv, NativeShortconv
-from m2gen.planner.shortconv.tiles import ShortconvSizes
+from m2gen.planner.shortconv.tiles import sizes_of
 from m2gen.planner.step import Estimate
 
 LEAST_VECTOR = 32  # bytes; narrower units are given such vectors by the compiler
@@ -104,23 +104,6 @@ def _unable(problem: ShortconvProblem, limits: DeviceLimits) -> str | None:
     if problem.width > shortconv_cpp.WIDEST:
         return f"its kernels have at most {shortconv_cpp.WIDEST} taps, not {problem.width}"
     return None
-
-
-def sizes_of(problem: ShortconvProblem) -> ShortconvSizes:
-    """The problem as the kernels' tiles are chosen by."""
-    return ShortconvSizes(
-        batch=problem.b,
-        channels=problem.h,
-        length=problem.n,
-        width=problem.width,
-        dtype=problem.dtype,
-        length_out=problem.outputs,
-        bias=problem.bias,
-        masked="in" if problem.masked else "no",
-        offset=problem.offset,
-        last_in=problem.layout == "BLH",
-        last_out=problem.layout_out == "BLH",
-    )
 
 
 def _native(problem: ShortconvProblem, limits: DeviceLimits, family: type[ShortconvCppSpec]) -> NativeShortconv:

@@ -10,8 +10,9 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.shortconv_cpp import ShortconvCppSpec
 from m2gen.planner.shortconv import cost
+from m2gen.planner.shortconv.launches import of_gradients
 from m2gen.planner.shortconv.problem import ShortconvProblem
-from m2gen.planner.step import UNTRIED, Body, Estimate, Reluctance, Terms
+from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Reluctance, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,11 @@ class FusedShortconv(Shortconv):
 
     def estimated(self, problem: ShortconvProblem, limits: DeviceLimits) -> Estimate:
         return self.estimate
+
+    def launches(self, problem: ShortconvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
+        forward = Launch(self.spec.name, self.estimate.bytes, self.estimate.seconds, self.estimate.flop)
+        behind = of_gradients(problem, limits, self.back, self.parts_of_times) if gradients else ()
+        return (forward, *behind)
 
     def __str__(self) -> str:
         return f"(fused-shortconv {self.choice})"

@@ -11,6 +11,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.shortconv import Part, ShortconvSpec
 from m2gen.kernels.spec import Candidate
+from m2gen.planner.shortconv.problem import ShortconvProblem
 
 _CUT = 8  # bytes that the end of a line costs, where a tile cuts it
 _MOST_WARPS = 64  # of a multiprocessor
@@ -43,10 +44,33 @@ class ShortconvSizes:
         return self.length if self.length_out is None else self.length_out
 
 
+def sizes_of(problem: ShortconvProblem) -> ShortconvSizes:
+    """The problem as the kernels' tiles are chosen by."""
+    return ShortconvSizes(
+        batch=problem.b,
+        channels=problem.h,
+        length=problem.n,
+        width=problem.width,
+        dtype=problem.dtype,
+        length_out=problem.outputs,
+        bias=problem.bias,
+        masked="in" if problem.masked else "no",
+        offset=problem.offset,
+        last_in=problem.layout == "BLH",
+        last_out=problem.layout_out == "BLH",
+    )
+
+
 def candidates(sizes: ShortconvSizes, limits: DeviceLimits, part: Part = "fwd") -> list[Candidate[ShortconvSpec]]:
     """Kernels for one part, the quickest first. The gradient in x is "fwd" with the taps reversed."""
-    estimate = _gradient if part in ("dw", "mix_bwd") else _convolution
-    return sorted((estimate(sizes, one, limits) for one in _specs(sizes, limits, part)), key=lambda one: one.seconds)
+    found = (estimated(sizes, spec, limits) for spec in _specs(sizes, limits, part))
+    return sorted(found, key=lambda one: one.seconds)
+
+
+def estimated(sizes: ShortconvSizes, spec: ShortconvSpec, limits: DeviceLimits) -> Candidate[ShortconvSpec]:
+    """A kernel with what it should cost."""
+    estimate = _gradient if spec.part in ("dw", "mix_bwd") else _convolution
+    return estimate(sizes, spec, limits)
 
 
 def _specs(sizes: ShortconvSizes, limits: DeviceLimits, part: Part) -> Iterator[ShortconvSpec]:
