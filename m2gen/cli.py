@@ -71,7 +71,7 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool, model: str | None
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated skip --target sm90
     m2gen plan --model 80M --lengths 4096 --target sm90
     fftconv    n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
-               gated pre_gated post_gated skip   bhl blh   wide
+               gated pre_gated post_gated skip add   bhl blh   wide
     blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu   residual
     monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  params<=2M  factors=64x64x64,64x64x64
     shortconv  n= h= b= width= out=   fp16 bf16 fp32 fp64   bias   gated offset masked   bhl blh   to=bhl to=blh

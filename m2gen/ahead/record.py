@@ -65,8 +65,8 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
     from m2gen.runtime.executor import monarch_problem, problem_of, product_problem
 
     def long(gradients: bool, *args: Any) -> None:
-        *tensors, mode, precision = args
-        wanted.add(problem_of(Operands(*tensors), mode, precision), of, gradients)
+        tensors, (mode, precision, *add) = args[:6], args[6:]
+        wanted.add(problem_of(Operands(*tensors, *add), mode, precision), of, gradients)
 
     def taps(z: Any, dc: Any, length: int, mode: str, precision: str) -> None:
         k = z.new_empty((dc.shape[1], length))

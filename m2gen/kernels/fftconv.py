@@ -30,6 +30,7 @@ class FftConvSpec:
     n0       rows of an outer stage through memory; 1 where the whole ring is on chip
     stack    transforms in one tile, one above the other, so that products have rows enough for the matrix unit
     skip     with "dk": the skip's gradient too (a forward kernel has the skip inside the filter's spectrum)
+    add      with "fwd": a tensor is added to the result; its resources are those of the kernel without
     wrap     a circular problem on a longer ring: the input is read periodically, its first k - 1 outputs are dropped
     """
 
@@ -45,6 +46,7 @@ class FftConvSpec:
     post_gate: bool = False
     transpose: bool = False
     skip: bool = False
+    add: bool = False
     wrap: bool = False
     num_warps: int = 4
     num_stages: int = 2
@@ -66,7 +68,7 @@ class FftConvSpec:
     def name(self) -> str:
         """For example fftconv_fwd_n4096_r64x64_cyclic_bf16_fp16_pre_post_w8_s2."""
         stack = [f"stack{self.stack}"] if self.stack > 1 else []
-        flags = [word for word in ("pre_gate", "post_gate", "transpose", "skip", "wrap") if getattr(self, word)]
+        flags = [word for word in ("pre_gate", "post_gate", "transpose", "skip", "add", "wrap") if getattr(self, word)]
         words = [
             "fftconv",
             self.part,

@@ -7,7 +7,7 @@ point p, or the imaginary part of point p - size. See templates/cpp/fftconv/READ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -82,6 +82,7 @@ class FftConvCppSpec:
     half         sequences fit the real parts: the imaginary ones are zero, or not wanted
     half_filter  so does the filter, which has no negative lags then
     kept         with "fwd": spectra are read, not made
+    add          with "fwd": a tensor is added to the result
     wide         0: vectors lie along time. Else this many vectors of channels are transformed together, a lane a
                  channel, and a ring is a codelet's points times the radices
     """
@@ -94,13 +95,14 @@ class FftConvCppSpec:
     half: bool
     half_filter: bool
     kept: bool = False
+    add: bool = False
     wide: int = 0
     arch: str = "native"
 
     @property
     def name(self) -> str:
         """For example fftconv_cpp_fwd_n8192_r8x4x4_v16_fp32_fp32_half_halffilter_native."""
-        flags = [word.replace("_", "") for word in ("half", "half_filter", "kept") if getattr(self, word)]
+        flags = [word.replace("_", "") for word in ("half", "half_filter", "kept", "add") if getattr(self, word)]
         radices = "x".join(map(str, self.radices))
         words = ["fftconv_cpp", self.part, f"n{self.size}", f"r{radices}", f"v{self.vector}", self.dtype, self.compute]
         return "_".join([*words, *flags, *[f"lanes{self.wide}"] * bool(self.wide), self.arch])
@@ -108,6 +110,11 @@ class FftConvCppSpec:
     @property
     def template(self) -> str:
         return f"cpp/fftconv/{'lanes_' * bool(self.wide)}{self.part}.cpp.jinja"
+
+    @property
+    def of_filters(self) -> FftConvCppSpec:
+        """The kernel of the spectra that a `kept` one reads."""
+        return replace(self, part="spectrum", kept=False, add=False)
 
     @property
     def leaf(self) -> int:

@@ -356,12 +356,13 @@ def long_conv(
     layout: str,
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
+    add: Tensor | None = None,
 ) -> Tensor:
     """`fftconv` of u with the filters and the skip of a `HyenaFilter`, as long as u."""
     length = u.shape[-1 if layout == "BHL" else 1]
     kept = filter_fn.prepared(length) if isinstance(filter_fn, HyenaFilter) else None
+    rest: dict[str, Any] = {"pre_gate": pre_gate, "post_gate": post_gate, "add": add, "layout": layout}
     if kept is not None:
-        return fftconv(u, kept, pre_gate=pre_gate, post_gate=post_gate, layout=layout)
+        return fftconv(u, kept, **rest)
     k, k_rev, skip = filter_fn(length, with_skip=True)
-    gates: dict[str, Any] = {"pre_gate": pre_gate, "post_gate": post_gate}
-    return fftconv(u, k, mode=mode, k_rev=k_rev, skip=skip, layout=layout, **gates)
+    return fftconv(u, k, mode=mode, k_rev=k_rev, skip=skip, **rest)

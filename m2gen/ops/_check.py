@@ -127,14 +127,16 @@ def fftconv(
     skip: Tensor | None,
     layout: str,
     precision: str,
+    add: Tensor | None,
 ) -> None:
     choice("fftconv", "layout", layout, LAYOUTS)
     choice("fftconv", "mode", mode, MODES)
     choice("fftconv", "precision", precision, PRECISIONS)
-    if layout == "BHL" and left_to_the_operator((u, k), k_rev, pre_gate, post_gate, skip):
+    if layout == "BHL" and left_to_the_operator((u, k), k_rev, pre_gate, post_gate, skip, add):
         return
-    convolution("fftconv", (u, k, k_rev, pre_gate, post_gate, skip), mode, precision, layout, autocast=True)
-    finite("fftconv", u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip)
+    operands = u, k, k_rev, pre_gate, post_gate, skip
+    convolution("fftconv", operands, mode, precision, add, layout, autocast=True)
+    finite("fftconv", u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip, add=add)
 
 
 def convolution(
@@ -142,10 +144,11 @@ def convolution(
     operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     mode: str,
     precision: str,
+    add: Tensor | None = None,
     layout: str = "BHL",
     autocast: bool = False,
 ) -> None:
-    """The operands u, k, k_rev, pre_gate, post_gate, skip of a convolution fit together."""
+    """The operands u, k, k_rev, pre_gate, post_gate, skip of a convolution, and what is added, fit together."""
     u, k, k_rev, pre_gate, post_gate, skip = operands
     choice(op, "mode", mode, MODES)
     choice(op, "precision", precision, PRECISIONS)
@@ -158,10 +161,10 @@ def convolution(
     tensor(op, "k", k, (channels, "K"), u)
     filter_length(op, mode, k.shape[1], length)
     filter(op, k, mode, k_rev, skip)
-    for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
-        if gate is not None:
-            tensor(op, name, gate, tuple(u.shape), u)
-            same_dtype(op, name, gate, "u", u, autocast)
+    for name, like in (("pre_gate", pre_gate), ("post_gate", post_gate), ("add", add)):
+        if like is not None:
+            tensor(op, name, like, tuple(u.shape), u)
+            same_dtype(op, name, like, "u", u, autocast)
 
 
 def filter(op: str, k: Tensor, mode: str, k_rev: Tensor | None, skip: Tensor | None) -> None:

@@ -19,8 +19,8 @@ from m2gen.planner.fftconv.problem import MODES
 
 
 def fftconv(*args: Any) -> None:
-    *tensors, mode, precision = args
-    check.convolution("fftconv", tuple(tensors), mode, precision)
+    *tensors, mode, precision = args[:8]
+    check.convolution("fftconv", tuple(tensors), mode, precision, *args[8:])  # add, where it is given
 
 
 def fftconv_bwd(dy: Tensor, *args: Any) -> None:

@@ -19,7 +19,8 @@ from m2gen.ops.prepared import PreparedFilter
 from m2gen.runtime import executor
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 
-_U, _K, _K_REV, _PRE, _POST, _SKIP, _MODE, _PRECISION = range(8)
+_U, _K, _K_REV, _PRE, _POST, _SKIP, _MODE, _PRECISION, _ADD = range(9)
+_SEQUENCES, _FILTERS = (_U, _PRE, _POST, _ADD), (_K, _K_REV, _SKIP)
 
 
 def fftconv(
@@ -31,10 +32,13 @@ def fftconv(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
     skip: Tensor | None = None,
+    add: Tensor | None = None,
     layout: str = "BHL",
     precision: str = "auto",
 ) -> Tensor:
-    """Long convolution with optional gates and skip: z = u * pre_gate; y = post_gate * (conv(z, k) + skip * z).
+    """Long convolution with optional gates, skip and what is added to its result:
+
+        z = u * pre_gate;    y = post_gate * (conv(z, k) + skip * z) + add
 
     =============== =======================================================================================
     mode            conv(z, k)[i]
@@ -53,7 +57,8 @@ def fftconv(
         k_rev: (H, K), the filter for later positions; in mode bidirectional, and only there.
         pre_gate, post_gate: shape, dtype and device of ``u``; each optional alone.
         skip: (H,), any floating dtype.
-        layout: ``"BHL"`` or ``"BLH"``, of u, gates and result.
+        add: shape, dtype and device of ``u``; added before a 16-bit result is rounded.
+        layout: ``"BHL"`` or ``"BLH"``, of u, gates, add and result.
         precision: ``"auto"``: arithmetic is float32, or float64 where u is float64; on GPUs a generated kernel takes
             the operands of its matrix products in float16 for 16-bit tensors, and splits float32 in three TF32 parts.
             ``"wide"``: bfloat16 operands for 16-bit tensors, for values beyond float16's range, at about twice the
@@ -73,11 +78,11 @@ def fftconv(
         mode, filter = check.prepared(k.mode, mode, k_rev, skip), k
         k, k_rev, skip = filter.k, filter.k_rev, filter.skip
     mode = "causal" if mode is None else mode
-    check.fftconv(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision)
+    check.fftconv(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision, add)
     if layout == "BLH":
         u = u.transpose(1, 2)
-        pre_gate, post_gate = (None if x is None else x.transpose(1, 2) for x in (pre_gate, post_gate))
-    y: Tensor = fftconv_op(u, k, k_rev, pre_gate, post_gate, skip, mode, precision)
+        pre_gate, post_gate, add = (None if x is None else x.transpose(1, 2) for x in (pre_gate, post_gate, add))
+    y: Tensor = fftconv_op(u, k, k_rev, pre_gate, post_gate, skip, mode, precision, add)
     return y.transpose(1, 2) if layout == "BLH" else y
 
 
@@ -85,8 +90,8 @@ def fftconv(
 
 
 def _impl(*args: Any) -> Tensor:
-    *tensors, mode, precision = args
-    return executor.fftconv(Operands(*tensors), mode, precision)
+    tensors, (mode, precision, *add) = args[:_MODE], args[_MODE:]
+    return executor.fftconv(Operands(*tensors, *add), mode, precision)
 
 
 def _fake(u: Tensor, *args: Any) -> Tensor:
@@ -94,8 +99,19 @@ def _fake(u: Tensor, *args: Any) -> Tensor:
 
 
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
-    found = fftconv_bwd_op(dy, *args, [bool(need) for need in needs[:_MODE]])
-    return [grad if need else None for grad, need in zip(found, needs[:_MODE], strict=True)] + [None, None]
+    wanted = [bool(need) for need in needs[:_MODE]]
+    found = fftconv_bwd_op(dy, *args[:_ADD], wanted) if any(wanted) else wanted
+    grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
+    return [*grads, None, None, dy if needs[_ADD] else None]
+
+
+def _jvp(args: Args, tangents: Args) -> Tensor:
+    """That of the convolution, and of what is added."""
+    found: list[Tensor] = [] if tangents[_ADD] is None else [tangents[_ADD].clone()]
+    if any(tangent is not None for tangent in tangents[:_MODE]):
+        groups = [(_U,), _FILTERS, (_PRE,), (_POST,)]
+        found.append(multilinear_jvp(fftconv_op, groups)(args[:_ADD], tangents[:_ADD]))
+    return found[0] if len(found) == 1 else found[0] + found[1]
 
 
 def transposed_conv(
@@ -107,16 +123,12 @@ def transposed_conv(
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-    *tensors, mode, precision = args
-    filters = any(in_dims[i] is not None for i in (_K, _K_REV, _SKIP))
-    if not filters:  # one filter for all: more batch
-        for i in (_U, _PRE, _POST):
-            tensors[i] = fold_vmap(tensors[i], in_dims[i], info.batch_size, into=0)
-        return unfold_vmap(fftconv_op(*tensors, mode, precision), info.batch_size, 0), 0
-    for i, tensor in enumerate(tensors):  # filters of their own: more channels
-        into = 1 if i in (_U, _PRE, _POST) else 0
-        tensors[i] = fold_vmap(tensor, in_dims[i], info.batch_size, into)
-    return unfold_vmap(fftconv_op(*tensors, mode, precision), info.batch_size, 1), 0
+    folded = list(args)
+    own = any(in_dims[i] is not None for i in _FILTERS)
+    into = 1 if own else 0  # filters of their own: more channels; one filter for all: more batch
+    for i in (*_SEQUENCES, *(_FILTERS if own else ())):
+        folded[i] = fold_vmap(args[i], in_dims[i], info.batch_size, into if i in _SEQUENCES else 0)
+    return unfold_vmap(fftconv_op(*folded), info.batch_size, into), 0
 
 
 # -- all first-order gradients in one pass -----------------------------------------------------------------------------
@@ -249,16 +261,14 @@ _TENSORS = "Tensor u, Tensor k, Tensor? k_rev, Tensor? pre_gate, Tensor? post_ga
 
 fftconv_op: Any = register(
     Definition(
-        schema=f"fftconv({_TENSORS}, str mode, str precision) -> Tensor",
+        schema=f"fftconv({_TENSORS}, str mode, str precision, Tensor? add=None) -> Tensor",
         check=operands.fftconv,
         impl=_impl,
         fake=_fake,
         vjp=_vjp,
-        jvp=lambda args, tangents: multilinear_jvp(fftconv_op, [(_U,), (_K, _K_REV, _SKIP), (_PRE,), (_POST,)])(
-            args, tangents
-        ),
+        jvp=_jvp,
         vmap=_vmap,
-        autocast=(_U, _PRE, _POST),
+        autocast=_SEQUENCES,
     )
 )
 fftconv_bwd_op: Any = register(

@@ -38,16 +38,18 @@ def fftconv(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
     skip: Tensor | None = None,
+    add: Tensor | None = None,
     layout: str = "BHL",
 ) -> Tensor:
-    """y = post_gate * (conv(z, k) + skip * z), z = u * pre_gate, in float64 and in the layout of u."""
+    """y = post_gate * (conv(z, k) + skip * z) + add, z = u * pre_gate, in float64 and in the layout of u."""
     if layout == "BLH":
-        pre, post = (None if gate is None else gate.mT for gate in (pre_gate, post_gate))
-        return fftconv(u.mT, k, mode=mode, k_rev=k_rev, pre_gate=pre, post_gate=post, skip=skip).mT
+        pre, post, add = (None if x is None else x.mT for x in (pre_gate, post_gate, add))
+        return fftconv(u.mT, k, mode=mode, k_rev=k_rev, pre_gate=pre, post_gate=post, skip=skip, add=add).mT
     z = u.double() if pre_gate is None else u.double() * pre_gate.double()
     y = toeplitz_apply(lag_weights(k, u.shape[2], mode, k_rev), z)
     y = y if skip is None else y + skip.double().unsqueeze(-1) * z
-    return y if post_gate is None else y * post_gate.double()
+    y = y if post_gate is None else y * post_gate.double()
+    return y if add is None else y + add.double()
 
 
 def fftconv_at(
@@ -60,6 +62,7 @@ def fftconv_at(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
     skip: Tensor | None = None,
+    add: Tensor | None = None,
 ) -> Tensor:
     """y[:, :, positions] of `fftconv` in layout BHL, (B, H, P): the sum of those outputs alone, for long sequences."""
     z = u.double() if pre_gate is None else u.double() * pre_gate.double()
@@ -69,4 +72,5 @@ def fftconv_at(
     parts = [z.movedim(0, 1) @ windows[:, length - 1 - some].mT for some in torch.split(positions, rows)]
     y = torch.cat(parts, dim=-1).movedim(0, 1)
     y = y if skip is None else y + skip.double().unsqueeze(-1) * z[..., positions]
-    return y if post_gate is None else y * post_gate.double()[..., positions]
+    y = y if post_gate is None else y * post_gate.double()[..., positions]
+    return y if add is None else y + add.double()[..., positions]

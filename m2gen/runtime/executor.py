@@ -52,6 +52,7 @@ def problem_of(x: Operands, mode: str, precision: str) -> FftConvProblem:
         pre_gate=x.pre_gate is not None,
         post_gate=x.post_gate is not None,
         skip=x.skip is not None,
+        add=x.add is not None,
         layout="BLH" if x.u.stride(1) == 1 and channels > 1 else "BHL",
     )
 

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
+NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")  # those with gradients to compute: add's is the result's
 # relative l2 of the whole result; a bfloat16 tensor rounds at 1.65e-3 by itself
 BOUND = {"fp16": 1e-3, "bf16": 3e-3, "fp32": 1e-5, "fp64": 1e-12}
 STAGED = 1.5  # times the bound, for kernels with an outer stage through memory
 
 
 def exact(args: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The float64 result (B, H, L) and the float64 leaves that it was computed from, by their names."""
+    """The float64 result (B, H, L), and the float64 leaves that it was computed from by their names, add not among
+    them."""
     leaves = {n: args[n].detach().double().requires_grad_() for n in NAMES if args.get(n) is not None}
     k, n = leaves["k"], args["u"].shape[-1]
     z = leaves["u"] * leaves.get("pre_gate", 1.0)
@@ -35,7 +36,8 @@ def exact(args: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     y = torch.fft.irfft(torch.fft.rfft(z, n=size) * torch.fft.rfft(ring, n=size), n=size)[..., :n]
     if "skip" in leaves:
         y = y + leaves["skip"].unsqueeze(-1) * z
-    return y * leaves.get("post_gate", 1.0), leaves
+    y = y * leaves.get("post_gate", 1.0)
+    return (y + args["add"].double() if args.get("add") is not None else y), leaves
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -34,4 +34,6 @@ def operands(problem: FftConvProblem, seed: int = 0, device: str | torch.device 
             found[name] = normal(*shape, dtype=dtype)
     if problem.skip:
         found["skip"] = normal(channels, dtype=filters)
+    if problem.add:
+        found["add"] = normal(*shape, dtype=dtype)
     return found | {"layout": problem.layout}

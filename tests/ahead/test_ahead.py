@@ -318,6 +318,9 @@ def _trained(problem: Problem) -> set[Problem]:
             call = blockdiag_glu if problem.glu else m2gen.blockdiag_linear
             how = [problem.activation, *more] if problem.glu else [*more, problem.activation]
             y = call(normal(problem.rows, problem.n_in), weight, *how, residual=residual)
+        elif isinstance(problem, FftConvProblem):
+            u, add = (normal(problem.b, problem.h, problem.n) for _ in range(2))
+            y = m2gen.fftconv(u, normal(problem.h, problem.n), add=add if problem.add else None)
         else:
             assert isinstance(problem, ShortconvProblem)
             channels = 3 * problem.h if problem.gated else problem.h
@@ -339,6 +342,8 @@ def _trained(problem: Problem) -> set[Problem]:
 @pytest.mark.parametrize(
     "text",
     [
+        "fftconv n=40 h=8 b=2",
+        "fftconv n=40 h=8 b=2 add",
         "blockdiag in=64 out=96 blocks=4 rows=9 bias",
         "blockdiag in=64 out=96 blocks=4 rows=9 fp64 bias gelu residual",
         "blockdiag in=64 out=96 blocks=4 rows=9 bf16 silu glu",

@@ -26,8 +26,8 @@ from m2gen.runtime.build.limits import live
 from m2gen.testing.operands import operands
 
 BOUND = {"fp16": 1e-3, "fp32": 1e-5}  # relative l2, forward and gradients
-NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
-SEQUENCES = ("u", "pre_gate", "post_gate")
+NAMES = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")  # those with gradients of their own
+SEQUENCES = ("u", "pre_gate", "post_gate", "add")
 pytestmark = pytest.mark.usefixtures("poison")
 
 
@@ -64,7 +64,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return FftConvProblem(
         n=n, k=k, mode=mode, h=draw(st.integers(1, 2)), b=draw(st.integers(1, 5)),
         dtype=draw(st.sampled_from(["fp16", "fp32"])), pre_gate=draw(st.booleans()), post_gate=draw(st.booleans()),
-        skip=draw(st.booleans()), layout=draw(st.sampled_from(["BHL", "BLH"])),
+        skip=draw(st.booleans()), add=draw(st.booleans()), layout=draw(st.sampled_from(["BHL", "BLH"])),
     )  # fmt: skip
 
 
@@ -95,16 +95,16 @@ def test_the_public_call_runs_the_fused_kernel() -> None:
 
 RADICES = [
     "fftconv n=256 h=1 b=3 fp16 circular gated",
-    "fftconv n=500 h=1 b=2 fp16 causal gated skip",
+    "fftconv n=500 h=1 b=2 fp16 causal gated skip add",
     "fftconv n=1024 h=1 b=2 fp16 circular skip",
     "fftconv n=1000 h=1 b=1 fp16 causal",
     "fftconv n=1000 h=1 b=2 fp16 bidirectional gated skip",
-    "fftconv n=700 h=1 b=2 fp16 circular k=600",
+    "fftconv n=700 h=1 b=2 fp16 circular k=600 add",
     "fftconv n=1000 h=1 b=2 fp32 causal pre_gated skip",
     "fftconv n=4096 h=1 b=2 fp16 circular gated",
     "fftconv n=4000 h=1 b=1 fp16 causal gated skip",
     "fftconv n=8191 h=1 b=1 fp16 causal post_gated",
-    "fftconv n=16384 h=1 b=2 fp16 circular",
+    "fftconv n=16384 h=1 b=2 fp16 circular add",
 ]
 
 
@@ -114,7 +114,7 @@ def test_every_pair_of_radices(text: str) -> None:
     problem = parse(text)
     args = operands(problem)
     expected = oracle.fftconv(**args)
-    x = Operands(*(args.get(n) for n in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
+    x = Operands(*(args.get(n) for n in (*NAMES, "add")))
     plans = fused_plans(problem)
     assert plans
     for plan in plans:
@@ -129,9 +129,9 @@ def test_every_pair_of_radices(text: str) -> None:
     "text",
     [
         "fftconv n=32768 h=1 b=2 fp16 circular gated",
-        "fftconv n=30000 h=2 b=1 fp16 causal gated skip",
+        "fftconv n=30000 h=2 b=1 fp16 causal gated skip add",
         "fftconv n=16384 h=1 b=3 fp16 bidirectional skip",
-        "fftconv n=20001 k=12000 h=1 b=2 fp16 circular",
+        "fftconv n=20001 k=12000 h=1 b=2 fp16 circular add",
         "fftconv n=9999 h=1 b=1 fp32 causal post_gated",
     ],
 )
@@ -141,10 +141,11 @@ def test_staged(text: str) -> None:
     args = operands(problem)
     plan = next(plan for plan in fused_plans(problem) if plan.body.spec.staged)
 
-    kernel, x = FusedKernel(problem, plan.body), Operands(*(args.get(n) for n in NAMES))
+    kernel, x = FusedKernel(problem, plan.body), Operands(*(args.get(n) for n in (*NAMES, "add")))
     y = kernel.forward(x)
     exact = {n: args[n].detach().double().requires_grad_() for n in NAMES if n in args}
-    expected = m2gen.fftconv(**exact, mode=problem.mode)
+    add = args["add"].double() if problem.add else None
+    expected = m2gen.fftconv(**exact, add=add, mode=problem.mode)
     bound = 1.5e-3 if problem.dtype == "fp16" else 1e-5
     assert relative(y, expected) < bound
     dy = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(y.dtype)
@@ -159,12 +160,12 @@ def test_staged(text: str) -> None:
 
 def test_bfloat16_tensors_round_once() -> None:
     """The interpreter truncates on conversion to bfloat16, so the kernel writes float32 here and torch rounds."""
-    problem = parse("fftconv n=400 h=2 b=3 bf16 causal gated skip")
+    problem = parse("fftconv n=400 h=2 b=3 bf16 causal gated skip add")
     args = operands(problem)
     kernel = FusedKernel(problem, fused_plans(problem)[0].body)
-    x = Operands(*(args.get(n) for n in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
+    x = Operands(*(args.get(n) for n in (*NAMES, "add")))
     y = torch.full(x.u.shape, float("nan"))
-    kernel._convolve(kernel.spec, x.u, x.pre_gate, x.post_gate, y, kernel._spectrum(x))
+    kernel._convolve(kernel.spec, x.u, x.pre_gate, x.post_gate, y, kernel._spectrum(x), x.add)
     expected = oracle.fftconv(**args)
     assert relative(y, expected) < 1e-3
     assert relative(y.bfloat16(), expected) < 2e-3
@@ -229,7 +230,7 @@ def test_wide_keeps_the_range_of_bfloat16() -> None:
     assert plan.body.spec.compute == "bf16"
     args = operands(problem)
     args["u"] = args["u"] * 1e6
-    x = Operands(*(args.get(n) for n in NAMES))
+    x = Operands(*(args.get(n) for n in (*NAMES, "add")))
     kernel = FusedKernel(problem, plan.body)
     y = torch.full(x.u.shape, float("nan"))
     kernel._convolve(kernel.spec, x.u, x.pre_gate, x.post_gate, y, kernel._spectrum(x))

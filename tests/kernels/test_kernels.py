@@ -32,7 +32,7 @@ SPECS = [
     )
     if not (part == "dk" and transpose) and not (ring == "causal" and wrap)
 ]
-SPECS += [replace(spec, skip=True) for spec in SPECS if spec.part == "dk"]
+SPECS += [replace(spec, skip=spec.part == "dk", add=spec.part == "fwd") for spec in SPECS]
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)

@@ -7,6 +7,7 @@ import torch
 
 from m2gen.errors import ProblemError
 from m2gen.modules import LongConv
+from m2gen.modules.hyena_filter import long_conv
 from m2gen.reference import fftconv as oracle
 
 
@@ -22,6 +23,15 @@ def test_against_the_sum(mode: str, layout: str, gated: bool) -> None:
     k, k_rev = conv.filter_fn(13)
     want = oracle.fftconv(u, k, mode=mode, k_rev=k_rev, skip=conv.filter_fn.bias, layout=layout, **gates)
     torch.testing.assert_close(conv(u, **gates), want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_added(kept: bool) -> None:
+    conv = LongConv(6, 20, layout="BLH", width=16).train(not kept)
+    u, add = torch.randn(2, 2, 13, 6)
+    with torch.no_grad():
+        found = long_conv(conv.filter_fn, u, mode="causal", layout="BLH", add=add)
+        torch.testing.assert_close(found, conv(u) + add)
 
 
 def test_filter_options_reach_the_filter() -> None:

@@ -44,11 +44,12 @@ Function = Callable[..., Any]
 def public(name: str, draw: Draw) -> Function | None:
     """The public function behind the operator's arguments, or None."""
 
-    def fftconv(u: Any, k: Any, k_rev: Any, pre: Any, post: Any, skip: Any, mode: Any, precision: Any) -> Any:
-        last = draw.chance(0.5) and all(x is None or (isinstance(x, Tensor) and x.dim() == 3) for x in (u, pre, post))
-        u, pre, post = (x.transpose(1, 2) if last and x is not None else x for x in (u, pre, post))
+    def fftconv(u: Any, k: Any, k_rev: Any, pre: Any, post: Any, skip: Any, mode: Any, precision: Any, add: Any) -> Any:
+        likes = (u, pre, post, add)
+        last = draw.chance(0.5) and all(x is None or (isinstance(x, Tensor) and x.dim() == 3) for x in likes)
+        u, pre, post, add = (x.transpose(1, 2) if last and x is not None else x for x in likes)
         y = m2gen.fftconv(
-            u, k, mode=mode, k_rev=k_rev, pre_gate=pre, post_gate=post, skip=skip, precision=precision,
+            u, k, mode=mode, k_rev=k_rev, pre_gate=pre, post_gate=post, skip=skip, add=add, precision=precision,
             layout="BLH" if last else "BHL",
         )  # fmt: skip
         return y.transpose(1, 2) if last else y

@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MODES = ("causal", "bidirectional", "same", "circular")
 ACTIVATIONS = ("gelu", "relu", "silu", None)
 CAST = {
-    "fftconv": (0, 3, 4),
+    "fftconv": (0, 3, 4, 8),
     "blockdiag_linear": (0, 1, 2, 3),
     "blockdiag_epilogue": (0, 1, 2, 3),
     "monarch_matmul": (0, 1),
@@ -59,7 +59,7 @@ def operands(draw: Draw) -> tuple[list[Any], str, str]:
 
 def fftconv(draw: Draw) -> list[Any]:
     found, *rest = operands(draw)
-    return [*found, *rest]
+    return [*found, *rest, draw.maybe(*found[0].shape, dtype=found[0].dtype)]
 
 
 def fftconv_bwd(draw: Draw) -> list[Any]:

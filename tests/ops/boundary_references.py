@@ -14,11 +14,12 @@ ACTIVATIONS: dict[str | None, Any] = {"gelu": F.gelu, "relu": F.relu, "silu": F.
 
 
 def fftconv(
-    u: Tensor, k: Tensor, k_rev: Any, pre: Any, post: Any, skip: Any, mode: str, precision: str, magnitudes: bool
-) -> Tensor:
+    u: Tensor, k: Tensor, k_rev: Any, pre: Any, post: Any, skip: Any, mode: str, precision: str, add: Any,
+    magnitudes: bool,
+) -> Tensor:  # fmt: skip
     if u.numel() == 0:
         return u * 1
-    return oracle.fftconv(u, k, mode=mode, k_rev=k_rev, pre_gate=pre, post_gate=post, skip=skip)
+    return oracle.fftconv(u, k, mode=mode, k_rev=k_rev, pre_gate=pre, post_gate=post, skip=skip, add=add)
 
 
 def gradients(y: Tensor, inputs: list[Any], dy: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
@@ -31,13 +32,13 @@ def gradients(y: Tensor, inputs: list[Any], dy: Tensor, needs: list[bool]) -> tu
 
 def fftconv_bwd(dy: Tensor, *args: Any, magnitudes: bool) -> tuple[Tensor, ...]:
     *inputs, mode, precision, needs = args
-    return gradients(fftconv(*inputs, mode, precision, magnitudes), inputs, dy, needs)
+    return gradients(fftconv(*inputs, mode, precision, None, magnitudes), inputs, dy, needs)
 
 
 def fftconv_dk(z: Tensor, dc: Tensor, length: int, mode: str, precision: str, magnitudes: bool) -> Tensor:
     both = mode == "bidirectional"
     taps = z.new_zeros(2 if both else 1, z.shape[1], length).requires_grad_()
-    y = fftconv(z, taps[0], taps[1] if both else None, None, None, None, mode, precision, magnitudes)
+    y = fftconv(z, taps[0], taps[1] if both else None, None, None, None, mode, precision, None, magnitudes)
     return gradients(y, [taps], dc, [True])[0]
 
 

@@ -84,10 +84,11 @@ def convolution(
 
 def fftconv_case(mode: str) -> Case:
     args = {"u": normal(2, 2, 4), "k": normal(2, 3), "pre_gate": normal(2, 2, 4), "post_gate": normal(2, 2, 4)}
-    args |= {"skip": normal(2)} | ({"k_rev": normal(2, 3)} if mode == "bidirectional" else {})
+    args |= {"skip": normal(2), "add": normal(2, 2, 4)}
+    args |= {"k_rev": normal(2, 3)} if mode == "bidirectional" else {}
 
-    def reference(u: Tensor, k: Tensor, pre_gate: Tensor, post_gate: Tensor, skip: Tensor, k_rev: Any = None) -> Tensor:
-        return convolution(mode, u, k, k_rev, pre_gate, post_gate, skip)
+    def reference(u: Tensor, k: Tensor, add: Tensor, k_rev: Any = None, **gates: Tensor) -> Tensor:
+        return convolution(mode, u, k, k_rev, gates["pre_gate"], gates["post_gate"], gates["skip"]) + add
 
     return lambda **a: m2gen.fftconv(**a, mode=mode), reference, args
 

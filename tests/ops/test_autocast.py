@@ -15,15 +15,14 @@ from m2gen.testing.operands import operands
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_fftconv_keeps_the_filter(dtype: torch.dtype) -> None:
-    args = operands(parse("fftconv n=50 h=3 b=2 fp32 causal gated skip"))
-    cast = {n: args[n].to(dtype) if n in ("u", "pre_gate", "post_gate") else x for n, x in args.items()}
+    args = operands(parse("fftconv n=50 h=3 b=2 fp32 causal gated skip add"))
+    cast = {n: args[n].to(dtype) if n in ("u", "pre_gate", "post_gate", "add") else x for n, x in args.items()}
     args["u"].requires_grad_()
     args["k"].requires_grad_()
     with torch.autocast("cpu", dtype=dtype):
         y = m2gen.fftconv(**args)
-        again = fftconv_op(
-            args["u"], args["k"], None, args["pre_gate"], args["post_gate"], args["skip"], "causal", "auto"
-        )
+        given = (args[name] for name in ("pre_gate", "post_gate", "skip"))
+        again = fftconv_op(args["u"], args["k"], None, *given, "causal", "auto", args["add"])
     assert y.dtype == dtype and torch.equal(y, again)
     assert torch.equal(y, m2gen.fftconv(**cast)), "the filter was rounded"
     y.float().sum().backward()
@@ -48,6 +47,7 @@ def test_float64_beside_what_autocast_casts_is_an_error(sequence: torch.dtype) -
     calls = (
         lambda: m2gen.fftconv(u, k, pre_gate=gate),
         lambda: m2gen.fftconv(u, k, post_gate=gate),
+        lambda: m2gen.fftconv(u, k, add=gate),
         lambda: fftconv_op(u, k, None, None, gate, None, "causal", "auto"),
         lambda: m2gen.blockdiag_linear(x, w),
         lambda: m2gen.blockdiag_linear(x, w.to(sequence), residual=x.to(other)),

@@ -44,6 +44,18 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "pre_gate shape": (lambda: conv(pre_gate=GATE[:1]), r"pre_gate: its shape is \(1, 3, 8\)"),
     "post_gate dtype": (lambda: conv(post_gate=GATE.double()), r"post_gate: its dtype is torch.float64"),
     "post_gate device": (lambda: conv(post_gate=GATE.to("meta")), r"post_gate: it is on meta"),
+    "add shape": (lambda: conv(add=GATE[:1]), r"add: its shape is \(1, 3, 8\)\. Give it the shape \(2, 3, 8\)"),
+    "add BLH": (
+        lambda: conv(U.mT, layout="BLH", add=GATE),
+        r"add: its shape is \(2, 3, 8\)\. Give it the shape \(2, 8, 3\)",
+    ),
+    "add dtype": (lambda: conv(add=GATE.double()), r"add: its dtype is torch.float64 and that of u is torch.float32"),
+    "add device": (lambda: conv(add=GATE.to("meta")), r"add: it is on meta and the input on cpu"),
+    "add a number": (lambda: conv(add=1.0), r"add: found a float"),
+    "add operator": (
+        lambda: torch.ops.m2gen.fftconv(U, K, None, None, None, None, "causal", "auto", GATE[..., :7]),
+        r"add: its shape is \(2, 3, 7\)",
+    ),
     "skip shape": (lambda: conv(skip=torch.randn(8)), r"skip: its shape is \(8,\)\. Give it the shape \(3\)"),
     "blockdiag x": (
         lambda: m2gen.blockdiag_linear(torch.randn(2, 5), torch.randn(2, 4, 3)),
@@ -148,6 +160,7 @@ def test_a_lazily_negative_view_where_the_dispatcher_does_not_resolve_it() -> No
 def test_memory_that_is_gone_is_an_error(autocast: bool) -> None:
     calls: list[tuple[Any, Tensor]] = [
         (lambda k: conv(U, k), torch.randn(3, 5)),
+        (lambda a: conv(add=a), torch.randn(2, 3, 8)),
         (lambda k: m2gen.depthwise_conv1d(U, k), torch.randn(3, 5)),
         (lambda r: m2gen.blockdiag_linear(X6, W6, residual=r), torch.randn(2, 8)),
         (lambda r: m2gen.blockdiag_linear(X6, W6, None, "gelu", r), torch.randn(2, 8)),
@@ -187,10 +200,11 @@ def test_empty_is_empty(shape: tuple[int, ...], mode: str) -> None:
     k = torch.randn(shape[1], 5, requires_grad=True)
     k_rev = torch.randn(shape[1], 5, requires_grad=True) if mode == "bidirectional" else None
     skip = torch.randn(shape[1], requires_grad=True)
-    y = m2gen.fftconv(u, k, mode=mode, k_rev=k_rev, skip=skip)
+    add = torch.randn(shape, requires_grad=True)
+    y = m2gen.fftconv(u, k, mode=mode, k_rev=k_rev, skip=skip, add=add)
     assert y.shape == shape
     y.sum().backward()
-    assert u.grad.shape == shape
+    assert u.grad.shape == add.grad.shape == shape
     assert all(x.grad.abs().sum() == 0 for x in (k, k_rev, skip) if x is not None)
 
 
@@ -222,6 +236,8 @@ def test_nan_raises_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     u[1, 2, 4] = float("nan")
     with pytest.raises(ProblemError, match=r"fftconv: u is finite.*found 1 NaN or infinite values of 48"):
         conv(u)
+    with pytest.raises(ProblemError, match=r"fftconv: add is finite.*found 1 NaN or infinite values of 48"):
+        conv(add=u)
     with pytest.raises(ProblemError, match=r"monarch_matmul: factors\[0\]"):
         m2gen.monarch_matmul(torch.randn(2, 6), [torch.full((2, 3, 3), float("inf"))])
     assert conv().shape == U.shape

@@ -15,6 +15,11 @@ import m2gen
 TRANSFORMS = {"jacfwd": jacfwd, "hessian": hessian, "grad": grad, "jacrev of grad": lambda f: jacrev(grad(f))}
 OPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "fftconv": (lambda k: m2gen.fftconv(torch.arange(30.0).view(2, 3, 5), k), (3, 5)),
+    "fftconv add": (lambda k: m2gen.fftconv(torch.arange(30.0).view(2, 3, 5), k, add=(k * k).expand(2, 3, 5)), (3, 5)),
+    "fftconv nothing but add": (
+        lambda a: m2gen.fftconv(torch.arange(30.0).view(2, 3, 5), torch.ones(3, 5), add=a.expand(2, 3, 5)),
+        (3, 5),
+    ),
     "depthwise_conv1d": (lambda w: m2gen.depthwise_conv1d(torch.arange(30.0).view(2, 3, 5), w), (3, 2)),
     "blockdiag_linear": (lambda w: m2gen.blockdiag_linear(torch.arange(24.0).view(4, 6), w), (2, 3, 3)),
     "blockdiag_linear residual": (

@@ -39,8 +39,8 @@ def permuted(x: Tensor) -> Tensor:
 
 
 def fftconv_case(mode: str, k: int, gates: bool, skip: bool) -> tuple[Function, list[Tensor]]:
-    problem = FftConvProblem(n=6, k=k, mode=mode, h=2, b=2, dtype="fp64", pre_gate=gates, post_gate=gates, skip=skip)
-    args = operands(problem)
+    gated = {"pre_gate": gates, "post_gate": gates}
+    args = operands(FftConvProblem(n=6, k=k, mode=mode, h=2, b=2, dtype="fp64", **gated, skip=skip, add=skip))
     names = [name for name, x in args.items() if isinstance(x, Tensor)]
     fixed = {name: x for name, x in args.items() if not isinstance(x, Tensor)}
     return lambda *xs: m2gen.fftconv(**dict(zip(names, xs, strict=True)), **fixed), [args[name] for name in names]
@@ -57,6 +57,10 @@ CASES: dict[str, Callable[[], tuple[Function, list[Tensor]]]] = {
     "fftconv one gate": lambda: (
         lambda u, k, g: m2gen.fftconv(u, k, post_gate=g),
         [normal(2, 2, 5), normal(2, 5), normal(2, 2, 5)],
+    ),
+    "fftconv one gate and what is added": lambda: (
+        lambda u, k, g, a: m2gen.fftconv(u, k, post_gate=g, add=a, layout="BLH"),
+        [normal(2, 5, 2), normal(2, 5), normal(2, 5, 2), normal(2, 5, 2)],
     ),
     "fftconv BLH": lambda: (lambda u, k: m2gen.fftconv(u, k, layout="BLH"), [normal(2, 5, 3), normal(3, 4)]),
     "blockdiag_linear": lambda: (m2gen.blockdiag_linear, [normal(4, 6), normal(2, 4, 3), normal(8)]),
@@ -217,6 +221,8 @@ def opcheck_cases() -> list[tuple[str, Any, tuple[Any, ...]]]:
             (how, fftconv_op, (of(u), of(k), None, None, None, None, "causal", "auto")),
             (how, fftconv_op, (of(u), of(k), of(k), of(g), of(g), of(s), "bidirectional", "auto")),
             (how, fftconv_op, (of(u), of(k), None, None, of(g), of(s), "circular", "auto")),
+            (how, fftconv_op, (of(u), of(k), None, None, of(g), of(s), "circular", "auto", of(g))),
+            (how, fftconv_op, (u, k, None, None, None, None, "causal", "auto", of(g))),
             (how, fftconv_dk_op, (of(u), of(g), 5, "bidirectional", "auto")),
             (how, blockdiag_linear_op, (of(normal(4, 3, 6)), of(normal(2, 4, 3)), of(normal(8)))),
             (how, blockdiag_linear_op, (of(normal(4, 6)), of(normal(2, 4, 3)), None, of(normal(4, 8)))),
@@ -260,7 +266,8 @@ def test_opcheck(how: str, op: Any, args: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_in_low_precision(mode: str, dtype: torch.dtype) -> None:
     """Gradients of 16-bit and float32 tensors, in the dtype of their tensor, against float64."""
-    problem = FftConvProblem(n=64, k=63, mode=mode, h=3, b=2, dtype="fp64", pre_gate=True, post_gate=True, skip=True)
+    gates = {"pre_gate": True, "post_gate": True}
+    problem = FftConvProblem(n=64, k=63, mode=mode, h=3, b=2, dtype="fp64", **gates, skip=True, add=True)
     exact = {n: x.requires_grad_() if isinstance(x, Tensor) else x for n, x in operands(problem).items()}
     low = {
         name: x.detach().to(torch.float32 if name in ("k", "k_rev", "skip") else dtype).requires_grad_()

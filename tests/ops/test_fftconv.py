@@ -32,12 +32,13 @@ GATES = [(False, False), (True, False), (False, True), (True, True)]
 
 def magnitude(args: dict[str, Any]) -> Tensor:
     """The size of the terms each row sums: the same convolution of absolute values, its largest entry per row; the
-    post gate stays elementwise, since it multiplies the finished sum."""
+    post gate stays elementwise, since it multiplies the finished sum, and so does what is added."""
     absolute = {name: x.abs() if isinstance(x, Tensor) else x for name, x in args.items()}
-    gate = absolute.pop("post_gate", None)
+    gate, add = absolute.pop("post_gate", None), absolute.pop("add", None)
     sequence = 2 if args["layout"] == "BHL" else 1
     size = oracle.fftconv(**absolute).amax(sequence, keepdim=True)
-    return size if gate is None else size * gate.double()
+    size = size if gate is None else size * gate.double()
+    return size if add is None else size + add.double()
 
 
 def check_op(problem: Problem, y: Tensor, args: dict[str, Any]) -> None:
@@ -53,11 +54,11 @@ def problem_of(n: int, k: int, mode: str, **fields: Any) -> Problem:
 @pytest.mark.parametrize("dtype", ["fp32", "fp64", "fp16", "bf16"])
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 @pytest.mark.parametrize("gates", GATES)
-@pytest.mark.parametrize("skip", [False, True])
-def test_every_form(mode: str, dtype: str, layout: str, gates: tuple[bool, bool], skip: bool) -> None:
+@pytest.mark.parametrize(("skip", "add"), [(False, False), (True, False), (False, True), (True, True)])
+def test_every_form(mode: str, dtype: str, layout: str, gates: tuple[bool, bool], skip: bool, add: bool) -> None:
     for n, k in ((1, 1), (7, 3), (30, 30), (13, 29)):
         problem = problem_of(
-            n, k, mode, dtype=dtype, layout=layout, pre_gate=gates[0], post_gate=gates[1], skip=skip, h=5
+            n, k, mode, dtype=dtype, layout=layout, pre_gate=gates[0], post_gate=gates[1], skip=skip, add=add, h=5
         )
         args = operands(problem)
         y = m2gen.fftconv(**args)
@@ -92,10 +93,10 @@ def kernels(problem: Problem) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("n", [1, 2, 17, 60, 97, 128, 196, 1000])
 def test_solvers_agree(mode: str, n: int) -> None:
-    problem = problem_of(n, n, mode, pre_gate=True, post_gate=True, skip=True, h=3, b=2)
+    problem = problem_of(n, n, mode, pre_gate=True, post_gate=True, skip=True, add=True, h=3, b=2)
     args = operands(problem)
     expected, scale = oracle.fftconv(**args), magnitude(args)
-    x = Operands(*(args.get(name) for name in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
+    x = Operands(*(args.get(name) for name in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip", "add")))
     tried = kernels(problem)
     assert {name.split("-")[0] for name in tried} == {"library", "composed"} | (
         {"native"} if problem.linear_size >= 16 else set()
@@ -157,14 +158,62 @@ def test_any_strides(case: tuple[Problem, dict[str, Any]]) -> None:
     check_op(problem, m2gen.fftconv(**args), args)
 
 
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+@pytest.mark.parametrize("how", ["step", "permuted", "offset", "expanded"])
+def test_any_strides_of_what_is_added(layout: str, how: str) -> None:
+    for n, h, mode, dtype in ((9, 3, "same", "fp32"), (80, 5, "bidirectional", "bf16"), (64, 33, "circular", "fp32")):
+        args = operands(problem_of(n, 7, mode, h=h, layout=layout, dtype=dtype, post_gate=True, add=True))
+        args["add"] = restride(args["add"], how)
+        check_op(problem_of(n, 7, mode), m2gen.fftconv(**args), args)
+
+
 def test_inputs_are_left_alone() -> None:
-    problem = parse("fftconv n=33 h=3 b=2 fp32 bidirectional gated skip")
+    problem = parse("fftconv n=33 h=3 b=2 fp32 bidirectional gated skip add")
     args = operands(problem)
     before = {name: x.clone() for name, x in args.items() if isinstance(x, Tensor)}
     for x in before:
         args[x].requires_grad_()
     m2gen.fftconv(**args).square().sum().backward()
     assert all(torch.equal(args[name], x) for name, x in before.items())
+
+
+@pytest.mark.parametrize("layout", ["", "blh"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_the_sum_is_rounded_once(dtype: str, layout: str) -> None:
+    """A convolution that its addend all but cancels: rounded before, it would be lost."""
+    args = operands(parse(f"fftconv n=200 h=32 b=2 {dtype} causal {layout}"))
+    y = oracle.fftconv(**args)
+    args["add"] = -y.to(args["u"].dtype)
+    left = y + args["add"].double()
+    assert (m2gen.fftconv(**args).double() - left).norm() < 0.01 * left.norm()
+
+
+def test_what_is_added_has_the_result_s_gradient() -> None:
+    """Itself, and no convolution is run for it."""
+    args = operands(parse("fftconv n=40 h=3 b=2 fp32 causal add"))
+    add = args["add"].requires_grad_()
+    y = m2gen.fftconv(**args)
+    dy = torch.randn_like(y)
+    assert torch.autograd.grad(y, add, dy)[0] is dy
+
+
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+def test_what_is_added_in_compiled_and_exported_graphs(layout: str) -> None:
+    args = operands(problem_of(24, 24, "causal", h=5, layout=layout, post_gate=True, add=True))
+    names = ("u", "k", "post_gate", "add")
+    tensors = [args[name].requires_grad_() for name in names]
+
+    class Conv(torch.nn.Module):
+        def forward(self, u: Tensor, k: Tensor, gate: Tensor, add: Tensor) -> Tensor:
+            return m2gen.fftconv(u, k, post_gate=gate, add=add, layout=layout).square()
+
+    y = Conv()(*tensors)
+    compiled = torch.compile(Conv(), fullgraph=True, backend="aot_eager")(*tensors)
+    assert torch.equal(compiled, y)
+    grads = (torch.autograd.grad(one.sum(), tensors) for one in (compiled, y))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    exported = torch.export.export(Conv(), tuple(x.detach() for x in tensors)).module()
+    assert torch.equal(exported(*(x.detach() for x in tensors)), y)
 
 
 def test_filters_may_have_another_dtype() -> None:

@@ -44,13 +44,13 @@ def test_the_same_convolution(mode: str, dtype: torch.dtype, grad: bool) -> None
     gate = torch.randn_like(u)
     prepared = m2gen.prepare_filter(k, mode=mode, **rest)
     with torch.set_grad_enabled(grad):
-        want = m2gen.fftconv(u, k, mode=mode, post_gate=gate, **rest)
-        for _ in range(3):
-            torch.testing.assert_close(m2gen.fftconv(u, prepared, post_gate=gate), want)
-        assert (
-            torch.equal(m2gen.fftconv(u.mT, prepared, post_gate=gate.mT, layout="BLH").mT, want)
-            or dtype != torch.float64
-        )
+        for add in (None, torch.randn_like(u)):
+            want = m2gen.fftconv(u, k, mode=mode, post_gate=gate, add=add, **rest)
+            for _ in range(3):
+                torch.testing.assert_close(m2gen.fftconv(u, prepared, post_gate=gate, add=add), want)
+            turned = {"post_gate": gate.mT, "add": None if add is None else add.mT}
+            found = m2gen.fftconv(u.mT, prepared, layout="BLH", **turned).mT
+            assert torch.equal(found, want) or dtype != torch.float64
 
 
 def test_a_write_to_the_original_changes_nothing() -> None:

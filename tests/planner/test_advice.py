@@ -118,6 +118,12 @@ def test_the_nearest_shape_wins() -> None:
     assert "which differs in h, b" in planned(distant, other_batch).origin
 
 
+def test_what_is_added_takes_the_wisdom_without() -> None:
+    record = record_of()
+    adding = planned(record, problem=replace(PROBLEM, add=True))
+    assert adding.choice == record.choice and "which differs in add" in adding.origin
+
+
 def test_a_nearest_entry_that_confirms_the_estimate() -> None:
     record = record_of(replace(PROBLEM, n=6100), 0)
     plan = planned(replace(record, default=record.choice))

@@ -38,6 +38,7 @@ def small_problems(draw: st.DrawFn) -> Problem:
         mode=mode,
         k=k - (k % 2 == 0) if mode == "same" else k,
         post_gate=draw(st.booleans()),
+        add=draw(st.booleans()),
     )
 
 
@@ -83,6 +84,7 @@ def check_fused(problem, conv, limits):
     assert (conv.dk.part, conv.dk.size, conv.dk.ring, conv.dk.wrap) == ("dk", spec.size, spec.ring, spec.wrap)
     assert spec.size == conv.transform.size == spec.n0 * spec.n1 * spec.n2
     assert (spec.pre_gate, spec.post_gate, spec.dtype) == (problem.pre_gate, problem.post_gate, problem.dtype)
+    assert [one.add for one in conv.kernels(problem)] == [problem.add, False, False]
     if spec.ring == "causal":
         assert problem.mode == "causal" and spec.size >= problem.n
     elif problem.mode == "circular" and not spec.wrap:
@@ -98,8 +100,8 @@ def check_native(problem, conv, limits):
     assert limits.kind == "cpu" and problem.linear_size >= 16
     assert spec.size == conv.transform.size == prod(conv.transform.radices)
     assert 2 * spec.size >= problem.linear_size
-    assert (spec.part, conv.bwd) == ("fwd", dataclasses.replace(spec, part="bwd"))
-    assert (spec.dtype, conv.fold) == (problem.dtype, problem.mode == "circular")
+    assert (spec.part, conv.bwd) == ("fwd", dataclasses.replace(spec, part="bwd", add=False))
+    assert (spec.dtype, spec.add, conv.fold) == (problem.dtype, problem.add, problem.mode == "circular")
     places = problem.n + (problem.taps[1] if conv.fold else 0)
     assert spec.half == (places <= spec.size)
     assert spec.half_filter == (problem.taps[0] == 0 and problem.taps[1] < spec.size)

@@ -33,6 +33,7 @@ def problems(draw: st.DrawFn) -> Problem:
         pre_gate=draw(st.booleans()),
         post_gate=draw(st.booleans()),
         skip=draw(st.booleans()),
+        add=draw(st.booleans()),
         layout=draw(st.sampled_from(("BHL", "BLH"))),
         wide=draw(st.booleans()),
     )

@@ -35,7 +35,7 @@ def run(text: str, again: int) -> None:
     found = torch.autograd.grad(y, list(wanted.values()), torch.ones_like(y))
     with torch.no_grad():
         own = {name: args[name] for name in ("k_rev", "skip", "mode") if name in args}
-        gates = {name: args[name] for name in ("pre_gate", "post_gate", "layout") if name in args}
+        gates = {name: args[name] for name in ("pre_gate", "post_gate", "add", "layout") if name in args}
         prepared = m2gen.prepare_filter(args["k"], **own)
         kept = [m2gen.fftconv(args["u"], prepared, **gates) for _ in range(again)]
     assert all(bool(x.isfinite().all()) for x in (y, *found)), text

@@ -34,7 +34,8 @@ from m2gen.testing.operands import operands
 from m2gen.testing.tolerances import check
 
 pytestmark = pytest.mark.skipif(available() is not None, reason="no C++ compiler")
-TENSORS = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")
+TENSORS = ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")  # those with gradients of their own
+OPERANDS = (*TENSORS, "add")
 HERE = live(torch.device("cpu")).arch
 
 
@@ -55,19 +56,19 @@ def kernel_with(plan: Plan, **fields: Any) -> NativeKernel:
     step = plan.body
     assert isinstance(step, NativeConv)
     spec = replace(step.spec, **fields)
-    return NativeKernel(plan.problem, replace(step, spec=spec, bwd=replace(spec, part="bwd")))
+    return NativeKernel(plan.problem, replace(step, spec=spec, bwd=replace(spec, part="bwd", add=False)))
 
 
 def as_bhl(args: dict[str, Any]) -> dict[str, Any]:
     """The arguments with sequences as (B, H, L) views."""
-    turned = {name: args[name].mT for name in ("u", "pre_gate", "post_gate") if name in args}
+    turned = {name: args[name].mT for name in ("u", "pre_gate", "post_gate", "add") if name in args}
     return args | turned if args["layout"] == "BLH" else args
 
 
 def gradients_of(args: dict[str, Any], dy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The reference's result and gradients, in float64."""
     leaves = {n: args[n].detach().double().requires_grad_() for n in TENSORS if n in args}
-    y = oracle.fftconv(**leaves, mode=args["mode"])
+    y = oracle.fftconv(**leaves, add=args.get("add"), mode=args["mode"])
     return y.detach(), dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy.double()), strict=True))
 
 
@@ -89,7 +90,7 @@ def check_everything(problem: Problem, kernel: NativeKernel) -> None:
     dy = dy.mT if problem.layout == "BLH" else dy
     y, grads = gradients_of(args, dy)
     sizes, grad_sizes = gradients_of({n: a.abs() if isinstance(a, Tensor) else a for n, a in args.items()}, dy.abs())
-    x = Operands(*(args.get(name) for name in TENSORS))
+    x = Operands(*(args.get(name) for name in OPERANDS))
     out = outputs(x)
     kernel.backward(dy, x, out)
     found = {"y": kernel.forward(x)} | {name: getattr(out, name) for name in grads}
@@ -128,8 +129,9 @@ def test_every_form(mode: str, dtype: str, layout: str) -> None:
     for n, k, gated in LENGTHS if dtype == "fp32" else LENGTHS[:3]:
         h = 3 if layout == "BHL" else 21  # a whole vector of channels, and some that are left
         problem = problem_of(n, k, mode, dtype=dtype, layout=layout, h=h, pre_gate=gated, post_gate=gated)
-        plan = native_plan(problem) if layout == "BHL" else rows_plan(problem)
-        check_everything(problem, kernel_with(plan))
+        for posed in (problem, replace(problem, add=True)):
+            plan = native_plan(posed) if layout == "BHL" else rows_plan(posed)
+            check_everything(posed, kernel_with(plan))
 
 
 @pytest.mark.parametrize(("dtype", "mode"), FORMS[:6])  # fp32 and fp64
@@ -215,9 +217,9 @@ def test_no_less_accurate_than_twice_the_library() -> None:
 
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 def test_threads_do_not_change_bits(layout: str) -> None:
-    problem = parse(f"fftconv n=1500 h=100 b=3 fp32 bidirectional gated skip {'blh' * (layout == 'BLH')}")
+    problem = parse(f"fftconv n=1500 h=100 b=3 fp32 bidirectional gated skip add {'blh' * (layout == 'BLH')}")
     args = as_bhl(operands(problem))
-    x = Operands(*(args.get(name) for name in TENSORS))
+    x = Operands(*(args.get(name) for name in OPERANDS))
     kernel, dy = kernel_with(native_plan(problem)), torch.randn_like(args["u"])
     assert kernel.parallel and problem.h > kernel.step.channels, "there is work for a second thread"
     results = []
@@ -247,10 +249,11 @@ def test_gradients_do_not_depend_on_which_are_wanted(wanted: tuple[str, ...]) ->
 
 def test_any_strides() -> None:
     """Slices, steps, reversed axes, expanded and negated views, rows that are not aligned."""
-    problem = FftConvProblem(n=70, h=5, b=3, pre_gate=True)
+    problem = FftConvProblem(n=70, h=5, b=3, pre_gate=True, add=True)
     base = torch.randn(3, 5, 141)
-    gate = torch.complex(base, base).conj().imag[..., :70]
-    assert gate.is_neg()
+    negative = torch.complex(base, base).conj().imag
+    gate, add = negative[..., :70], negative[..., ::2][..., 1:]
+    assert gate.is_neg() and add.is_neg()
     kernel = kernel_with(native_plan(problem))
     k = torch.randn(70, 5).t()
     for u in (
@@ -259,12 +262,13 @@ def test_any_strides() -> None:
         base[:1, :, 3:73].expand(3, 5, 70),
         base[:, :1, :70].expand(3, 5, 70),
     ):
-        y = kernel.forward(Operands(u, k, pre_gate=gate))
-        assert torch.equal(y, kernel.forward(Operands(u.contiguous(), k.contiguous(), pre_gate=gate.resolve_neg())))
+        y = kernel.forward(Operands(u, k, pre_gate=gate, add=add))
+        plain = {"pre_gate": gate.resolve_neg(), "add": add.contiguous()}
+        assert torch.equal(y, kernel.forward(Operands(u.contiguous(), k.contiguous(), **plain)))
         check(
             y,
-            oracle.fftconv(u, k, pre_gate=gate),
-            oracle.fftconv(u.abs(), k.abs(), pre_gate=gate.abs()).amax(-1, True),
+            oracle.fftconv(u, k, pre_gate=gate, add=add),
+            oracle.fftconv(u.abs(), k.abs(), pre_gate=gate.abs(), add=add.abs()).amax(-1, True),
             140,
         )
 
@@ -285,12 +289,12 @@ def test_scratch_is_small() -> None:
 def test_wide_groups_of_channels() -> None:
     """More than a vector of neighbouring channels together, and a last group that is none: the same bits."""
     for h, batch in ((64, 1), (150, 2)):
-        problem = parse(f"fftconv n=100 h={h} b={batch} fp32 causal gated skip blh")
+        problem = parse(f"fftconv n=100 h={h} b={batch} fp32 causal gated skip add blh")
         plan = rows_plan(problem)
         assert plan.body.channels == 4 * plan.body.spec.vector
         check_everything(problem, kernel_with(plan))
         args = as_bhl(operands(problem))
-        x = Operands(*(args.get(name) for name in TENSORS))
+        x = Operands(*(args.get(name) for name in OPERANDS))
         narrow = NativeKernel(problem, replace(plan.body, channels=plan.body.spec.vector))
         assert torch.equal(kernel_with(plan).forward(x), narrow.forward(x))
 
@@ -327,9 +331,9 @@ def test_spectra_of_kept_filters_are_made_once(monkeypatch: pytest.MonkeyPatch) 
     made: list[str] = []
     run = NativeKernel._run
     monkeypatch.setattr(NativeKernel, "_run", lambda self, spec, *a: made.append(spec.part) or run(self, spec, *a))
-    problem = parse("fftconv n=200 h=3 b=2 fp32 bidirectional gated skip")
+    problem = parse("fftconv n=200 h=3 b=2 fp32 bidirectional gated skip add")
     kernel, args = kernel_of(native_plan(problem)), operands(problem)
-    x = Operands(*(args.get(name) for name in TENSORS))
+    x = Operands(*(args.get(name) for name in OPERANDS))
     expected = kernel.forward(x)
     assert torch.equal(kernel.forward(x), expected) and made == ["fwd", "fwd"]
     kept = KeptFilter(x.k.clone(), x.k_rev.clone(), x.skip.clone())

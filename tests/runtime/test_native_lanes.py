@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_native import FORMS, HERE, TENSORS, as_bhl, check_everything, kernel_with, outputs, problem_of
+from test_native import FORMS, HERE, OPERANDS, TENSORS, as_bhl, check_everything, kernel_with, outputs, problem_of
 
 from m2gen.device.limits import target
 from m2gen.planner.fftconv.native import Native
@@ -34,7 +34,8 @@ def test_every_form(mode: str, dtype: str) -> None:
     cases = (33, 7, True, 21), (100, 130, False, 64)
     for n, k, gated, h in cases if dtype == "fp32" else cases[mode == "circular" :][:1]:
         problem = problem_of(n, k, mode, dtype=dtype, layout="BLH", h=h, pre_gate=gated, post_gate=gated)
-        check_everything(problem, kernel_with(lanes_plan(problem)))
+        for posed in (problem, replace(problem, add=True)):
+            check_everything(posed, kernel_with(lanes_plan(posed)))
 
 
 @pytest.mark.generated
@@ -70,10 +71,10 @@ def test_the_planner_chooses_lanes_where_they_are_full() -> None:
 
 def test_other_strides_and_threads_do_not_change_bits() -> None:
     """Gates and gradients that are not channels-last are copied; threads share no sum."""
-    problem = parse("fftconv n=300 h=256 b=3 fp32 causal gated skip blh")
+    problem = parse("fftconv n=300 h=256 b=3 fp32 causal gated skip add blh")
     args = as_bhl(operands(problem))
-    x = Operands(*(args.get(name) for name in TENSORS))
-    turned = replace(x, pre_gate=x.pre_gate.contiguous(), post_gate=x.post_gate.contiguous())
+    x = Operands(*(args.get(name) for name in OPERANDS))
+    turned = replace(x, **{name: getattr(x, name).contiguous() for name in ("pre_gate", "post_gate", "add")})
     kernel, dy = kernel_with(lanes_plan(problem)), torch.randn_like(x.u)
     assert kernel.parallel and kernel.step.spec.wide > 1
     results = []
@@ -89,9 +90,9 @@ def test_other_strides_and_threads_do_not_change_bits() -> None:
 
 
 def test_spectra_are_kept() -> None:
-    problem = parse("fftconv n=200 h=40 b=2 fp32 bidirectional gated skip blh")
+    problem = parse("fftconv n=200 h=40 b=2 fp32 bidirectional gated skip add blh")
     kernel, args = kernel_of(lanes_plan(problem)), as_bhl(operands(problem))
-    x = Operands(*(args.get(name) for name in TENSORS))
+    x = Operands(*(args.get(name) for name in OPERANDS))
     expected = kernel.forward(x)
     kept = KeptFilter(x.k.clone(), x.k_rev.clone(), x.skip.clone())
     k, k_rev, skip = kept.tensors

@@ -110,7 +110,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[T
     [
         "n=130 k=130 causal fp32 gated skip",
         "n=150 k=90 bidirectional fp64 pre_gated",
-        "n=100 k=31 same bf16 blh post_gated skip",
+        "n=100 k=31 same bf16 blh post_gated skip add",
         "n=96 k=40 circular fp16 blh",
     ],
 )

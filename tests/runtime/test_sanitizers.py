@@ -19,7 +19,8 @@ FLAGS += " --param=asan-instrumentation-with-call-threshold=0"
 PROBLEMS = (
     "fftconv n=100 h=64 b=2 fp32 causal gated skip blh",  # the first with kept spectra, too
     "fftconv n=75 h=200 b=2 bf16 circular k=20 pre_gated blh",  # its last group of channels is not full
-    "fftconv n=33 h=3 b=2 fp64 bidirectional post_gated skip",
+    "fftconv n=33 h=3 b=2 fp64 bidirectional post_gated skip add",
+    "fftconv n=75 h=70 b=1 bf16 causal gated add blh",
     "fftconv n=130 h=21 b=1 fp16 same k=9 blh",
     "monarch 300 13x7x11 7x3x13",  # two parts; lanes, blocks and vectors that are not full
     "monarch 1 4x24x40 4x40x24",

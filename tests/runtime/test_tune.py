@@ -196,7 +196,7 @@ def test_a_plan_does_the_problems_that_are_measured_in_its_problems_stead(text: 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "same", "circular"])
 def test_the_sampled_reference_is_the_reference(mode: str) -> None:
-    args = operands(FftConvProblem(n=23, k=23, h=3, b=2, mode=mode, pre_gate=True, post_gate=True, skip=True))
+    args = operands(FftConvProblem(n=23, k=23, h=3, b=2, mode=mode, pre_gate=True, post_gate=True, skip=True, add=True))
     args.pop("layout")
     at = torch.tensor([0, 3, 22])
     torch.testing.assert_close(fftconv_at(at, **args), reference(**args)[..., at], rtol=1e-12, atol=1e-12)

@@ -97,7 +97,7 @@ def native_values(problem: FftConvProblem, spec: FftConvCppSpec, channels: int, 
         t=limits.native_call or limits.call_seconds,
         J=operations * (idle(problem.h, spec.group) if spec.wide else 1.0),
         X=limits.native_rate * limits.native_share(spec.size) * slower,
-        L=int(across or problem.gates > 0 or spec.dtype != spec.compute),
+        L=int(across or problem.gates > 0 or problem.add or spec.dtype != spec.compute),
         Y=(limits.native_across if across else limits.native_numbers) * slower,
     )
 
@@ -142,6 +142,7 @@ def _sizes(problem: FftConvProblem, transform: Transform, channels: int) -> Valu
         c=DTYPES[dtype.compute].bytes,
         G=problem.gates,
         K=int(problem.skip),
+        E=int(problem.add),
         p=transform.order,
         R2=_squares(transform.radices),
         T=_library_work(transform.size) if transform.kind == "fft" else 0.0,
@@ -156,7 +157,7 @@ def values(problem: FftConvProblem, transform: Transform, channels: int, limits:
     sizes = _sizes(problem, transform, channels)
     working = float(WORKING_SETS[transform.kind](sizes, channels))
     return Values(  # `_replace` from F to P, in a third of its time
-        *sizes[:12],
+        *sizes[:13],
         limits.fft_rate(points, rows) * slower if transform.kind == "fft" else 1.0,
         limits.matrix32 * slower,
         limits.matrix_unit,

@@ -4,15 +4,16 @@ A formula is a function of `Values` and an `Arithmetic`. On numbers it plans, in
 (explain.py) the same function is the expression that `explain` prints.
 
 Symbols: B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and of a
-computed real number, G gates, K 1 with a skip, p order, r a radix, R2 the sum of r^2, T FLOP of the library's real
-transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries (at the working set),
-D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's FFT. Of a fused kernel: n1 and n2
-its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch rows in a tile, s transforms
-stacked in a product, Q bytes of its operand, X rate of its products, V vector rate, A threads of a block, I
-instructions that a warp issues for a tile (one that spills counts 16), l seconds that a tile waits for memory and
-barriers, m multiprocessors, O blocks that each holds at once. Of a native kernel: J operations for each point of a
-transform, what a pass costs beyond its FLOP among them, X rate of them, L 1 where the user's numbers are gathered into
-rows (another dtype, a gate, or channels as neighbours), Y numbers gathered a second.
+computed real number, G gates, K 1 with a skip, E 1 where something is added, p order, r a radix, R2 the sum of r^2, T
+FLOP of the library's real transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of
+temporaries (at the working set), D bandwidth of the user's tensors, t cost of a call, P memory passes of the
+library's FFT. Of a fused kernel: n1 and n2 its radices, n0 that of an outer stage through memory (S 1 with one, else
+0), R batch rows in a tile, s transforms stacked in a product, Q bytes of its operand, X rate of its products, V
+vector rate, A threads of a block, I instructions that a warp issues for a tile (one that spills counts 16), l seconds
+that a tile waits for memory and barriers, m multiprocessors, O blocks that each holds at once. Of a native kernel: J
+operations for each point of a transform, what a pass costs beyond its FLOP among them, X rate of them, L 1 where the
+user's numbers are gathered into rows (another dtype, a gate, something added, or channels as neighbours), Y numbers
+gathered a second.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -33,13 +34,13 @@ from m2gen.planner.step import Arithmetic, Cost
 # as `explain` prints them below the formulas
 LEGEND = (
     "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a "
-    "computed number, G gates, K skip, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F FFT rate, M matrix "
-    "rate, U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P passes of the "
-    "FFT, n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a tile, s transforms "
-    "stacked, Q bytes of an operand, X rate of its products, V vector rate, A threads of a block, I instructions "
-    "that a warp issues for a tile, l seconds that a tile waits, m multiprocessors, O blocks that each holds at "
-    "once, J operations a point of a native transform, X their rate, L 1 where numbers are gathered into rows, Y "
-    "numbers a second"
+    "computed number, G gates, K skip, E 1 where something is added, p order, r radix, R2 sum of r^2, T FLOP of a "
+    "real FFT, F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost "
+    "of a call, P passes of the FFT, n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a "
+    "tile, s transforms stacked, Q bytes of an operand, X rate of its products, V vector rate, A threads of a block, I "
+    "instructions that a warp issues for a tile, l seconds that a tile waits, m multiprocessors, O blocks that each "
+    "holds at once, J operations a point of a native transform, X their rate, L 1 where numbers are gathered into "
+    "rows, Y numbers a second"
 )
 NOTES = (
     "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
@@ -62,6 +63,7 @@ class Values(NamedTuple):
     c: Any
     G: Any
     K: Any
+    E: Any
     p: Any
     R2: Any
     T: Any
@@ -92,8 +94,8 @@ class Values(NamedTuple):
 
 
 def user_bytes(v: Values) -> Any:
-    """u, gates and y, once each."""
-    return v.B * v.H * v.n * v.e * (2 + v.G)
+    """u, gates, what is added and y, once each."""
+    return v.B * v.H * v.n * v.e * (2 + v.G + v.E)
 
 
 def table_bytes(v: Values) -> Any:
@@ -126,11 +128,11 @@ def library_filter(v: Values, a: Arithmetic) -> Cost:
 
 def library_conv(v: Values, a: Arithmetic) -> Cost:
     rows = v.B * v.H
-    elementwise = rows * v.c * (3 * v.N + v.n * (4 + 2 * v.G + 2 * v.K)) + v.H * v.N * v.c
+    elementwise = rows * v.c * (3 * v.N + v.n * (4 + 2 * v.G + 2 * v.K + 2 * v.E)) + v.H * v.N * v.c
     passes = 4 * rows * v.c * v.N * v.P
-    launches = a.ceiling(v.H / v.C) * (7 + v.G + 2 * v.K)
+    launches = a.ceiling(v.H / v.C) * (7 + v.G + 2 * v.K + v.E)
     return Cost(
-        flop=rows * (2 * v.T + 3 * v.N + v.n * (v.G + 2 * v.K)),
+        flop=rows * (2 * v.T + 3 * v.N + v.n * (v.G + 2 * v.K + v.E)),
         bytes=user_bytes(v) + elementwise + passes,
         launches=launches,
         working_set=library_set(v, v.C),
@@ -154,10 +156,10 @@ def monarch_filter(v: Values, a: Arithmetic) -> Cost:
 
 def monarch_conv(v: Values, a: Arithmetic) -> Cost:
     rows, calls = v.B * v.H, a.ceiling(v.H / v.C)
-    elementwise = rows * v.c * (7 * v.N + v.n * (4 + 2 * v.G + 2 * v.K)) + 2 * v.H * v.N * v.c
-    launches = calls * (8 + v.G + 2 * v.K)
+    elementwise = rows * v.c * (7 * v.N + v.n * (4 + 2 * v.G + 2 * v.K + 2 * v.E)) + 2 * v.H * v.N * v.c
+    launches = calls * (8 + v.G + 2 * v.K + v.E)
     return Cost(
-        flop=rows * (6 * v.N + v.n * (v.G + 2 * v.K)),
+        flop=rows * (6 * v.N + v.n * (v.G + 2 * v.K + v.E)),
         bytes=user_bytes(v) + elementwise,
         launches=launches,
         working_set=monarch_set(v, v.C),
@@ -244,7 +246,7 @@ def native_conv(v: Values, a: Arithmetic) -> Cost:
     """One call; a row is transformed, multiplied and transformed back in cache. Memory is read ahead, and felt
     where no cache has it."""
     flop = v.B * v.H * (2 * v.N * v.J + 6 * v.N)
-    gathered = v.B * v.H * v.n * (2 + v.G) * v.L
+    gathered = v.B * v.H * v.n * (2 + v.G + v.E) * v.L
     moved = user_bytes(v)
     return Cost(
         flop=flop,

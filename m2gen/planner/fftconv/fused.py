@@ -73,7 +73,7 @@ def _nothing_fits(problem: FftConvProblem, limits: DeviceLimits) -> str:
 
 def _any_radices(spec: FftConvSpec) -> FftConvSpec:
     """What the kernels of the filter's gradient on one ring have in common."""
-    return replace(spec, part="dk", n0=1, n1=16, n2=16, stack=1, pre_gate=False, post_gate=False)
+    return replace(spec, part="dk", n0=1, n1=16, n2=16, stack=1, pre_gate=False, post_gate=False, add=False)
 
 
 @lru_cache(maxsize=4096)
@@ -129,6 +129,7 @@ def _specs(problem: FftConvProblem) -> Iterator[FftConvSpec]:
                 compute="bf16" if problem.wide and problem.dtype != "fp32" else COMPUTE[problem.dtype],
                 pre_gate=problem.pre_gate,
                 post_gate=problem.post_gate,
+                add=problem.add,
                 wrap=wrap,
             )
 

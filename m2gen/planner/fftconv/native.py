@@ -128,12 +128,12 @@ def _kernels(
     points = (leaf or 4 * vector) * prod(radices)
     half = problem.n + (ahead if problem.mode == "circular" else 0) <= points
     half_filter = behind == 0 and ahead < points
-    return _remembered(radices, wide, vector, problem.dtype, compute, half, half_filter)
+    return _remembered(radices, wide, vector, problem.dtype, compute, half, half_filter, problem.add)
 
 
 @lru_cache(maxsize=4096)
 def _remembered(
-    radices: tuple[int, ...], wide: int, vector: int, dtype: str, compute: str, half: bool, half_filter: bool
+    radices: tuple[int, ...], wide: int, vector: int, dtype: str, compute: str, half: bool, half_filter: bool, add: bool
 ) -> tuple[FftConvCppSpec, FftConvCppSpec, Transform]:
     spec = FftConvCppSpec(
         part="fwd",
@@ -144,8 +144,9 @@ def _remembered(
         compute=compute,
         half=half,
         half_filter=half_filter,
+        add=add,
     )
-    return spec, replace(spec, part="bwd"), Transform("monarch", spec.size, spec.factors)
+    return spec, replace(spec, part="bwd", add=False), Transform("monarch", spec.size, spec.factors)
 
 
 def _plans(

@@ -22,6 +22,7 @@ _GRAMMAR = Grammar(
         "pre_gated": {"pre_gate": True},
         "post_gated": {"post_gate": True},
         "skip": {"skip": True},
+        "add": {"add": True},
         "wide": {"wide": True},
     },
     required=("n",),
@@ -38,6 +39,7 @@ _NEARNESS = Nearness(
         "pre_gate": 0.1,
         "post_gate": 0.1,
         "skip": 0.05,
+        "add": 0.05,
         "wide": 0.1,
     },
 )
@@ -45,7 +47,7 @@ _NEARNESS = Nearness(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FftConvProblem(Problem):
-    """One convolution: y = post_gate * (conv(z, k) + skip * z) with z = u * pre_gate, u of shape (b, h, n).
+    """One convolution: y = post_gate * (conv(z, k) + skip * z) + add with z = u * pre_gate, u of shape (b, h, n).
 
     `k` is the filter's length; None means `n` (and a `k` equal to `n` is stored as None, so equal problems are equal).
     `wide`: matrix products of 16-bit tensors keep bfloat16's range.
@@ -64,6 +66,7 @@ class FftConvProblem(Problem):
     pre_gate: bool = False
     post_gate: bool = False
     skip: bool = False
+    add: bool = False
     layout: str = "BHL"
     wide: bool = False
 
@@ -95,6 +98,7 @@ class FftConvProblem(Problem):
         words += [f"h={self.h}", f"b={self.b}", self.dtype, self.mode]
         words += [self._gate_word] if self.gates else []
         words += ["skip"] if self.skip else []
+        words += ["add"] if self.add else []
         words += ["blh"] if self.layout == "BLH" else []
         words += ["wide"] if self.wide else []
         return " ".join(words)
@@ -137,6 +141,11 @@ class FftConvProblem(Problem):
         return self.n + max(self.taps)
 
     @property
+    def of_gradients(self) -> tuple[Problem, ...]:
+        """That of what is added is the result's own."""
+        return (replace(self, add=False),) if self.add else ()
+
+    @property
     def alone(self) -> FftConvProblem:
         """One sequence of the batch."""
         return replace(self, b=1)
@@ -147,5 +156,5 @@ class FftConvProblem(Problem):
 
     @property
     def least_bytes(self) -> int:
-        """The sequence and its gates, and the result."""
-        return self.b * self.h * self.n * DTYPES[self.dtype].bytes * (2 + self.gates)
+        """The sequence, its gates and what is added, and the result."""
+        return self.b * self.h * self.n * DTYPES[self.dtype].bytes * (2 + self.gates + self.add)

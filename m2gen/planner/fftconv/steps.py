@@ -166,7 +166,7 @@ class FusedConv(Conv):
         spec = self.spec
         return {
             "fwd": spec,
-            "transpose": replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate),
+            "transpose": replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate, add=False),
             "dk": replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip),
         }
 
@@ -241,7 +241,7 @@ class NativeConv(Conv):
         return {"fwd": self.spec, "transpose": self.bwd, "dk": self.bwd}
 
     def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvCppSpec, ...]:
-        kept = (replace(self.spec, kept=True), replace(self.spec, part="spectrum")) if self.keep else ()
+        kept = (replace(self.spec, kept=True), self.spec.of_filters) if self.keep else ()
         return (self.spec, *kept, *((self.bwd,) if gradients else ()))
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:

@@ -3,7 +3,7 @@
 The transpose of a convolution is the same kernel with the conjugate spectrum, so every gradient but the filter's is one
 launch of the forward kernel with other gates:
 
-    y     = post * C(u * pre)          d post = dy   * C(u * pre)
+    y     = post * C(u * pre) + add    d post = dy   * C(u * pre)
     d u   = pre  * C'(dy * post)       d pre  = u    * C'(dy * post)
 
 The skip is part of the filter's spectrum (an impulse at lag 0); its gradient is summed in float32 by the kernel of the
@@ -42,20 +42,21 @@ class FusedKernel:
 
     def forward(self, x: Operands) -> Tensor:
         y = torch.empty_like(x.u)
-        self._convolve(self.spec, x.u, x.pre_gate, x.post_gate, y, self._spectrum(x))
+        self._convolve(self.spec, x.u, x.pre_gate, x.post_gate, y, self._spectrum(x), x.add)
         return y
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
-        transpose = replace(self.spec, transpose=True, pre_gate=x.post_gate is not None)
+        again = replace(self.spec, post_gate=True, add=False)
+        transpose = replace(again, transpose=True, pre_gate=x.post_gate is not None)
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
         if out.u is not None and spectrum is not None:
             spec = replace(transpose, post_gate=x.pre_gate is not None)
             self._convolve(spec, dy, x.post_gate, x.pre_gate, out.u, spectrum)
         if out.pre_gate is not None and spectrum is not None:
-            self._convolve(replace(transpose, post_gate=True), dy, x.post_gate, x.u, out.pre_gate, spectrum)
+            self._convolve(transpose, dy, x.post_gate, x.u, out.pre_gate, spectrum)
         if out.post_gate is not None and spectrum is not None:
-            self._convolve(replace(self.spec, post_gate=True), x.u, x.pre_gate, dy, out.post_gate, spectrum)
+            self._convolve(again, x.u, x.pre_gate, dy, out.post_gate, spectrum)
         if out.filter or out.skip is not None:
             taps = self._filter_gradient(dy, x, out.skip)
             self.ring.write_gradients(taps, slice(None), out.k, out.k_rev)
@@ -95,9 +96,10 @@ class FusedKernel:
         post: Tensor | None,
         y: Tensor,
         spectrum: tuple[Tensor, Tensor],
+        add: Tensor | None = None,
     ) -> None:
         gates = (u if pre is None else pre, u if post is None else post)
-        self._launch(spec, self.programs, (u, *gates, y), spectrum)
+        self._launch(spec, self.programs, (u, *gates, y, *([] if add is None else [add])), spectrum)
 
     def _filter_gradient(self, dy: Tensor, x: Operands, skip: Tensor | None) -> Tensor:
         """The gradient of every tap of the ring (H, size), in float32; that of the skip (H,) is written to `skip`."""
@@ -122,11 +124,11 @@ class FusedKernel:
     def _launch(
         self, spec: FftConvSpec, programs: int, sequences: tuple[Tensor, ...], spectra: tuple[Tensor, ...]
     ) -> None:
-        """Launch with (u, pre, post, result or dy) and their strides; `spectra` are what the part reads or writes."""
-        u, pre, post, last = sequences
+        """Launch with (u, pre, post, result or dy, and add where there is one) and their strides; `spectra` are what
+        the part reads or writes."""
+        u = sequences[0]
         batch, channels, length = u.shape
-        # the kernels take u, pre, post, then y (fwd) or dy (dk), then the spectra
-        pointers = [u, pre, post, last, *spectra, *_constants(spec, u.device)]
+        pointers = [*sequences, *spectra, *_constants(spec, u.device)]  # in the order of the kernels' arguments
         if spec.staged:
             pointers.append(u.new_empty((programs, spec.scratch_bytes), dtype=torch.uint8).view(_TORCH[spec.compute]))
         work = (channels, programs) if spec.staged else (programs // channels,)

@@ -68,7 +68,7 @@ class NativeKernel:
         load(self.kept)
         rows = self._items(spec.group) * spec.group if spec.wide else self.sizes[1]
         spectra = on_huge_pages(x.k.new_empty((rows, 2 * spec.size), dtype=_TORCH[spec.compute]))
-        self._run(replace(spec, part="spectrum"), x, None, Gradients(), spectra)
+        self._run(spec.of_filters, x, None, Gradients(), spectra)
         return spectra
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
@@ -83,16 +83,19 @@ class NativeKernel:
     ) -> None:
         """Run with y, the result or its gradient. Every tensor whose address is used is held until it is done."""
         sequences = [_plain(tensor) for tensor in (x.u, x.pre_gate, x.post_gate, y)]
+        added = [_plain(x.add)] if spec.add else []
         if spec.wide:
             given = 4 if spec.part == "bwd" else 3  # forward, the last is the result
             sequences[:given] = [_channels_last(tensor) for tensor in sequences[:given]]
+            added = [_channels_last(tensor) for tensor in added]
         filters = [_plain(tensor, _TORCH[spec.compute]) for tensor in (x.k, x.k_rev, x.skip)]
         constants = table(spec)
         inputs = (out.u, out.pre_gate, out.post_gate)
         taps = (out.k, out.k_rev, out.skip)
-        pointers = [_address(tensor) for tensor in (*sequences, *filters, constants, *inputs, *taps, spectra)]
+        pointers = [_address(tensor) for tensor in (*sequences, *filters, constants, *inputs, *taps, spectra, *added)]
         group = spec.group or (1 if spec.part == "spectrum" else self._group(spec))
         strides = [*_strides((*sequences, *inputs), (3,) * 7), *_strides((*filters, *taps), (2, 2, 1) * 2)]
+        strides += _strides(added, (3,) * len(added))
         load(spec).run(pointers, [*self.sizes, group, *strides], self._items(group), parallel=self.parallel)
 
     def _items(self, group: int) -> int:

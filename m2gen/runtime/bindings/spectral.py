@@ -25,7 +25,7 @@ from m2gen.runtime.bindings.transforms import Dft, bind
 
 @dataclass(frozen=True)
 class Operands:
-    """The tensors of one call: u and gates (B, H, L) with any strides, k and k_rev (H, K), skip (H,)."""
+    """The tensors of one call: u, gates and add (B, H, L) with any strides, k and k_rev (H, K), skip (H,)."""
 
     u: Tensor
     k: Tensor
@@ -33,6 +33,7 @@ class Operands:
     pre_gate: Tensor | None = None
     post_gate: Tensor | None = None
     skip: Tensor | None = None
+    add: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,15 @@ class SpectralKernel:
         self.dft: Dft = bind(step.transform)
 
     def forward(self, x: Operands) -> Tensor:
-        """y = post_gate * (conv(u * pre_gate, k) + skip * u * pre_gate), laid out in memory like u."""
+        """y = post_gate * (conv(u * pre_gate, k) + skip * u * pre_gate) + add, laid out in memory like u."""
         y = torch.empty_like(x.u)
         for part in self._chunks(x.u):
             z = _gated(x.u, x.pre_gate, part)
             c = self._conv(self.dft.forward(z).mul_(self._filter_spectrum(x, part, z.dtype)), z, x.skip, part)
             if x.post_gate is not None:
                 c *= x.post_gate[:, part]
+            if x.add is not None:
+                c += x.add[:, part]
             y[:, part] = c
         return y
 

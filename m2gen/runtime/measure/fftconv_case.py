@@ -41,7 +41,7 @@ class FftConvCase(Case[FftConvProblem]):
 
     def _take(self, args: dict[str, Any]) -> None:
         self.args = args
-        self.x = Operands(**{name: args[name] for name in NAMES if name in args})
+        self.x = Operands(**{name: args[name] for name in (*NAMES, "add") if name in args})
 
     @staticmethod
     def reduced(problem: FftConvProblem) -> FftConvProblem:
@@ -64,7 +64,7 @@ class FftConvCase(Case[FftConvProblem]):
 
     def opposite(self) -> FftConvCase:
         other = copy(self)
-        other._take({**self.args, "u": -self.args["u"]})
+        other._take(self.args | {name: -self.args[name] for name in ("u", "add") if name in self.args})
         other._oracle = replace(self._oracle, expected=-self._oracle.expected)
         return other
 
@@ -125,7 +125,7 @@ def tensors(problem: FftConvProblem, device: torch.device) -> dict[str, Any]:
     """Operands (B, H, L) of the problem in its layout, and the mode."""
     args = operands(problem, device=device)
     if args.pop("layout") == "BLH":
-        args |= {name: args[name].mT for name in ("u", "pre_gate", "post_gate") if name in args}
+        args |= {name: args[name].mT for name in ("u", "pre_gate", "post_gate", "add") if name in args}
     return args
 
 
@@ -163,14 +163,15 @@ def oracle(problem: FftConvProblem, x: Operands) -> Oracle:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(n, generator=generator)[:count]
     positions = torch.tensor(sorted({*drawn.tolist(), 0, n - 1}))
-    rows = {name: _rows(getattr(x, name), batch, channels) for name in NAMES}
+    rows = {name: _rows(getattr(x, name), batch, channels) for name in (*NAMES, "add")}
     given = {name: value for name, value in rows.items() if value is not None}
     expected = _at(positions, given, problem.mode)
     # what an error is measured against: the size of the terms that were summed, times the gate after the sum
     sizes = {name: value.abs() for name, value in given.items()}
-    gate = sizes.pop("post_gate", None)
+    gate, add = sizes.pop("post_gate", None), sizes.pop("add", None)
     scale = _at(positions, sizes, problem.mode).amax(-1, keepdim=True)
     scale = scale if gate is None else scale * gate.double()[..., positions]
+    scale = scale if add is None else scale + add.double()[..., positions]
     return Oracle(batch, channels, positions, expected, scale, problem.linear_size)
 
 
