@@ -60,6 +60,7 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
     from m2gen.ops.fftconv import fftconv_bwd_op, fftconv_dk_op, fftconv_op
     from m2gen.ops.gate import gated_bwd_op, gated_op
     from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d_bwd_op, gated_depthwise_conv1d_op
+    from m2gen.ops.turn import turn_op
     from m2gen.runtime import executor
     from m2gen.runtime.bindings.spectral import Operands
     from m2gen.runtime.executor import monarch_problem, problem_of, product_problem
@@ -113,6 +114,10 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
             short(wide, x.shape[2], width, None, False)
             short(wide, x.shape[2], width, None, True)
 
+    def turned(x: Any) -> None:
+        if x.numel():
+            wanted.add(executor.turn_problem(*x.shape, x.dtype), of, False)
+
     def gate(z: Any, activation: str | None, gradients: bool) -> None:
         if z.numel() and limits.kind == "cpu":
             width = z.shape[-1]
@@ -138,6 +143,7 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         gated_depthwise_conv1d_bwd_op: lambda dy, x, weight, bias, offset, mask, needs: mixed(
             x, weight, bias, executor.channels_last(dy[0]), offset, mask, True
         ),
+        turn_op: lambda x, first: turned(x),
         gated_op: lambda z, activation: gate(z, activation, False),
         gated_bwd_op: lambda dy, z, activation: gate(z, activation, True),
     }

@@ -102,7 +102,7 @@ def _power_of_two(least: int) -> int:
 
 def _rings(problem: FftConvProblem) -> Iterator[tuple[str, int, bool]]:
     """(ring, size, wrap) that hold the problem on chip."""
-    if problem.mode == "causal" and _power_of_two(problem.n) <= LARGEST:
+    if problem.mode != "circular" and _power_of_two(problem.n) <= LARGEST:
         yield "causal", _power_of_two(problem.n), False
     if problem.mode == "circular" and problem.n == _power_of_two(problem.n) <= LARGEST:
         yield "cyclic", problem.n, False
@@ -111,7 +111,7 @@ def _rings(problem: FftConvProblem) -> Iterator[tuple[str, int, bool]]:
 
 
 def _least(problem: FftConvProblem) -> int:
-    return _power_of_two(problem.n if problem.mode == "causal" else problem.linear_size)
+    return _power_of_two(problem.linear_size if problem.mode == "circular" else problem.n)
 
 
 def _specs(problem: FftConvProblem) -> Iterator[FftConvSpec]:

@@ -58,8 +58,8 @@ class FusedKernel:
         if out.post_gate is not None and spectrum is not None:
             self._convolve(again, x.u, x.pre_gate, dy, out.post_gate, spectrum)
         if out.filter or out.skip is not None:
-            taps = self._filter_gradient(dy, x, out.skip)
-            self.ring.write_gradients(taps, slice(None), out.k, out.k_rev)
+            ahead, behind = self._filter_gradient(dy, x, out.skip)
+            self.ring.write_gradients(ahead, slice(None), out.k, out.k_rev, behind)
 
     def _spectrum(self, x: Operands) -> tuple[Tensor, Tensor]:
         """The filter's spectrum; of a filter that is kept it is made once."""
@@ -75,10 +75,9 @@ class FusedKernel:
         spectrum does.
         """
         spec = self.spec
-        taps = self.ring.place(x.k.float(), None if x.k_rev is None else x.k_rev.float())
-        weights = ring_weights(spec.ring, spec.size, taps.device)
-        if weights is not None:
-            taps = taps * weights[: taps.shape[-1]]
+        k, k_rev = x.k.float(), None if x.k_rev is None else x.k_rev.float()
+        weights = ring_weights(spec.ring, spec.size, k.device)
+        taps = self.ring.place(k, k_rev) if weights is None else self.ring.place_weighted(k, k_rev, weights)
         kf = torch.fft.fft(taps, n=spec.size)
         if x.skip is not None:
             kf = kf + x.skip.float().unsqueeze(-1)
@@ -101,8 +100,9 @@ class FusedKernel:
         gates = (u if pre is None else pre, u if post is None else post)
         self._launch(spec, self.programs, (u, *gates, y, *([] if add is None else [add])), spectrum)
 
-    def _filter_gradient(self, dy: Tensor, x: Operands, skip: Tensor | None) -> Tensor:
-        """The gradient of every tap of the ring (H, size), in float32; that of the skip (H,) is written to `skip`."""
+    def _filter_gradient(self, dy: Tensor, x: Operands, skip: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gradient of every tap of the ring (H, size), in float32, for lags from 0 on and for negative ones; that
+        of the skip (H,) is written to `skip`."""
         pre, post = x.pre_gate is not None, x.post_gate is not None
         spec = replace(self.dk, pre_gate=pre, post_gate=post, skip=skip is not None)
         channels = x.u.shape[1]
@@ -118,8 +118,10 @@ class FusedKernel:
         re, im = dkf.sum((1, 3)).permute(0, 1, 4, 3, 2).reshape(channels, 2, spec.size).unbind(1)
         taps = torch.fft.ifft(torch.complex(re.contiguous(), im.contiguous())) * spec.size
         weights = ring_weights(spec.ring, spec.size, taps.device)
-        real: Tensor = (taps if weights is None else taps * weights.conj_physical()).real
-        return real
+        if weights is None:
+            return taps.real, taps.real
+        taps = taps * weights.conj_physical()
+        return taps.real, -taps.imag
 
     def _launch(
         self, spec: FftConvSpec, programs: int, sequences: tuple[Tensor, ...], spectra: tuple[Tensor, ...]

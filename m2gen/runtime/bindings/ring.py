@@ -1,4 +1,8 @@
-"""The filter on a ring: lag d at position d mod size, and the same backwards for its gradient."""
+"""The filter on a ring: lag d at position d mod size, and the same backwards for its gradient.
+
+On the ring t^size = i a negative lag d stands at d + size with the factor -i, as t^d = t^(d + size) / i. With real
+sequences all that wraps is then imaginary, whichever way it went, so the real part is the convolution with both sides.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,32 @@ class Ring:
 
     def place(self, k: Tensor, k_rev: Tensor | None) -> Tensor:
         """k, k_rev (H, K) -> the ring (H, size); short, to be padded with zeros, where no lag is negative."""
-        ahead = k[:, self.centre : self.centre + self.hi + 1]
-        if self.lo == 0:
+        ahead, behind = self._sides(k, k_rev)
+        if behind is None:
             return ahead
-        behind = k[:, self.centre - self.lo : self.centre] if k_rev is None else k_rev[:, : self.lo].flip(-1)
         return torch.cat([F.pad(ahead, (0, self.size - self.lo - self.hi - 1)), behind], dim=-1)
 
-    def write_gradients(self, ring: Tensor, part: slice, dk: Tensor | None, dk_rev: Tensor | None) -> None:
-        """Read the taps' gradients off the ring; taps that never reach an output keep the zero they have."""
-        ahead, behind = ring[:, : self.hi + 1], ring[:, ring.shape[1] - self.lo :]
+    def place_weighted(self, k: Tensor, k_rev: Tensor | None, weights: Tensor) -> Tensor:
+        """The taps (H, size) of the ring t^size = i, complex, times its weights (size,); short as in `place`."""
+        ahead, behind = self._sides(k, k_rev)
+        if behind is None:
+            return ahead * weights[: ahead.shape[-1]]
+        ahead, behind = F.pad(ahead, (0, self.size - self.hi - 1)), F.pad(behind, (self.size - self.lo, 0))
+        return torch.complex(ahead, -behind) * weights
+
+    def _sides(self, k: Tensor, k_rev: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The taps at lags 0 .. hi, and those at -lo .. -1 where there are some."""
+        ahead = k[:, self.centre : self.centre + self.hi + 1]
+        if self.lo == 0:
+            return ahead, None
+        return ahead, k[:, self.centre - self.lo : self.centre] if k_rev is None else k_rev[:, : self.lo].flip(-1)
+
+    def write_gradients(
+        self, ring: Tensor, part: slice, dk: Tensor | None, dk_rev: Tensor | None, other: Tensor | None = None
+    ) -> None:
+        """Read the taps' gradients off the ring, those of negative lags off `other` where that is given; taps that
+        never reach an output keep the zero they have."""
+        ahead, behind = ring[:, : self.hi + 1], (ring if other is None else other)[:, ring.shape[1] - self.lo :]
         if dk is not None:
             dk[part, self.centre : self.centre + self.hi + 1] = ahead
             if self.centre:
