@@ -140,8 +140,8 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
         gated_depthwise_conv1d_op: lambda x, weight, bias, last, offset=None, mask=None: mixed(
             x, weight, bias, last, offset, mask, False
         ),
-        gated_depthwise_conv1d_bwd_op: lambda dy, x, weight, bias, offset, mask, needs: mixed(
-            x, weight, bias, executor.channels_last(dy[0]), offset, mask, True
+        gated_depthwise_conv1d_bwd_op: lambda dz, dg, x, weight, bias, offset, mask, needs: mixed(
+            x, weight, bias, executor.channels_last(dz), offset, mask, True
         ),
         turn_op: lambda x, first: turned(x),
         gated_op: lambda z, activation: gate(z, activation, False),

@@ -64,7 +64,8 @@ def gated_depthwise_conv1d(
 
 
 def gated_depthwise_conv1d_bwd(
-    dy: Tensor,
+    dz: Tensor,
+    dg: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -74,7 +75,8 @@ def gated_depthwise_conv1d_bwd(
 ) -> None:
     op = "gated_depthwise_conv1d_bwd"
     check.streams(op, x, weight, bias, offset, mask)
-    _gradient(op, dy, x, (2, x.shape[0], x.shape[1] // 3, x.shape[2]), "x")
+    for name, grad in (("dz", dz), ("dg", dg)):
+        _gradient(op, grad, x, (x.shape[0], x.shape[1] // 3, x.shape[2]), "x", name)
     if len(needs) != 4:
         do = "give 4, for x, weight, bias and offset"
         raise ProblemError(f"{op}: needs", f"it has {len(needs)} entries", do)

@@ -42,16 +42,17 @@ _AUTOCAST = _AUTOCAST | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUD
 class Definition:
     """One operator.
 
-    schema       torch schema without the namespace, one Tensor result (several where `vjp` is None). PyTorch leaves
-                 last arguments that are their defaults out of a call: check, impl and fake have the same defaults, the
-                 other rules are given every argument
+    schema       torch schema without the namespace, one Tensor result or several. PyTorch leaves last arguments that
+                 are their defaults out of a call: check, impl and fake have the same defaults, the other rules are
+                 given every argument
     check        raises ProblemError for arguments that the computation must not meet
     impl         the computation, on any device
     fake         shape, dtype and strides of the result
     vmap         as torch.library.register_vmap asks
     vjp          (args, grad, needs) -> one gradient (or None, or a list for a Tensor[]) per argument, from
-                 differentiable operators, so that every order of derivative exists
-    jvp          (args, tangents) -> tangent of the result, from differentiable operators
+                 differentiable operators, so that every order of derivative exists; `grad` is a tuple where there are
+                 several results
+    jvp          (args, tangents) -> tangent of the result, or of each, from differentiable operators
     composed     instead of vjp and jvp: the same results from differentiable operators
     own          beside all three: whether vjp and jvp are taken of these arguments, which have been checked; where not,
                  the call is composed
@@ -63,8 +64,8 @@ class Definition:
     impl: Callable[..., Any]
     fake: Callable[..., Any]
     vmap: Callable[..., tuple[Any, Any]]
-    vjp: Callable[[Args, Tensor, Args], Args] | None = None
-    jvp: Callable[[Args, Args], Tensor] | None = None
+    vjp: Callable[[Args, Any, Args], Args] | None = None
+    jvp: Callable[[Args, Args], Any] | None = None
     composed: Callable[..., Any] | None = None
     own: Callable[..., bool] | None = None
     autocast: tuple[int, ...] = ()
@@ -281,16 +282,16 @@ def _function_class(op: Any, definition: Definition) -> Any:
         tensors = iter(ctx.saved_tensors)
         return [next(tensors) if rest is None else rest[0] for rest in ctx.rest]
 
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         needs = _unflatten(ctx.needs_input_grad[1:], ctx.spec)
         args = _unflatten(saved_args(ctx), ctx.spec)
         plain = not torch.is_grad_enabled() and not forward_mode()  # Autograd kernels would find nothing to do
         below = torch._C._AutoDispatchBelowAutograd() if plain else nullcontext()
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST), below:
-            grads = vjp(args, grad, needs)  # type: ignore[misc]
-        return None, *_flatten(grads)[0]
+            found = vjp(args, grads if len(grads) > 1 else grads[0], needs)  # type: ignore[misc]
+        return None, *_flatten(found)[0]
 
-    def jvp(ctx: Any, _: Any, *tangents: Any) -> Tensor:
+    def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
         # forward gradients are off here, lest this level differentiate its own tangents; but those below must see them
         with _gradients(torch.is_grad_enabled(), forward=True), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             args = [_dual(a).primal if isinstance(a, Tensor) else a for a in saved_args(ctx)]

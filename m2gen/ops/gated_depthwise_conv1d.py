@@ -39,7 +39,7 @@ def gated_depthwise_conv1d(
         mask: (B, L) bool, true at real positions. Elsewhere x + offset and s(v), so z, are zero, whatever is there.
 
     Returns:
-        z and g, (B, D, L), or (B, L, D) in layout "BLH"; views of one tensor. In 16 bits the products are rounded once.
+        z and g, (B, D, L), or (B, L, D) in layout "BLH". In 16 bits the products are rounded once.
         Differentiable to any order.
 
     Raises:
@@ -50,7 +50,7 @@ def gated_depthwise_conv1d(
     to = layout if to is None else to
     check.gated_depthwise_conv1d(x, weight, bias, layout, to, offset, mask)
     x = x.transpose(1, 2) if layout == "BLH" else x
-    z, g = gated_depthwise_conv1d_op(x, weight, bias, to == "BLH", offset, mask).unbind(0)
+    z, g = gated_depthwise_conv1d_op(x, weight, bias, to == "BLH", offset, mask)
     return (z.transpose(1, 2), g.transpose(1, 2)) if to == "BLH" else (z, g)
 
 
@@ -75,35 +75,36 @@ def _heard(x: Tensor, offset: Tensor | None, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask[:, None], x, x.new_zeros(()))
 
 
-def _result(
+def _results(
     x: Tensor, weight: Tensor, bias: Tensor | None, last: bool, offset: Tensor | None = None, mask: Tensor | None = None
-) -> Tensor:
-    """(2, B, D, L), its channels neighbours in memory where `last`, else its rows in the order of x's."""
+) -> tuple[Tensor, Tensor]:
+    """z and g (B, D, L), their channels neighbours in memory where `last`, else their rows in the order of x's."""
     (batch, channels, length), width = x.shape, x.shape[1] // 3
     strides = (length * width, 1, width) if last else (length * width, length, 1)
     if not last and executor.channels_first(x):
         strides = (length, batch * length, 1)
-    return x.new_empty_strided((2, batch, channels // 3, length), (batch * length * width, *strides))
+    shape = (batch, channels // 3, length)
+    return x.new_empty_strided(shape, strides), x.new_empty_strided(shape, strides)
 
 
 def _impl(
     x: Tensor, weight: Tensor, bias: Tensor | None, last: bool, offset: Tensor | None = None, mask: Tensor | None = None
-) -> Tensor:
-    y = _result(x, weight, bias, last)
-    if y.numel():
-        executor.mixed(x, weight, bias, offset, mask, y)
-    return y
+) -> tuple[Tensor, Tensor]:
+    z, g = _results(x, weight, bias, last)
+    if z.numel():
+        executor.mixed(x, weight, bias, offset, mask, z, g)
+    return z, g
 
 
-def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
+def _vjp(args: Args, grads: tuple[Tensor, Tensor], needs: Args) -> Args:
     x, weight, bias, _, offset, mask = args
     wanted = [bool(needs[i]) for i in (_X, _WEIGHT, _BIAS, _OFFSET)]
-    found = gated_depthwise_conv1d_bwd_op(dy, x, weight, bias, offset, mask, wanted)
+    found = gated_depthwise_conv1d_bwd_op(*grads, x, weight, bias, offset, mask, wanted)
     dx, dweight, dbias, doffset = (g if need else None for g, need in zip(found, wanted, strict=True))
     return [dx, dweight, dbias, None, doffset, None]
 
 
-def _jvp(args: Args, tangents: Args) -> Tensor:
+def _jvp(args: Args, tangents: Args) -> tuple[Tensor, Tensor]:
     x, weight, bias, _, offset, mask = args
     x, weight, bias, offset = _wide(x, weight, bias, offset)
     dx, dweight, dbias, doffset = _wide(*(tangents[i] for i in (_X, _WEIGHT, _BIAS, _OFFSET)))
@@ -116,7 +117,7 @@ def _jvp(args: Args, tangents: Args) -> Tensor:
         terms.append(depthwise_conv1d_op(heard, dweight, dbias, *pads))
     x1, _, v = depthwise_conv1d_op(heard, weight, bias, *pads).chunk(3, dim=1)
     dx1, dx2, dv = torch.stack(terms).sum(0).chunk(3, dim=1)
-    return torch.stack([_heard(dx1 * v + x1 * dv, None, mask), dx2]).to(args[_X].dtype)
+    return _heard(dx1 * v + x1 * dv, None, mask).to(args[_X].dtype), dx2.to(args[_X].dtype)
 
 
 def _fold(t: Tensor | None, dim: int | None, size: int, at: int) -> Tensor | None:
@@ -142,27 +143,30 @@ def _samples(in_dims: tuple[Any, ...], args: tuple[Any, ...], size: int) -> list
     ]
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+def _vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
     size, (x, weight, bias, last, offset, mask) = info.batch_size, args
     filters = any(in_dims[i] is not None for i in (_WEIGHT, _BIAS, _OFFSET))
     if not filters:  # one filter for all: more batch
         x, mask = fold_vmap(x, in_dims[_X], size, 0), fold_vmap(mask, in_dims[_MASK], size, 0)
-        return unfold_vmap(gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask), size, 1), 0
+        found = gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask)
+        return tuple(unfold_vmap(one, size, 0) for one in found), (0, 0)
     if mask is not None and in_dims[_MASK] is not None:  # a mask is one for all channels
-        return torch.stack([gated_depthwise_conv1d_op(*one) for one in _samples(in_dims, args, size)]), 0
+        each = [gated_depthwise_conv1d_op(*one) for one in _samples(in_dims, args, size)]
+        return tuple(torch.stack(one) for one in zip(*each, strict=True)), (0, 0)
     x, weight, bias, offset = (
         _fold(args[i], in_dims[i], size, at) for i, at in ((_X, 1), (_WEIGHT, 0), (_BIAS, 0), (_OFFSET, 0))
     )
-    return unfold_vmap(gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask), size, 2), 0
+    found = gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask)
+    return tuple(unfold_vmap(one, size, 1) for one in found), (0, 0)
 
 
 gated_depthwise_conv1d_op: Any = register(
     Definition(
         schema="gated_depthwise_conv1d(Tensor x, Tensor weight, Tensor? bias, bool last, Tensor? offset=None, "
-        "Tensor? mask=None) -> Tensor",
+        "Tensor? mask=None) -> (Tensor, Tensor)",
         check=operands.gated_depthwise_conv1d,
         impl=_impl,
-        fake=_result,
+        fake=_results,
         vjp=_vjp,
         jvp=_jvp,
         vmap=_vmap,
@@ -175,7 +179,8 @@ gated_depthwise_conv1d_op: Any = register(
 
 
 def _bwd_fake(
-    dy: Tensor,
+    dz: Tensor,
+    dg: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -202,24 +207,23 @@ def _rows_like(x: Tensor) -> tuple[int, int, int]:
     return (length, batch * length, 1) if executor.channels_first(x) else (channels * length, length, 1)
 
 
-def _bwd_impl(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _bwd_impl(dz: Tensor, dg: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *tensors, needs = args
-    out = _bwd_fake(dy, *args)
+    out = _bwd_fake(dz, dg, *args)
     if tensors[0].numel():
-        executor.mixed_gradients(dy, *tensors, needs, out)
+        executor.mixed_gradients(dz, dg, *tensors, needs, out)
     else:
         for one in out:
             one.zero_()
     return out
 
 
-def _bwd_composed(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _bwd_composed(dz: Tensor, dg: Tensor, *args: Any) -> tuple[Tensor, ...]:
     *tensors, needs = args
     x, weight, bias, offset, mask = _wide(*tensors)
-    dy = dy.to(x.dtype)
     width, heard = weight.shape[1], _heard(x, offset, mask)
     x1, _, v = depthwise_conv1d_op(heard, weight, bias, width - 1, 0).chunk(3, dim=1)
-    dz, dg = _heard(dy[0], None, mask), dy[1]
+    dz, dg = _heard(dz.to(x.dtype), None, mask), dg.to(x.dtype)
     ds = torch.cat([dz * v, dg, dz * x1], 1)
     found: list[Tensor] = [x.new_empty(0)] * 4
     if needs[0] or needs[3]:
@@ -238,15 +242,16 @@ def _bwd_composed(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 def _bwd_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     """Samples side by side as more channels, as each has filters' gradients of its own."""
-    size, (dy, x, weight, bias, offset, mask, needs) = info.batch_size, args
-    if mask is not None and in_dims[5] is not None:
+    size, (dz, dg, x, weight, bias, offset, mask, needs) = info.batch_size, args
+    if mask is not None and in_dims[6] is not None:
         each = [gated_depthwise_conv1d_bwd_op(*one) for one in _samples(in_dims, args, size)]
         return tuple(torch.stack(grads) for grads in zip(*each, strict=True)), (0, 0, 0, 0)
     streams = [
         _fold(t, dim, size, at)
-        for t, dim, at in zip((x, weight, bias, offset), in_dims[1:5], (1, 0, 0, 0), strict=True)
+        for t, dim, at in zip((x, weight, bias, offset), in_dims[2:6], (1, 0, 0, 0), strict=True)
     ]
-    found = gated_depthwise_conv1d_bwd_op(fold_vmap(dy, in_dims[0], size, 2), *streams, mask, needs)
+    dz, dg = (fold_vmap(one, dim, size, 1) for one, dim in zip((dz, dg), in_dims, strict=False))
+    found = gated_depthwise_conv1d_bwd_op(dz, dg, *streams, mask, needs)
     there = [need and t is not None for t, need in zip((x, weight, bias, offset), needs, strict=True)]
     grads = [_unfold(g, size, at) if is_ else g for g, at, is_ in zip(found, (1, 0, 0, 0), there, strict=True)]
     return tuple(grads), tuple(0 if is_ else None for is_ in there)
@@ -254,8 +259,8 @@ def _bwd_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Te
 
 gated_depthwise_conv1d_bwd_op: Any = register(
     Definition(
-        schema="gated_depthwise_conv1d_bwd(Tensor dy, Tensor x, Tensor weight, Tensor? bias, Tensor? offset, "
-        "Tensor? mask, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+        schema="gated_depthwise_conv1d_bwd(Tensor dz, Tensor dg, Tensor x, Tensor weight, Tensor? bias, "
+        "Tensor? offset, Tensor? mask, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
         check=operands.gated_depthwise_conv1d_bwd,
         impl=_bwd_impl,
         fake=_bwd_fake,

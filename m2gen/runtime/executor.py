@@ -40,20 +40,42 @@ _SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.
 
 def problem_of(x: Operands, mode: str, precision: str) -> FftConvProblem:
     """The problem that the tensors pose; channels-last is read off the strides."""
-    batch, channels, length = x.u.shape
+    return _conv_problem(*_conv_sizes(x, mode, precision))
+
+
+def _conv_sizes(x: Operands, mode: str, precision: str) -> tuple[Any, ...]:
+    u = x.u
+    last = u.stride(1) == 1 and u.shape[1] > 1
+    words = (x.pre_gate is not None, x.post_gate is not None, x.skip is not None, x.add is not None, last)
+    return u.shape, u.dtype, x.k.shape[1], mode, precision, *words
+
+
+def _conv_problem(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    taps: int,
+    mode: str,
+    precision: str,
+    pre_gate: bool,
+    post_gate: bool,
+    skip: bool,
+    add: bool,
+    last: bool,
+) -> FftConvProblem:
+    batch, channels, length = shape
     return FftConvProblem(
         n=length,
         h=channels,
         b=batch,
-        dtype=_SHORT_NAME[x.u.dtype],
+        dtype=_SHORT_NAME[dtype],
         mode=mode,
         wide=precision == "wide",
-        k=x.k.shape[1],
-        pre_gate=x.pre_gate is not None,
-        post_gate=x.post_gate is not None,
-        skip=x.skip is not None,
-        add=x.add is not None,
-        layout="BLH" if x.u.stride(1) == 1 and channels > 1 else "BHL",
+        k=taps,
+        pre_gate=pre_gate,
+        post_gate=post_gate,
+        skip=skip,
+        add=add,
+        layout=LAYOUTS[last],
     )
 
 
@@ -99,10 +121,12 @@ def _here(x: Tensor) -> tuple[DeviceLimits, int, int]:
 
 
 def _of_conv(x: Operands, mode: str, precision: str) -> SpectralKernel | FusedKernel | NativeKernel:
-    problem = problem_of(x, mode, precision)
     kernel: SpectralKernel | FusedKernel | NativeKernel
-    kernel = bound(problem, *_here(x.u))
+    kernel = _conv_kernel(*_here(x.u), *_conv_sizes(x, mode, precision))
     return kernel
+
+
+_conv_kernel = _cached(_conv_problem)
 
 
 def fftconv(x: Operands, mode: str, precision: str) -> Tensor:
@@ -330,15 +354,16 @@ _shortconv_kernel = _cached(shortconv_problem)
 
 
 def mixed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None, mask: Tensor | None, y: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None, mask: Tensor | None, z: Tensor, g: Tensor
 ) -> None:
-    """Fill y (2, B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x + offset = (x1, x2, v) (B, 3 D, L);
-    where the mask (B, L) says no, x + offset and s(v) are zero."""
-    _of_mixed(x, y[0], weight, bias, offset, mask).mix(x, weight, bias, y, offset, mask)
+    """Fill z and g (B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x + offset = (x1, x2, v), which is
+    (B, 3 D, L); where the mask (B, L) says no, x + offset and s(v) are zero."""
+    _of_mixed(x, z, weight, bias, offset, mask).mix(Mixed(x, weight, bias, offset, mask), z, g)
 
 
 def mixed_gradients(
-    dy: Tensor,
+    dz: Tensor,
+    dg: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -348,25 +373,23 @@ def mixed_gradients(
     out: Sequence[Tensor],
 ) -> None:
     """Fill `out` with those of `mixed` in x, weight, bias and offset that are wanted."""
-    kernel = _of_mixed(x, dy[0], weight, bias, offset, mask)
-    found = kernel.mix_gradients(dy, Mixed(x, weight, bias, offset, mask), needs, out[0])
+    kernel = _of_mixed(x, dz, weight, bias, offset, mask)
+    found = kernel.mix_gradients(dz, dg, Mixed(x, weight, bias, offset, mask), needs, out[0])
     if found is None:
-        found = _gradients_behind(kernel, dy, Mixed(x, weight, bias, offset, mask), needs)
+        found = _gradients_behind(kernel, dz, dg, Mixed(x, weight, bias, offset, mask), needs)
     for into, grad in zip(out, found, strict=True):
         if grad is not None and grad is not into:
             into.copy_(grad)
 
 
-def _gradients_behind(kernel: Any, dy: Tensor, mixed: Mixed, needs: Sequence[bool]) -> MixGradients:
+def _gradients_behind(kernel: Any, dz: Tensor, dg: Tensor, mixed: Mixed, needs: Sequence[bool]) -> MixGradients:
     """By the gradient behind the convolutions, in the dtype of the arithmetic, and then as of any convolution."""
     x, weight, bias, offset, mask = mixed
     width, x = weight.shape[1], heard(x, offset, mask)
     channels, length = x.shape[1:]
     strides = (channels * length, 1, channels) if channels_last(x) else (channels * length, length, 1)
     ds = x.new_empty_strided(x.shape, strides, dtype=torch.promote_types(x.dtype, torch.float32))
-    if mask is not None:
-        dy = torch.stack([heard(dy[0], None, mask), dy[1]])
-    kernel.behind(dy, x, weight, bias, ds)
+    kernel.behind(heard(dz, None, mask), dg, x, weight, bias, ds)
     dx = sums = None
     if needs[0] or (needs[3] and offset is not None):
         dx = torch.empty_like(ds)
@@ -391,9 +414,9 @@ def mixed_problem(
 
 
 def _of_mixed(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None, mask: Tensor | None
+    x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None, mask: Tensor | None
 ) -> Any:
-    words = (bias is not None, channels_last(x), channels_last(y), True, offset is not None, mask is not None)
+    words = (bias is not None, channels_last(x), channels_last(z), True, offset is not None, mask is not None)
     return _shortconv_kernel(*_here(x), x.shape, x.shape[2], weight.shape[1], x.dtype, *words)
 
 

@@ -69,7 +69,7 @@ def public(name: str, draw: Draw) -> Function | None:
         if not isinstance(last, bool):
             return torch.ops.m2gen.gated_depthwise_conv1d(x, weight, bias, last, offset, mask)
         z, g = gated_depthwise_conv1d(x, weight, bias, to="BLH" if last else "BHL", offset=offset, mask=mask)
-        return torch.stack([z.transpose(1, 2), g.transpose(1, 2)] if last else [z, g])
+        return (z.transpose(1, 2), g.transpose(1, 2)) if last else (z, g)
 
     def product(x: Any, weight: Any, bias: Any, residual: Any) -> Any:
         return m2gen.blockdiag_linear(x, weight, bias, residual=residual)

@@ -112,8 +112,8 @@ def gated_depthwise_conv1d(draw: Draw) -> list[Any]:
 
 def gated_depthwise_conv1d_bwd(draw: Draw) -> list[Any]:
     x, *filters = streams(draw)
-    dy = draw.tensor(2, x.shape[0], x.shape[1] // 3, x.shape[2], dtype=x.dtype)
-    return [dy, x, *filters, *heard(draw, x), [draw.chance(0.7) for _ in range(4)]]
+    grads = [draw.tensor(x.shape[0], x.shape[1] // 3, x.shape[2], dtype=x.dtype) for _ in range(2)]
+    return [*grads, x, *filters, *heard(draw, x), [draw.chance(0.7) for _ in range(4)]]
 
 
 def turn(draw: Draw) -> list[Any]:

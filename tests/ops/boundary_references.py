@@ -57,21 +57,19 @@ def depthwise_conv1d_dw(x: Tensor, dy: Tensor, width: int, left: int, right: int
 
 def gated_depthwise_conv1d(
     x: Tensor, weight: Tensor, bias: Any, last: bool, offset: Any, mask: Any, magnitudes: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     x = x if offset is None else x + offset[:, None]
     there = torch.ones(()) if mask is None else mask[:, None]
     x1, x2, v = depthwise_conv1d(x * there, weight, bias, weight.shape[1] - 1, 0, magnitudes).chunk(3, 1)
-    return torch.stack([x1 * v * there, x2])
+    return x1 * v * there, x2
 
 
 def gated_depthwise_conv1d_bwd(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Any, offset: Any, mask: Any, needs: list[bool], magnitudes: bool
-) -> tuple[Tensor, ...]:
-    def call(x: Tensor, weight: Tensor, bias: Any, offset: Any) -> Tensor:
-        return gated_depthwise_conv1d(x, weight, bias, False, offset, mask, magnitudes)
-
-    inputs = [x, weight, bias, offset]
-    return gradients(call(*inputs), inputs, dy, needs)
+    dz: Tensor, dg: Tensor, x: Tensor, weight: Tensor, bias: Any, offset: Any, mask: Any, needs: list[bool],
+    magnitudes: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    results = torch.stack(gated_depthwise_conv1d(x, weight, bias, False, offset, mask, magnitudes))
+    return gradients(results, [x, weight, bias, offset], torch.stack([dz, dg]), needs)
 
 
 def turn(x: Tensor, first: bool, magnitudes: bool) -> Tensor:

@@ -175,13 +175,13 @@ def mixed(x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
     return torch.stack([x1 * v * MASK, x2])
 
 
-def mixed_bwd(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
+def mixed_bwd(dz: Tensor, dg: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
     _, back = vjp(mixed, x, weight, bias, offset)
-    return torch.cat([one.flatten() for one in back(dy)])
+    return torch.cat([one.flatten() for one in back(torch.stack([dz, dg]))])
 
 
-def mixed_bwd_found(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
-    found = gated_depthwise_conv1d_bwd_op(dy, x, weight, bias, offset, MASK, [True] * 4)
+def mixed_bwd_found(dz: Tensor, dg: Tensor, x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
+    found = gated_depthwise_conv1d_bwd_op(dz, dg, x, weight, bias, offset, MASK, [True] * 4)
     return torch.cat([one.flatten() for one in found])
 
 
@@ -224,7 +224,7 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "gated_depthwise_conv1d_bwd": lambda: (
         mixed_bwd_found, mixed_bwd,
-        {"dy": normal(2, 1, 1, 3), "x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3),
+        {"dz": normal(1, 1, 3), "dg": normal(1, 1, 3), "x": normal(1, 3, 3), "weight": normal(3, 3), "bias": normal(3),
          "offset": normal(3)},
     ),
     "turn": lambda: (lambda x: turn(x, True), lambda x: x.transpose(1, 2), {"x": normal(2, 3, 4)}),

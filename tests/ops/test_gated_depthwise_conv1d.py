@@ -87,14 +87,13 @@ def test_derivatives(last: bool, masked: bool) -> None:
     args = tuple(torch.randn(s, dtype=torch.float64).requires_grad_() for s in sizes)
 
     def call(x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> Tensor:
-        y: Tensor = gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask)
-        return y
+        return torch.stack(gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask))
 
     assert gradcheck(call, args, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(call, args, check_fwd_over_rev=True)
     torch.library.opcheck(gated_depthwise_conv1d_op, (*args[:3], last, args[3], mask))
-    dy = torch.randn(2, 2, 2, 5, dtype=torch.float64)
-    torch.library.opcheck(gated_depthwise_conv1d_bwd_op, (dy, *args, mask, [True, True, False, True]))
+    grads = torch.randn(2, 2, 2, 5, dtype=torch.float64).unbind(0)
+    torch.library.opcheck(gated_depthwise_conv1d_bwd_op, (*grads, *args, mask, [True, True, False, True]))
 
 
 @pytest.mark.parametrize("own_mask", [False, True])
@@ -106,20 +105,19 @@ def test_vmap(dims: tuple[int | None, ...], own_mask: bool) -> None:
     args = [t if d == 0 else t[0] for t, d in zip(every, dims, strict=True)]
     rows = [[t[i] if d == 0 else t for t, d in zip(args, dims, strict=True)] for i in range(4)]
     masks = [mask[i] if of_mask == 0 else mask for i in range(4)]
-    dy = torch.randn(4, 2, 2, 2, 5)
+    dz, dg = torch.randn(2, 4, 2, 2, 5)
     for last in (False, True):
 
         def call(x: Tensor, weight: Tensor, bias: Tensor, offset: Tensor, mask: Tensor, last: bool = last) -> Tensor:
-            y: Tensor = gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask)
-            return y
+            return torch.stack(gated_depthwise_conv1d_op(x, weight, bias, last, offset, mask))
 
         found = torch.vmap(call, in_dims=(*dims, of_mask))(*args, mask)
         torch.testing.assert_close(found, torch.stack([call(*row, m) for row, m in zip(rows, masks, strict=True)]))
     wanted = [True, True, True, True]
-    grads = torch.vmap(lambda *a: gated_depthwise_conv1d_bwd_op(*a, wanted), in_dims=(0, *dims, of_mask))(
-        dy, *args, mask
+    grads = torch.vmap(lambda *a: gated_depthwise_conv1d_bwd_op(*a, wanted), in_dims=(0, 0, *dims, of_mask))(
+        dz, dg, *args, mask
     )
-    each = [gated_depthwise_conv1d_bwd_op(d, *row, m, wanted) for d, row, m in zip(dy, rows, masks, strict=True)]
+    each = [gated_depthwise_conv1d_bwd_op(dz[i], dg[i], *rows[i], masks[i], wanted) for i in range(4)]
     for grad, one in zip(grads, zip(*each, strict=True), strict=True):
         torch.testing.assert_close(grad, torch.stack(one))
 

@@ -25,7 +25,7 @@ from m2gen.runtime.bindings import kept_spectra
 from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twiddles, ring_weights
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
-from m2gen.runtime.build.triton_kernel import load
+from m2gen.runtime.build.triton_kernel import launch
 
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "bf16_emulated": torch.float32}
 
@@ -135,9 +135,7 @@ class FusedKernel:
             pointers.append(u.new_empty((programs, spec.scratch_bytes), dtype=torch.uint8).view(_TORCH[spec.compute]))
         work = (channels, programs) if spec.staged else (programs // channels,)
         strides = [stride for tensor in sequences for stride in tensor.stride()]
-        load(spec)[(programs,)](
-            *pointers, batch, length, self.shift, *work, *strides, num_warps=spec.num_warps, num_stages=spec.num_stages
-        )
+        launch(spec, programs, *pointers, batch, length, self.shift, *work, *strides)
 
 
 def _constants(spec: FftConvSpec, device: torch.device) -> list[Tensor]:

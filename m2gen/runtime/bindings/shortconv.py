@@ -63,29 +63,24 @@ class LibraryKernel:
             sums[:, w] = (padded[..., w : w + dy.shape[2]] * dy).sum((0, 2), dtype=sums.dtype)
         sums[:, self.width] = dy.sum((0, 2), dtype=sums.dtype)
 
-    def mix(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        y: Tensor,
-        offset: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> None:
-        """Fill y (2, B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of x + offset = (x1, x2, v), which
-        is (B, 3 D, L); where the mask (B, L) says no, x + offset and s(v) are zero."""
-        x1, x2, v = self._streams(heard(x, offset, mask), weight, bias)
-        y[0].copy_(heard(x1 * v, None, mask))
-        y[1].copy_(x2)
+    def mix(self, mixed: Mixed, z: Tensor, g: Tensor) -> None:
+        """Fill z and g (B, D, L) with s(x1) s(v) and s(x2), s the causal convolution of h + offset = (x1, x2, v), which
+        is (B, 3 D, L); where the mask (B, L) says no, h + offset and s(v) are zero."""
+        h, weight, bias, offset, mask = mixed
+        x1, x2, v = self._streams(heard(h, offset, mask), weight, bias)
+        z.copy_(heard(x1 * v, None, mask))
+        g.copy_(x2)
 
-    def mix_gradients(self, dy: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor) -> MixGradients | None:
+    def mix_gradients(
+        self, dz: Tensor, dg: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor
+    ) -> MixGradients | None:
         """None: they go by way of `behind`."""
         return None
 
-    def behind(self, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
+    def behind(self, dz: Tensor, dg: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
         """Fill ds (B, 3 D, L), in the dtype of the arithmetic, with the gradient behind the convolutions of `mix`."""
         x1, _, v = self._streams(x, weight, bias)
-        torch.cat([dy[0] * v, dy[1].to(v.dtype), dy[0] * x1], 1, out=ds)
+        torch.cat([dz * v, dg.to(v.dtype), dz * x1], 1, out=ds)
 
     def _streams(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
         s = convolved(x, weight, self.width - 1, x.shape[2])
@@ -151,44 +146,39 @@ class NativeKernel:
         sums.copy_(_total(parts).t() if self.last else parts)
         return None
 
-    def mix(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        y: Tensor,
-        offset: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> None:
-        """Fill y (2, B, D, L), see `LibraryKernel.mix`; offset and mask are passes of their own."""
-        on_huge_pages(y)
-        x, strides = self._laid(heard(x, offset, mask))
-        taps, offset = self._filters(weight, bias)
-        into = y if self._dense(y[0]) else self._empty(y.shape, y.dtype)
-        pointers = [x.data_ptr(), taps.data_ptr(), 0 if offset is None else offset.data_ptr(), into.data_ptr()]
+    def mix(self, mixed: Mixed, z: Tensor, g: Tensor) -> None:
+        """Fill z and g, see `LibraryKernel.mix`; offset and mask are passes of their own."""
+        on_huge_pages(z), on_huge_pages(g)
+        h, weight, bias, offset, mask = mixed
+        x, strides = self._laid(heard(h, offset, mask))
+        into = [y if self._dense(y) else self._empty(y.shape, y.dtype) for y in (z, g)]
+        tensors = (x, *self._filters(weight, bias), *into)
+        pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         self.kernel.run(pointers, self._mixed(strides), self.items, parallel=self.step.parallel)
         if mask is not None:
             into[0].masked_fill_(~mask[:, None], 0.0)
-        if into is not y:
-            y.copy_(into)
+        for y, of in zip((z, g), into, strict=True):
+            if of is not y:
+                y.copy_(of)
 
-    def mix_gradients(self, dy: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor) -> MixGradients | None:
+    def mix_gradients(
+        self, dz: Tensor, dg: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor
+    ) -> MixGradients | None:
         """None: they go by way of `behind`."""
         return None
 
-    def behind(self, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
+    def behind(self, dz: Tensor, dg: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
         """Fill ds (B, 3 D, L), in the dtype of the arithmetic, with the gradient behind the convolutions of `mix`."""
         try:
             kernel = load(self.step.back)
         except CompileError as error:
             fallback(f"gradients of gated short filters are done by PyTorch's elementwise operators: {error}")
-            return self.library.behind(dy, x, weight, bias, ds)
+            return self.library.behind(dz, dg, x, weight, bias, ds)
         x, strides = self._laid(x)
         taps, offset = self._filters(weight, bias)
-        if not (dy.is_contiguous() if not self.last else dy.transpose(2, 3).is_contiguous()):
-            dy = self._empty(dy.shape, dy.dtype).copy_(dy)
+        dz, dg = (t if self._dense(t) else self._empty(t.shape, t.dtype).copy_(t) for t in (dz, dg))
         into = ds if self._dense(ds) else self._empty(ds.shape, ds.dtype)
-        tensors = (x, taps, offset, dy, into)
+        tensors = (x, taps, offset, dz, dg, into)
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         kernel.run(pointers, self._mixed(strides), self.items_back, parallel=self.step.parallel)
         if into is not ds:

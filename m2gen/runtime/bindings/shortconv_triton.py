@@ -48,19 +48,13 @@ class FusedKernel:
         choice = Candidate(self.step.back, 0.0, 0.0, self.step.parts_of_times)
         weight_gradients(dy, x, sums.shape[1] - 1, left, None, choice, sums)
 
-    def mix(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        y: Tensor,
-        offset: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> None:
-        """Fill y (2, B, D, L) with s(x1) s(v) and s(x2)."""
-        mix(x, weight, bias, mask, (y[0], y[1]), self.step.spec, offset)
+    def mix(self, mixed: Mixed, z: Tensor, g: Tensor) -> None:
+        """Fill z and g (B, D, L) with s(x1) s(v) and s(x2)."""
+        _mixed("mix", mixed, z, g, z, self.step.spec)
 
-    def mix_gradients(self, dy: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor) -> MixGradients | None:
+    def mix_gradients(
+        self, dz: Tensor, dg: Tensor, mixed: Mixed, wanted: Sequence[bool], dh: Tensor
+    ) -> MixGradients | None:
         """Those of `mix`, that in h to `dh`; None where its filters have more taps than one kernel has registers for:
         they go by way of `behind`."""
         back = self.step.back
@@ -68,11 +62,11 @@ class FusedKernel:
             return None
         choice = Candidate(back, 0.0, 0.0, self.step.parts_of_times)
         dh = dh if wanted[0] else torch.empty_like(mixed.h)  # the kernel writes it in any case
-        return mix_gradients(dy[0], dy[1], *mixed, wanted=wanted, dh=dh, choice=choice)
+        return mix_gradients(dz, dg, *mixed, wanted=wanted, dh=dh, choice=choice)
 
-    def behind(self, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
+    def behind(self, dz: Tensor, dg: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, ds: Tensor) -> None:
         """Fill ds (B, 3 D, L), float32, with the gradient behind the convolutions."""
-        _mixed("ds", Mixed(x, weight, bias), dy[0], dy[1], ds)
+        _mixed("ds", Mixed(x, weight, bias), dz, dg, ds)
 
 
 def convolve(
