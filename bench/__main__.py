@@ -29,7 +29,8 @@ parser.add_argument("files", nargs="*", help="of results: for report and compare
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
 parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
 parser.add_argument(
-    "--only", help="what has this in its name: groups of the CPU benchmark, cases of models, products, rows of the GPU's"
+    "--only",
+    help="what has this in its name: groups of the CPU benchmark, cases of models, products, a GPU's rows",
 )
 parser.add_argument(
     "--memory",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,17 @@ def described(device: str, note: str | None) -> dict[str, Any]:
         found |= {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}"}
         found |= {"driver": _told(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])}
         found |= {"cuda": torch.version.cuda or "none"}
-    for name in ("triton", "transformers"):
-        try:
-            found[name] = __import__(name).__version__
-        except ImportError:
-            found[name] = "not there"
+    found |= {name: _version(name) for name in ("triton", "transformers", "flash-attn")}
     here = str(Path(__file__).parent)
     found["m2gen_commit"] = _told(["git", "-C", here, "rev-parse", "--short", "HEAD"])
     return found | ({"note": note} if note else {}) | {"how": HOW}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not there"
 
 
 def _told(command: list[str]) -> str:

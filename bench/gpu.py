@@ -16,8 +16,9 @@ result. `--device cpu --tiny` takes the same way on any machine, to try it.
 B = 64 and H = 768 as in flash-fft-conv's README, fewer rows where sequences are long. Beside m2gen: torch.fft on whole
 tensors (float32, as models write it), flash-fft-conv where it is installed, and a copy of as many bytes as the
 sequence, its gates and the result have. All make the filter's spectrum in the call, but "m2gen kept", whose filter is
-from `m2gen.prepare_filter`. Forward passes run without gradients; nothing is kept because of that, since `fftconv` keeps
-spectra of prepared filters alone (inside an autograd Function gradients are off, too, so grad mode says nothing of it).
+from `m2gen.prepare_filter`. Forward passes run without gradients; nothing is kept because of that, since `fftconv`
+keeps spectra of prepared filters alone (gradients are off inside an autograd Function, too, so that grad mode says
+nothing of it).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from m2gen.dtypes import DTYPES
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problems import parse
 from m2gen.runtime import executor
+from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.build.limits import live
 from m2gen.runtime.measure import wisdom
@@ -188,7 +190,10 @@ def measure(text: str, device: str, rounds: int) -> list[Row]:
 
 def _timed(clock: Clock, group: str, text: str, calls: dict[str, Call], rounds: int) -> list[Row]:
     """Two rows: as called, and as a graph. A contender that fails is left out of its row, with its reason."""
-    ways: tuple[tuple[str, Callable[[Call], Call]], ...] = ((group, lambda call: call), (f"{group}, graph", clock.graph))
+    ways: tuple[tuple[str, Callable[[Call], Call]], ...] = (
+        (group, lambda call: call),
+        (f"{group}, graph", clock.graph),
+    )
     times: dict[str, dict[str, list[float]]] = {name: {} for name, _ in ways}
     missing: dict[str, dict[str, str]] = {name: {} for name, _ in ways}
     for name, call in calls.items():
@@ -231,13 +236,11 @@ def _kernel(plan: Any) -> str:
 
 
 def compile_plan(text: str, device: str) -> list[Row]:
-    """Call the problem's kernels, forward and for every gradient, on few of its batch rows: what Triton compiles depends
-    on whether sizes are multiples of 16, and so many rows are left."""
+    """Call the problem's kernels, forward and for every gradient; Triton's on few of its rows, which they read off
+    the tensors. What Triton compiles depends on which sizes are multiples of 16, and so many rows are left."""
     problem = parse(text)
-    kernel = executor.bound(
-        _posed(problem), live(torch.device(device)), torch.get_num_threads(), wisdom.generation()
-    )
-    few = replace(problem, b=16 if problem.b % 16 == 0 else problem.b)
+    kernel = executor.bound(_posed(problem), live(torch.device(device)), torch.get_num_threads(), wisdom.generation())
+    few = replace(problem, b=16) if isinstance(kernel, FusedKernel) and problem.b % 16 == 0 else problem
     x = Operands(**drawn(few, device))
     dy = kernel.forward(x)
     given = {name: value for name in NAMES if (value := getattr(x, name)) is not None}
@@ -276,7 +279,7 @@ def run(options: Options, first: Sequence[Job], timed: Sequence[Job]) -> dict[st
             results.append(workers.told("not compiled before", job.name, done.why))
             print(f"{job.name}: not compiled before: {done.why}", flush=True)
     found["compiling_seconds"] = round(time.monotonic() - begun, 1)
-    print(f"{len(first)} compiled in {found['compiling_seconds']} s", flush=True)
+    print(f"{len(first) - len(results)} of {len(first)} compiled in {found['compiling_seconds']} s", flush=True)
     write(options.out, found, results)
     for _, rows in workers.in_turn(timed, options.seconds, end, options.threads):
         results += rows

@@ -3,8 +3,8 @@ random weights, bfloat16, 32,768 tokens a call whatever the length.
 
 Forward: evaluation, no gradients. Training: forward, the loss, backward into all weights; no optimizer, no dropout.
 The loss of a text's encoder is a masked LM's, the cross-entropy of 15 % of the positions by the embedding's weights; of
-M2-GPT the same of its logits, which it makes for all positions; of images the classes'. M2-GPT-145M has no MLPs; M2-ViT-b
-and ViT-b (the same code with attention) take images whose patches make up the length.
+M2-GPT the same of its logits, which it makes for all positions; of images the classes'. M2-GPT-145M has no MLPs;
+M2-ViT-b and ViT-b (the same code with attention) take images whose patches make up the length.
 
     compiled        torch.compile, mode default
     filters kept    m2gen.keep_filters: in evaluation, long filters and their spectra are kept from call to call
@@ -55,7 +55,7 @@ class Sizes:
         return torch.compile(model, mode="reduce-overhead" if graph else None)  # type: ignore[return-value]
 
 
-FULL, TINY = Sizes(), Sizes((32, 64), (16,), 128, True)
+FULL, TINY = Sizes(), Sizes((32,), (16,), 64, True)
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -100,9 +100,7 @@ def _m2gpt(length: int, layers: int | None, tiny: bool) -> nn.Module:
     from m2gen.models import M2GPT, M2GPTConfig
 
     small = {"d_model": 32, "vocab_size": 99, "filter_options": {"heads": 2, "width": 16}}
-    return M2GPT(
-        M2GPTConfig.preset("145M", max_length=length, n_layers=layers or 22, **(small if tiny else {}))
-    )
+    return M2GPT(M2GPTConfig.preset("145M", max_length=length, n_layers=layers or 22, **(small if tiny else {})))
 
 
 def _vit(preset: str) -> Callable[..., nn.Module]:
@@ -287,8 +285,8 @@ def jobs(options: Options) -> tuple[list[Job], list[Job]]:
 
 
 def _compiled(timed: list[Job]) -> Iterator[Job]:
-    """What makes a row's kernels. Layers are alike, and two have all of a model's kernels of ours; Inductor's are kept by
-    the graph, so that what it compiles is the whole model. Both find theirs on the disk later."""
+    """What makes a row's kernels. Layers are alike, and two have all of a model's kernels of ours; Inductor's are kept
+    by the graph, so that what it compiles is the whole model. Both find theirs on the disk later."""
     for job in timed:
         if job.call is error:
             yield Job(job.name, error, (*job.args, 2), 12.0)

@@ -40,24 +40,29 @@ class Done:
 
     rows: list[Row]
     why: str = ""
-    late: bool = False  # it was stopped at its limit
+    cut: bool = False  # there was no time for it, or not enough, in the whole run
 
 
 class Worker:
     """A process that does jobs; started when first needed, and again after it was stopped or died."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self._threads, self._process, self._pipe = threads, None, None  # type: Any, Any, Connection | None
+        self._threads = threads
+        self._process: Any = None
+        self._pipe: Connection | None = None
 
-    def do(self, job: Job, seconds: float) -> Done:
-        """A limit holds for the job alone, not for the start of a process."""
+    def do(self, job: Job, seconds: float, until: float) -> Done:
+        """For at most `seconds` from when the process is there, and not past `until`."""
         try:
             pipe = self._pipe or self._start()
+            left = until - time.monotonic()
+            if left <= LEAST:
+                return Done([], "the minutes were over", cut=True)
             pipe.send(job)
-            if pipe.poll(max(seconds, 0.0)):
+            if pipe.poll(min(seconds, left)):
                 done: Done = pipe.recv()
                 return done
-            found = Done([], f"not done after {seconds:.0f} s", late=True)
+            found = Done([], f"not done after {min(seconds, left):.0f} s", cut=left < seconds)
         except (EOFError, OSError):
             self._process.join(5)
             found = Done([], f"its process ended with {self._process.exitcode}")
@@ -154,8 +159,7 @@ def together(
         memory.take(job.gigabytes)
         worker = idle.pop()
         try:
-            left = until - time.monotonic()
-            return worker.do(job, min(seconds, left)) if left > LEAST else Done([], "no time was left", late=True)
+            return worker.do(job, seconds, until)
         finally:
             idle.append(worker)
             memory.give(job.gigabytes)
@@ -176,15 +180,9 @@ def in_turn(
     worker = Worker(threads)
     try:
         for job in jobs:
-            left = until - time.monotonic()
-            if left <= LEAST:
-                yield job, [told("left out", job.name, "the minutes were over")]
-                continue
-            done = worker.do(job, min(seconds, left))
-            if done.late and left < seconds:
-                yield job, [told("left out", job.name, "the minutes were over while it ran")]
-            else:
-                yield job, [told("failed", job.name, done.why)] if done.why else done.rows
+            done = Done([], "the minutes were over", cut=True) if until - time.monotonic() <= LEAST else None
+            done = done or worker.do(job, seconds, until)
+            yield job, [told("left out" if done.cut else "failed", job.name, done.why)] if done.why else done.rows
     finally:
         worker.stop()
 
