@@ -14,8 +14,11 @@ import torch
 
 from bench import gpu, gpu_models, pictures, report, workers
 from bench.workers import Job
+from m2gen.device.limits import target
 from m2gen.errors import M2GenError
 from m2gen.planner.problems import parse
+from m2gen.runtime import executor
+from m2gen.runtime.bindings import fused
 
 TINY = gpu.Options(device="cpu", tiny=True, rounds=2, workers=2, minutes=10, threads=1)
 SOON = 3600.0
@@ -107,6 +110,36 @@ def test_what_is_compiled_first_is_what_is_called() -> None:
     posed = gpu._posed(problem)
     assert (posed.b, posed.n, posed.h, posed.gates, posed.taps_given) == (32, 128, 4, 2, 128)
     assert gpu.compile_plan(str(problem), "cpu") == []
+
+
+@pytest.mark.parametrize("words", ["fp16 circular gated", "bf16 causal gated", "fp16 circular"])
+@pytest.mark.parametrize("n", [256, 1024, 16384])
+def test_triton_compiles_the_same_first_as_in_the_call(n: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels, dtypes, and which sizes and strides are 1 or multiples of 16: all that Triton's key of a kernel has. The
+    GPU's plans are followed on the CPU, and nothing is launched."""
+    launched: set[tuple[Any, ...]] = set()
+
+    def noted(spec: Any) -> Any:
+        def launch(*arguments: Any, **_: Any) -> None:
+            kinds = [x.dtype if isinstance(x, torch.Tensor) else (x == 1, x % 16 == 0) for x in arguments]
+            launched.add((spec.name, *kinds))
+
+        class Launches:
+            def __getitem__(self, programs: Any) -> Any:
+                return launch
+
+        return Launches()
+
+    monkeypatch.setattr(fused, "load", noted)
+    for module in (gpu, executor):
+        monkeypatch.setattr(module, "live", lambda _: target("sm90"))
+    problem = parse(f"fftconv n={n} h=16 b=32 {words}")
+    gpu.compile_plan(str(problem), "cpu")
+    first = launched.copy()
+    launched.clear()
+    for call in gpu.both(problem, "cpu", gpu.drawn(problem, "cpu")).values():
+        call()
+    assert len(first) >= 3 and first == launched
 
 
 def test_what_matters_most_comes_first() -> None:
