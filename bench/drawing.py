@@ -26,6 +26,7 @@ COLOURS = {
     "BERT, plain attention": "#c9a27a",
     "BERT, SDPA": "#8795a1",
     "BERT, eager": "#c9a27a",
+    "ModernBERT, flash-attention 2": "#7b4fb5",
     "order 2": "#c92a2a",
     "order 3": "#e8890c",
     "order 4": "#5c940d",

@@ -3,8 +3,8 @@
 For whoever has a GPU for fifteen minutes, in the repository's folder, with PyTorch, Triton, transformers and pytest:
 
     export PYTHONPATH=$PWD
-    timeout 240 python -m pytest -m gpu -n 14 -x --maxfail 20    # right before fast
-    python -m bench gpu --minutes 6 --note "COMMIT" --out gpu.json
+    timeout 180 python -m pytest -m gpu -n 14 --maxfail 20    # right before fast
+    python -m bench gpu --minutes 5 --note "COMMIT" --out gpu.json
     python -m bench gpu --models --minutes 5 --note "COMMIT" --out gpu-models.json
     cp gpu.json bench/results/DATE-gpu-CARD.json; cp gpu-models.json bench/results/DATE-gpu-models-CARD.json
     python -m bench report bench/results/*.json    # look at the pictures, then commit them with the results

@@ -92,20 +92,22 @@ def kernels(run: Run) -> tuple[Figure, str]:
 
 
 def models(run: Run) -> tuple[Figure, str]:
-    """Tokens a millisecond over L, a panel for what was done."""
+    """Tokens a millisecond over L of encoders of text, a panel for what was done; the other models are in the table."""
     groups = [group for group in MODELS if run.of(group)]
     figure, grid = plt.subplots(1, len(groups), figsize=(7.2 * len(groups), 4.8), squeeze=False)
     for axes, group in zip(grid[0], groups, strict=True):
         rows = run.of(group)
-        for place, name in enumerate(dict.fromkeys(name for row in rows for name in row["tokens_per_ms"])):
+        names = list(dict.fromkeys(name for row in rows for name in row["tokens_per_ms"]))
+        for name in [name for name in names if _look(name)[0] in _ENCODERS] or names:
             points = sorted((r["length"], r["tokens_per_ms"][name]) for r in rows if name in r["tokens_per_ms"])
-            colour, dash = _look(name, place)
-            axes.plot(*zip(*points, strict=True), marker="o", color=colour, linestyle=dash, label=name, markersize=5)
+            base, dash = _look(name)
+            colour = drawing.colour(base)
+            axes.plot(*zip(*points, strict=True), marker="o", color=colour, linestyle=dash, label=name, markersize=4.5)
         drawing.sizes(axes, sorted({row["length"] for row in rows}), "tokens in a sequence")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axes.set_title(MODELS[group])
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9.5, handlelength=3.6)
     grid[0, 0].set_ylabel("tokens a millisecond")
     figure.tight_layout()
     prototype = any("by hand" in name for row in run.of(groups[0]) for name in row["tokens_per_ms"])
@@ -113,11 +115,10 @@ def models(run: Run) -> tuple[Figure, str]:
     return figure, f"Models in bfloat16, random weights, 32,768 tokens a call.{more} {drawing.machine(run)}."
 
 
-def _look(name: str, place: int) -> tuple[str, str]:
-    """A model's colour, and a dash for how it is called."""
-    base, _, way = name.partition(", ")
-    whole = name if name in drawing.COLOURS else f"{base}, {way.split(', ')[0]}"
-    colour = drawing.COLOURS.get(whole) or drawing.COLOURS.get(base) or OTHERS[place % len(OTHERS)]
-    if base.endswith("by hand"):
-        return drawing.COLOURS["M2-BERT"], ":"
-    return colour, {"compiled": "--", "CUDA graph": "-.", "filters kept": ":"}.get(name.rsplit(", ", 1)[-1], "-")
+_ENCODERS = ("M2-BERT", "BERT, SDPA", "BERT, eager", "ModernBERT, flash-attention 2")
+_DASHES = {", compiled": "--", ", CUDA graph": "-.", " patched by hand": ":"}
+
+
+def _look(name: str) -> tuple[str, str]:
+    """The model, and a dash for how it is called."""
+    return next(((name.removesuffix(way), dash) for way, dash in _DASHES.items() if name.endswith(way)), (name, "-"))
