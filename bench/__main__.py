@@ -1,7 +1,9 @@
 """The benchmarks, and what is made of their results:
 
-python -m bench cpu | models | products | short | lengths | generate | gpu
+python -m bench cpu | models | products | short | lengths | generate
                 [--rounds 9] [--threads 1] [--only NAME] [--out FILE]
+python -m bench gpu [--models] [--minutes 9] [--workers 12] [--row-seconds 60] [--note TEXT]
+                [--rounds 9] [--only NAME] [--out FILE] [--device cpu --tiny]
 python -m bench report FILES... [--out FOLDER]
 python -m bench compare OLD NEW
 """
@@ -21,12 +23,15 @@ parser.add_argument(
     choices=["cpu", "models", "products", "short", "lengths", "generate", "gpu", "report", "compare"],
     help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal and "
     "Monarch products beside the library; the short convolution beside conv1d; kernels compiled for random lengths; "
-    "M2-GPT's time per token; the convolution on a GPU; a page with pictures; what changed",
+    "M2-GPT's time per token; the convolution or models on a GPU; a page with pictures; what changed",
 )
 parser.add_argument("files", nargs="*", help="of results: for report and compare")
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
 parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
-parser.add_argument("--only", help="what has this in its name: groups of the CPU benchmark, cases of models, products")
+parser.add_argument(
+    "--only",
+    help="what has this in its name: groups of the CPU benchmark, cases of models, products, a GPU's rows",
+)
 parser.add_argument(
     "--memory",
     choices=["kept", "fresh"],
@@ -35,6 +40,14 @@ parser.add_argument(
 )
 parser.add_argument("--batch", type=int, default=1, help="of generation")
 parser.add_argument("--causal", choices=["fft", "monarch"], default="fft", help="of generation")
+on_gpu = parser.add_argument_group("on a GPU", "how to use it for fifteen minutes: bench/gpu.py")
+on_gpu.add_argument("--models", action="store_true", help="M2-BERT and others beside BERT, not the convolution")
+on_gpu.add_argument("--minutes", type=float, default=9.0, help="after which a run ends and says what it left out")
+on_gpu.add_argument("--workers", type=int, default=12, help="processes that compile at once")
+on_gpu.add_argument("--row-seconds", type=float, default=60.0, help="a row's limit")
+on_gpu.add_argument("--note", help="goes into the provenance: the commit, where there is no git")
+on_gpu.add_argument("--device", default="cuda", help="cuda or cpu")
+on_gpu.add_argument("--tiny", action="store_true", help="sizes for a try on a CPU")
 parser.add_argument(
     "--out", help="write the raw results there as JSON; the folder of the report, default bench/results"
 )
@@ -84,4 +97,19 @@ elif arguments.what == "products":
 else:
     from bench import gpu
 
-    gpu.main(arguments.rounds, arguments.out)
+    wanted = gpu.Options(
+        device=arguments.device,
+        tiny=arguments.tiny,
+        rounds=arguments.rounds,
+        workers=arguments.workers,
+        minutes=arguments.minutes,
+        seconds=arguments.row_seconds,
+        only=arguments.only,
+        note=arguments.note,
+        out=arguments.out,
+        threads=arguments.threads if arguments.device == "cpu" else None,
+    )
+    try:
+        gpu.main(wanted, arguments.models)
+    except M2GenError as error:
+        parser.error(str(error))

@@ -1,158 +1,312 @@
-"""The long convolution on a GPU: m2gen beside cuFFT (torch.fft on whole tensors), flash-fft-conv where it is installed,
-and the time of copying the same bytes. Forward and backward, B = 64 and H = 768 as in flash-fft-conv's README; where
-memory is short, B and H are cut and the times scaled back."""
+"""The long convolution on a GPU, `python -m bench gpu`, and models of long sequences, `python -m bench gpu --models`.
+
+For whoever has a GPU for fifteen minutes, in the repository's folder, with PyTorch, Triton, transformers and pytest:
+
+    export PYTHONPATH=$PWD
+    timeout 180 python -m pytest -m gpu -n 14 --maxfail 20    # right before fast
+    python -m bench gpu --minutes 5 --note "COMMIT" --out gpu.json
+    python -m bench gpu --models --minutes 5 --note "COMMIT" --out gpu-models.json
+    cp gpu.json bench/results/DATE-gpu-CARD.json; cp gpu-models.json bench/results/DATE-gpu-models-CARD.json
+    python -m bench report bench/results/*.json    # look at the pictures, then commit them with the results
+
+A run compiles every kernel first, in parallel processes; then times, the most important rows first, each under a limit
+of its own and written to --out at once, until its minutes are over. A row that fails or that there was no time for is a
+result. `--device cpu --tiny` takes the same way on any machine, to try it.
+
+B = 64 and H = 768 as in flash-fft-conv's README, fewer rows where sequences are long. Beside m2gen: torch.fft on whole
+tensors (float32, as models write it), flash-fft-conv where it is installed, and a copy of as many bytes as the
+sequence, its gates and the result have. All make the filter's spectrum in the call, but "m2gen kept", whose filter is
+from `m2gen.prepare_filter`. Forward passes run without gradients; nothing is kept because of that, since `fftconv`
+keeps spectra of prepared filters alone (gradients are off inside an autograd Function, too, so that grad mode says
+nothing of it).
+"""
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import m2gen
-from bench.timing import provenance
-from m2gen.planner.problem import Problem
+from bench import device as devices
+from bench import workers
+from bench.device import Clock
+from bench.timing import ratios, rounded, summary, write
+from bench.workers import Job, Row
+from m2gen.dtypes import DTYPES
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problems import parse
-from m2gen.testing.operands import operands
+from m2gen.runtime import executor
+from m2gen.runtime.bindings.fused import FusedKernel
+from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.measure import wisdom
 
-LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+LENGTHS = (1024, 4096, 8192, 32768, 256, 2048, 16384, 512)  # the most telling first
+WORDS = ("fp16 circular gated", "bf16 causal gated", "fp16 circular")
 BATCH, CHANNELS, ELEMENTS = 64, 768, 64 * 768 * 8192
+NAMES = ("u", "k", "pre_gate", "post_gate")
+COMPILING = 0.45  # share of the minutes that compiling may take
+SAMPLE = 4  # batch rows and channels that errors are measured on
 Call = Callable[[], Any]
 
 
-def cuda_ms(call: Call, rounds: int) -> list[float]:
-    """Milliseconds by events, each round with a cold L2: a buffer larger than it is written first."""
-    flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
-    for _ in range(2):
-        call()
-    times = []
-    for _ in range(rounds):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return times
+@dataclass(frozen=True)
+class Options:
+    """Of a run; as of `python -m bench gpu --help`."""
+
+    device: str = "cuda"
+    tiny: bool = False
+    rounds: int = 9
+    workers: int = 12
+    minutes: float = 9.0
+    seconds: float = 60.0  # a row's limit
+    only: str | None = None
+    note: str | None = None
+    out: str | None = None
+    threads: int | None = None  # of a CPU
 
 
-def whole(u: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, size: int) -> Tensor:
-    """The convolution as models write it on cuFFT, in float32."""
-    z = u if pre is None else u * pre
-    kf = torch.fft.rfft(k, n=size)
-    y = torch.fft.irfft(torch.fft.rfft(z.float(), n=size) * kf, n=size)[..., : u.shape[-1]].to(u.dtype)
-    return y if post is None else y * post
+# -- operands and contenders -------------------------------------------------------------------------------------------
 
 
-def contenders(problem: Problem) -> dict[str, Callable[..., Tensor]]:
+def problems(tiny: bool = False) -> list[FftConvProblem]:
+    """In the order in which they are measured: what flash-fft-conv is known for, and what models call, first."""
+    if tiny:
+        return [parse(f"fftconv n={n} h=4 b=2 {words}") for words in WORDS for n in (64, 256)]
+    at = {n: f"fftconv n={n} h={CHANNELS} b={max(2, min(BATCH, ELEMENTS // (CHANNELS * n)))}" for n in LENGTHS}
+    both = [parse(f"{at[n]} {words}") for n in LENGTHS for words in WORDS[:2]]
+    return both + [parse(f"{at[n]} {words}") for words in WORDS[2:] for n in LENGTHS]
+
+
+def drawn(problem: FftConvProblem, device: str) -> dict[str, Tensor]:
+    """u, k and gates of normal values, the filter decaying like a trained one; made where they are used."""
+    torch.manual_seed(0)
+    dtype = getattr(torch, DTYPES[problem.dtype].torch_name)
+    shape, taps = (problem.b, problem.h, problem.n), problem.taps_given
+    decay = torch.exp(-4 * torch.arange(taps, device=device, dtype=torch.float32) / taps)
+    found = {"u": torch.randn(shape, device=device, dtype=dtype)}
+    found["k"] = torch.randn((problem.h, taps), device=device, dtype=torch.float32) * decay
+    for name in NAMES[2:]:
+        if getattr(problem, name):
+            found[name] = torch.randn(shape, device=device, dtype=dtype)
+    return found
+
+
+def whole(
+    problem: FftConvProblem,
+    u: Tensor,
+    k: Tensor,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    wide: torch.dtype = torch.float32,
+) -> Tensor:
+    """The convolution as models write it on cuFFT, in float32: one transform of the whole tensor and one back."""
     size = problem.n if problem.mode == "circular" else 2 * problem.n
+    z = u if pre_gate is None else u * pre_gate
+    kf = torch.fft.rfft(k.to(wide), n=size)
+    y = torch.fft.irfft(torch.fft.rfft(z.to(wide), n=size) * kf, n=size)[..., : problem.n].to(u.dtype)
+    return y if post_gate is None else y * post_gate
+
+
+def contenders(problem: FftConvProblem, device: str) -> dict[str, Callable[..., Tensor]]:
+    """All that make the filter's spectrum in the call: functions of u, k and gates."""
     found: dict[str, Callable[..., Tensor]] = {
-        "torch.fft": lambda u, k, pre, post: whole(u, k, pre, post, size),
-        "m2gen": lambda u, k, pre, post: m2gen.fftconv(u, k, mode=problem.mode, pre_gate=pre, post_gate=post),
+        "torch.fft": lambda **x: whole(problem, **x),
+        "m2gen": lambda u, k, **gates: m2gen.fftconv(u, k, mode=problem.mode, **gates),
     }
-    flash = _flash(problem, size)
+    flash = _flash(problem, device)
     return found | ({"flash-fft-conv": flash} if flash else {})
 
 
-def _flash(problem: Problem, size: int) -> Callable[..., Tensor] | None:
+def _flash(problem: FftConvProblem, device: str) -> Callable[..., Tensor] | None:
     try:
         from flashfftconv import FlashFFTConv
     except ImportError:
         return None
-    if problem.gates == 1 or size not in {2**i for i in range(8, 23)}:
+    size = problem.n if problem.mode == "circular" else 2 * problem.n
+    if problem.gates == 1 or size not in {2**i for i in range(8, 23)} or torch.device(device).type != "cuda":
         return None
-    conv = FlashFFTConv(size, dtype=torch.float16 if problem.dtype == "fp16" else torch.bfloat16).cuda()
-    return lambda u, k, pre, post: conv(u, k, pre, post) if problem.gates else conv(u, k)
+    conv = FlashFFTConv(size, dtype=torch.float16 if problem.dtype == "fp16" else torch.bfloat16).to(device)
+    return lambda **x: conv(*(x[name] for name in NAMES if name in x))
 
 
-def measure(problem: Problem, rounds: int) -> dict[str, Any]:
-    args = operands(problem, device="cuda")
-    u, k, pre, post = (args.get(n) for n in ("u", "k", "pre_gate", "post_gate"))
-    leaves = [x.requires_grad_() for x in (u, k, pre, post) if x is not None]
-    forward, backward = {}, {}
-    for name, call in contenders(problem).items():
-        # everyone transforms the filter in every call
-        forward[name] = summary(cuda_ms(lambda call=call: call(u, k, pre, post), rounds))
-        if name == "m2gen":
+def forward(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str, Call]:
+    """The forward pass of every contender, m2gen's with a kept filter, and the copy."""
+
+    def alone(call: Callable[..., Tensor], args: dict[str, Any]) -> Call:
+        def run() -> Tensor:
             with torch.no_grad():
-                filter = m2gen.prepare_filter(k, mode=problem.mode)
-            kept = lambda filter=filter: m2gen.fftconv(u, filter, pre_gate=pre, post_gate=post)  # noqa: E731
-            forward["m2gen, kept spectrum"] = summary(cuda_ms(kept, rounds))
-        y = call(u, k, pre, post)
-        dy = torch.randn_like(y)
-        backward[name] = summary(
-            cuda_ms(lambda y=y, dy=dy: torch.autograd.grad(y, leaves, dy, retain_graph=True), rounds)
-        )
-        del y
-    # a copy of as many bytes as u, gates and y
-    bytes_moved = u.numel() * u.element_size() * (2 + problem.gates)
-    source = torch.empty(bytes_moved // 2, dtype=torch.int8, device="cuda")
+                return call(**args)
+
+        return run
+
+    calls = {name: alone(call, x) for name, call in contenders(problem, device).items()}
+    kept = x | {"k": m2gen.prepare_filter(x["k"], mode=problem.mode)}
+    calls["m2gen kept"] = alone(lambda u, k, **gates: m2gen.fftconv(u, k, **gates), kept)
+    source = torch.empty(
+        x["u"].numel() * x["u"].element_size() * (2 + problem.gates) // 2, dtype=torch.int8, device=device
+    )
     target = torch.empty_like(source)
-    floor = summary(cuda_ms(lambda: target.copy_(source), rounds))
-    return {
-        "problem": str(problem),
-        "scale": BATCH * CHANNELS / (problem.b * problem.h),
-        "plan": str(m2gen.plan(problem, "auto")),
-        "forward_ms": forward,
-        "backward_ms": backward,
-        "copy_ms": floor,
-    }
+    return calls | {"copy": lambda: target.copy_(source)}
 
 
-def summary(times: list[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(times, n=4)
-    return {"median": median, "q1": low, "q3": high, "min": min(times)}
+def both(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str, Call]:
+    """Forward, and backward with the gradients of u, k and gates."""
+    args = {name: value.clone().requires_grad_() for name, value in x.items()}
+    leaves, dy = list(args.values()), torch.randn_like(x["u"])
+
+    def step(call: Callable[..., Tensor]) -> Call:
+        return lambda: torch.autograd.grad(call(**args), leaves, dy)
+
+    return {name: step(call) for name, call in contenders(problem, device).items()}
 
 
-def problems() -> list[Problem]:
+# -- a problem's rows --------------------------------------------------------------------------------------------------
+
+
+def measure(text: str, device: str, rounds: int) -> list[Row]:
+    """Forward, and forward with backward, each as called and as a graph; and the forward kernel beside its estimate."""
+    problem, clock = parse(text), Clock(device)
+    x = drawn(problem, device)
+    rows: list[Row] = []
+    for what, calls in (("forward", forward), ("forward and backward", both)):
+        rows += _timed(clock, f"gpu {what}", text, calls(problem, device, x), rounds)
+    floor = next(row["ms"]["copy"]["median"] for row in rows if "copy" in row["ms"])
+    plan = executor.planned(_posed(problem), live(torch.device(device)), torch.get_num_threads())
+    rows[0]["error"] = _errors(problem, device, x)
+    graph = rows[1]["ms"].get("m2gen kept")
+    if graph is not None:
+        kernel = {"part": "fwd", "kernel": _kernel(plan), "estimate_ms": 1e3 * plan.body.estimate.seconds}
+        rows.append({"group": "gpu kernels", "problem": text, "ms": {"m2gen": graph}, "ratio": {}} | kernel)
+    return [row | {"floor_ms": floor, "plan": str(plan)} for row in rows]
+
+
+def _timed(clock: Clock, group: str, text: str, calls: dict[str, Call], rounds: int) -> list[Row]:
+    """Two rows: as called, and as a graph. A contender that fails is left out of its row, with its reason."""
+    ways: tuple[tuple[str, Callable[[Call], Call]], ...] = (
+        (group, lambda call: call),
+        (f"{group}, graph", clock.graph),
+    )
+    times: dict[str, dict[str, list[float]]] = {name: {} for name, _ in ways}
+    missing: dict[str, dict[str, str]] = {name: {} for name, _ in ways}
+    for name, call in calls.items():
+        for way, prepared in ways:
+            try:
+                times[way][name] = clock.times(prepared(call), rounds)
+            except (RuntimeError, m2gen.M2GenError) as error:
+                missing[way][name] = " ".join(str(error).split())[:300]
+            clock.settle()  # raises where the device is lost: then the row is
     found = []
-    for n in LENGTHS:
-        batch = max(2, min(BATCH, ELEMENTS // (CHANNELS * n)))
-        at = f"fftconv n={n} h={CHANNELS} b={batch}"
-        found += [parse(f"{at} {words}") for words in ("fp16 circular", "fp16 circular gated", "bf16 causal gated")]
+    for way, _ in ways:
+        ms = {name: summary(values) for name, values in times[way].items()}
+        first = next(iter(times[way].values()), None)
+        gains = {name: ratios(first, values) for name, values in times[way].items() if first is not values and first}
+        row: Row = {"group": way, "problem": text, "ms": ms, "ratio": gains, "times": rounded(times[way])}
+        found.append(row | ({"left_out": missing[way]} if missing[way] else {}))
     return found
 
 
-def main(rounds: int, out: str | None) -> None:
-    properties = torch.cuda.get_device_properties(0)
-    import triton
-
-    where = provenance() | {
-        "gpu": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-    }
-    print(json.dumps(where))
-    results = []
-    for problem in problems():
-        row = _attempt(problem, rounds)
-        results.append(row)
-        print(_line(row), flush=True)
-        if out:  # after every row: a run that is cut short keeps what it has
-            with open(out, "w") as file:
-                json.dump({"provenance": where, "results": results}, file, indent=1)
+def _errors(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str, float]:
+    """Relative l2 error of some rows of the result against float64."""
+    some = {name: t[:SAMPLE] if name == "k" else t[:SAMPLE, :SAMPLE] for name, t in x.items()}
+    right = whole(problem, **{name: t.double() for name, t in some.items()}, wide=torch.float64)
+    found = {}
+    for name, call in contenders(problem, device).items():
+        with torch.no_grad():
+            y = call(**x)[:SAMPLE, :SAMPLE].double()
+        found[name] = float((y - right).norm() / right.norm())
+    return found
 
 
-def _attempt(problem: Problem, rounds: int) -> dict[str, Any]:
-    try:
-        return measure(problem, rounds)
-    except (RuntimeError, m2gen.M2GenError) as error:  # a row that fails is a result, and the others still count
-        return {"problem": str(problem), "error": str(error)[:2000]}
-    finally:
-        torch.cuda.empty_cache()
+def _posed(problem: FftConvProblem) -> FftConvProblem:
+    """The problem that calls on its tensors pose."""
+    return executor.problem_of(Operands(**drawn(problem, "meta")), problem.mode, "auto")
 
 
-def _line(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return f"{row['problem']:56} FAILED {row['error'][:200]}"
-    cells = [f"{row['problem']:56} copy {row['copy_ms']['median'] * row['scale']:8.3f}"]
-    for name in row["backward_ms"]:
-        forward, backward = (row[d][name]["median"] * row["scale"] for d in ("forward_ms", "backward_ms"))
-        cells.append(f"{name} {forward:8.3f} / {backward:8.3f}")
-    cells.append(f"kept spectrum {row['forward_ms']['m2gen, kept spectrum']['median'] * row['scale']:8.3f}")
-    return "  ".join(cells)
+def _kernel(plan: Any) -> str:
+    spec = getattr(plan.body, "spec", None)
+    return plan.solver if spec is None else str(spec.name)
+
+
+def compile_plan(text: str, device: str) -> list[Row]:
+    """Call the problem's kernels, forward and for every gradient; Triton's on few of its rows, which they read off
+    the tensors. What Triton compiles depends on which sizes are multiples of 16, and so many rows are left."""
+    problem = parse(text)
+    kernel = executor.bound(_posed(problem), live(torch.device(device)), torch.get_num_threads(), wisdom.generation())
+    few = replace(problem, b=16) if isinstance(kernel, FusedKernel) and problem.b % 16 == 0 else problem
+    x = Operands(**drawn(few, device))
+    dy = kernel.forward(x)
+    given = {name: value for name in NAMES if (value := getattr(x, name)) is not None}
+    kernel.backward(dy, x, Gradients(**{name: torch.zeros_like(value) for name, value in given.items()}))
+    torch.sum(dy).item()  # waits
+    return []
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def jobs(options: Options) -> tuple[list[Job], list[Job]]:
+    """What is compiled first, and what is timed."""
+    chosen = [p for p in problems(options.tiny) if options.only is None or options.only in str(p)]
+    first = [Job(str(p), compile_plan, (str(p), options.device), _gigabytes(p)) for p in chosen]
+    return first, [Job(str(p), measure, (str(p), options.device, options.rounds)) for p in chosen]
+
+
+def _gigabytes(problem: FftConvProblem) -> float:
+    """Of `compile_plan`: sequences, gates and their gradients, the filter's spectra, and PyTorch's own."""
+    rows = min(problem.b, 16) * problem.h * problem.n * DTYPES[problem.dtype].bytes * 2 * (2 + problem.gates)
+    return (rows + 64 * problem.h * problem.n) / 2**30 + 1.5
+
+
+def run(options: Options, first: Sequence[Job], timed: Sequence[Job]) -> dict[str, Any]:
+    """Compile, then time; every row is printed and written as soon as it is there. The file's content."""
+    devices.check(options.device)
+    begun = time.monotonic()
+    end = begun + 60 * options.minutes
+    found, results = devices.described(options.device, options.note), list[Row]()
+    print(json.dumps(found), flush=True)
+    until = begun + 60 * options.minutes * COMPILING
+    room = devices.room(options.device)
+    for job, done in workers.together(first, options.workers, room, 5 * options.seconds, until, options.threads):
+        if done.why:  # its own call compiles what is missing, or fails
+            results.append(workers.told("not compiled before", job.name, done.why))
+            print(f"{job.name}: not compiled before: {done.why}", flush=True)
+    found["compiling_seconds"] = round(time.monotonic() - begun, 1)
+    print(f"{len(first) - len(results)} of {len(first)} compiled in {found['compiling_seconds']} s", flush=True)
+    write(options.out, found, results)
+    for _, rows in workers.in_turn(timed, options.seconds, end, options.threads):
+        results += rows
+        write(options.out, found, results)
+        for line in _lines(rows):
+            print(line, flush=True)
+    found["seconds"] = round(time.monotonic() - begun, 1)
+    write(options.out, found, results)
+    return {"provenance": found, "results": results}
+
+
+def _lines(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        cells = [f"{name} {ms['median']:.4g}" for name, ms in row.get("ms", {}).items()]
+        cells += [f"{name}: {value:.3g}" for name, value in row.get("error", {}).items()]
+        cells += [f"{name}: {rate:,.0f} tokens/ms" for name, rate in row.get("tokens_per_ms", {}).items()]
+        cells += [f"{name} left out: {why[:80]}" for name, why in row.get("left_out", {}).items()]
+        yield f"{row['group']:32} {row['problem']:48} {'  '.join(cells) or row.get('why', '')}"
+
+
+def main(options: Options, models: bool = False) -> dict[str, Any]:
+    """The convolution, or with `models` the models. Raises M2GenError where there is no such device, or no place for
+    the results."""
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise m2gen.M2GenError(f"results in {options.out}", "there is no such folder", "make it first")
+    if models:
+        from bench import gpu_models
+
+        return run(options, *gpu_models.jobs(options))
+    return run(options, *jobs(options))

@@ -1,60 +1,19 @@
-"""The pictures of a report: speed-up, roofline, error and cost over length, models, and what a call costs."""
+"""The pictures of a report: speed-up, roofline, error and cost over length, models, and what a call costs; those of
+GPUs are in bench/gpu_pictures.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
-from bench import report
+from bench import drawing, gpu_pictures, report
+from bench.drawing import FAINT, INK, OTHERS, STYLE
 from bench.report import Row, Run
 from m2gen.planner.problems import parse
-
-INK, PAPER, FAINT = "#22303c", "#ffffff", "#d9e0e6"
-COLOURS = {
-    "m2gen": "#0b7285",
-    "M2-BERT": "#0b7285",
-    "m2gen bf16": "#e8890c",
-    "m2gen fp16": "#7b4fb5",
-    "torch.fft": "#8795a1",
-    "BERT, fused attention": "#8795a1",
-    "BERT, plain attention": "#c9a27a",
-    "order 2": "#c92a2a",
-    "order 3": "#e8890c",
-    "order 4": "#5c940d",
-}
-OTHERS = ("#0b7285", "#e8890c", "#7b4fb5", "#5c940d")
-STYLE: dict[str, Any] = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "figure.facecolor": PAPER,
-    "font.size": 10.5,
-    "axes.titlesize": 12.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "lines.linewidth": 2.0,
-    "legend.frameon": False,
-}
 
 
 def draw(runs: Sequence[Run], folder: Path) -> list[tuple[str, str]]:
@@ -76,41 +35,6 @@ def _has(run: Run, name: str, groups: Sequence[str]) -> bool:
     return any(run.of(group) for group in groups) and (name != "roofline" or "copy_gbs" in run.provenance)
 
 
-def _colour(name: str) -> str:
-    return COLOURS.get(name, INK)
-
-
-def _size(n: float, _: Any = None) -> str:
-    """2048 as 2K."""
-    for unit, text in ((2**20, "M"), (2**10, "K")):
-        if n >= unit:
-            return f"{n / unit:g}{text}"
-    return f"{n:g}"
-
-
-def _sizes(axes: Axes, sizes: Sequence[int], label: str) -> None:
-    """A logarithmic axis of sizes, marked at those that were measured, every second where they are many."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(sizes)[:: 1 if len(sizes) < 9 else 2])
-    axes.xaxis.set_major_formatter(FuncFormatter(_size))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(label)
-
-
-def _plain(axes: Axes) -> None:
-    """Numbers as they are written, not powers of ten, on a logarithmic y axis."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _machine(run: Run) -> str:
-    told = run.provenance
-    return f"{told['processor']}, {told['threads']} thread{'s' * (told['threads'] > 1)}, {told['date']}"
-
-
 def speedup(run: Run) -> tuple[Figure, str]:
     """How many times as fast as torch.fft, over L, with quartiles."""
     figure, axes = plt.subplots(figsize=(7.5, 4.4))
@@ -126,12 +50,15 @@ def speedup(run: Run) -> tuple[Figure, str]:
         axes.plot(sizes, middle, "o-", color=colour, label=name, markersize=5)
     axes.axhline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate("torch.fft", (0.995, 1), (0, 4), ("axes fraction", "data"), "offset points", ha="right", fontsize=9)
-    _sizes(axes, sorted({n for points in series.values() for n, _ in points}), "sequence length L")
+    drawing.sizes(axes, sorted({n for points in series.values() for n, _ in points}), "sequence length L")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("times as fast as torch.fft")
     axes.set_title("Long convolutions, float32, 768 channels")
     axes.legend(loc="upper left")
-    return figure, f"Speed-up over torch.fft on whole tensors; bands are quartiles of the rounds. {_machine(run)}."
+    return (
+        figure,
+        f"Speed-up over torch.fft on whole tensors; bands are quartiles of the rounds. {drawing.machine(run)}.",
+    )
 
 
 def roofline(run: Run) -> tuple[Figure, str]:
@@ -151,20 +78,22 @@ def roofline(run: Run) -> tuple[Figure, str]:
         for row in rows:
             flop, moved = report.traffic(parse(row["problem"]))
             points.append((flop / moved, flop / row["ms"][name]["median"] / 1e6, parse(row["problem"]).n))
-        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=_colour(name), label=name)
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=drawing.colour(name), label=name)
         for (x, y, n), left in ((points[0], True), (points[-1], False)):
             shift, side = (-8, "right") if left else (8, "left")
-            axes.annotate(f"L = {_size(n)}", (x, y), (shift, -4), textcoords="offset points", ha=side, fontsize=9)
+            axes.annotate(
+                f"L = {drawing.size(n)}", (x, y), (shift, -4), textcoords="offset points", ha=side, fontsize=9
+            )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _plain(axes)
+    drawing.plain(axes)
     axes.set_xlabel("FLOP for each byte that must be moved")
     axes.set_ylabel("GFLOP/s")
     axes.set_title("Roofline of one core")
     axes.legend(loc="upper left")
     return figure, (
         "Useful work, 5 N log2 N a transform, beside the measured rates of multiply-adds and of copying in memory; "
-        f"bytes are those of input, filter and output. {_machine(run)}."
+        f"bytes are those of input, filter and output. {drawing.machine(run)}."
     )
 
 
@@ -175,24 +104,24 @@ def error(run: Run) -> tuple[Figure, str]:
     figure, axes = plt.subplots(figsize=(7.5, 4.4))
     for name in rows[0]["error"]:
         values = [row["error"][name] for row in rows]
-        axes.plot(sizes, values, "o-", color=_colour(name), markersize=4)
+        axes.plot(sizes, values, "o-", color=drawing.colour(name), markersize=4)
         axes.annotate(
             name if " " in name else f"{name} fp32",
             (sizes[0], values[0]),
             (0, -15 if name == "torch.fft" else 8),
             textcoords="offset points",
-            color=_colour(name),
+            color=drawing.colour(name),
             weight="bold",
             fontsize=9.5,
         )
-    _sizes(axes, sizes, "sequence length N")
+    drawing.sizes(axes, sizes, "sequence length N")
     axes.set_yscale("log")
     axes.set_ylim(5e-8, 1e-2)
     axes.set_ylabel("relative error against float64")
     axes.set_title("Error of a causal convolution")
     return figure, (
         "Root-mean-square error against float64, relative to the result; of 16-bit tensors, whose results are rounded "
-        f"to 16 bits, against float64 on the same inputs. {_machine(run)}."
+        f"to 16 bits, against float64 on the same inputs. {drawing.machine(run)}."
     )
 
 
@@ -203,8 +132,8 @@ def growth(run: Run) -> tuple[Figure, str]:
     for name, (sizes, values, law) in report.laws(rows).items():
         text, exponent = report.formula(name, sizes)
         label = f"{name}: $N^{{{law.exponent:.2f}}}$, formula ${text}$: {exponent:.2f}"
-        left.plot(sizes, values, "o", color=_colour(name), markersize=5, label=label)
-        left.plot(sizes, [law(n) for n in sizes], "-", color=_colour(name), linewidth=1.2, alpha=0.8)
+        left.plot(sizes, values, "o", color=drawing.colour(name), markersize=5, label=label)
+        left.plot(sizes, [law(n) for n in sizes], "-", color=drawing.colour(name), linewidth=1.2, alpha=0.8)
     left.set_yscale("log")
     left.set_ylabel("microseconds for one row")
     left.set_title("Time")
@@ -213,12 +142,16 @@ def growth(run: Run) -> tuple[Figure, str]:
         law = report.memory_law(sizes, values)
         fitted = "" if law is None else f": $N^{{{law.exponent:.2f}}}$"
         right.plot(
-            sizes, [max(value, report.LEAST_MIB / 2) for value in values], "o", color=_colour(name), label=name + fitted
+            sizes,
+            [max(value, report.LEAST_MIB / 2) for value in values],
+            "o",
+            color=drawing.colour(name),
+            label=name + fitted,
         )
         if law is not None:
             kept = [n for n, value in zip(sizes, values, strict=True) if value >= report.LEAST_MIB]
-            right.plot(kept, [law(n) for n in kept], "-", color=_colour(name), linewidth=1.2, alpha=0.8)
-    _plain(right)
+            right.plot(kept, [law(n) for n in kept], "-", color=drawing.colour(name), linewidth=1.2, alpha=0.8)
+    drawing.plain(right)
     right.axhspan(report.LEAST_MIB / 3, report.LEAST_MIB, color=FAINT, alpha=0.5, linewidth=0)
     right.annotate(
         "a few pages",
@@ -233,12 +166,12 @@ def growth(run: Run) -> tuple[Figure, str]:
     right.set_title("Memory of a call")
     right.legend(loc="center left")
     for axes in (left, right):
-        _sizes(axes, [parse(row["problem"]).n for row in rows], "points N of a row")
+        drawing.sizes(axes, [parse(row["problem"]).n for row in rows], "points N of a row")
     figure.tight_layout(w_pad=3)
     return figure, (
         "Cost of a causal convolution over N, the same number of points in all at every N; lines are power laws fitted "
         "by least squares. Orders 2 to 4 are Monarchs by matrix products; the generated kernel's order is log N. "
-        f"{_machine(run)}."
+        f"{drawing.machine(run)}."
     )
 
 
@@ -254,16 +187,16 @@ def models(run: Run) -> tuple[Figure, str]:
         for axes, field in zip(grid[:, column], ("tokens_per_s", "peak_mib"), strict=True):
             for name in dict.fromkeys(name for row in own for name in row[field]):
                 points = [(row["length"], row[field][name]) for row in own if name in row[field]]
-                axes.plot(*zip(*points, strict=True), "o-", color=_colour(name), label=name, markersize=5)
-            _plain(axes)
+                axes.plot(*zip(*points, strict=True), "o-", color=drawing.colour(name), label=name, markersize=5)
+            drawing.plain(axes)
         grid[0, column].set_title({"fp32": "float32", "bf16": "bfloat16"}[dtype])
-        _sizes(grid[1, column], sorted({row["length"] for row in rows}), "tokens in the sequence")
+        drawing.sizes(grid[1, column], sorted({row["length"] for row in rows}), "tokens in the sequence")
     grid[0, 0].set_ylabel("tokens a second")
     grid[1, 0].set_ylabel("MiB beyond the model")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0, 1, 0.955))
     figure.legend(handles, labels, loc="upper center", ncols=3)
-    return figure, f"M2-BERT-80M beside BERT-base, random weights, one sequence, evaluation. {_machine(run)}."
+    return figure, f"M2-BERT-80M beside BERT-base, random weights, one sequence, evaluation. {drawing.machine(run)}."
 
 
 def dispatch(run: Run) -> tuple[Figure, str]:
@@ -271,7 +204,7 @@ def dispatch(run: Run) -> tuple[Figure, str]:
     ms = run.of("dispatch")[0]["ms"]
     names = list(ms)[::-1]
     figure, axes = plt.subplots(figsize=(7.5, 3.6))
-    colours = [_colour("m2gen") if name.startswith("m2gen") else _colour("torch.fft") for name in names]
+    colours = [drawing.colour("m2gen") if name.startswith("m2gen") else drawing.colour("torch.fft") for name in names]
     bars = axes.barh(names, [ms[name]["median"] for name in names], color=colours, height=0.65)
     axes.bar_label(bars, [f"{ms[name]['median']:.1f}" for name in names], padding=4, fontsize=9.5)
     axes.grid(visible=False, axis="y")
@@ -279,7 +212,7 @@ def dispatch(run: Run) -> tuple[Figure, str]:
     axes.tick_params(left=False)
     axes.set_xlabel("microseconds for a call")
     axes.set_title("Calls on next to nothing")
-    return figure, f"What a call costs by itself. {_machine(run)}."
+    return figure, f"What a call costs by itself. {drawing.machine(run)}."
 
 
 Picture = Callable[[Run], tuple[Figure, str]]
@@ -290,6 +223,9 @@ PICTURES: tuple[tuple[str, tuple[str, ...], Picture], ...] = (
     ("roofline", ("causal",), roofline),
     ("error", ("error",), error),
     ("dispatch", ("dispatch",), dispatch),
+    ("gpu-speed", gpu_pictures.FORWARD, gpu_pictures.speed),
+    ("gpu-kernels", ("gpu kernels",), gpu_pictures.kernels),
+    ("gpu-models", tuple(gpu_pictures.MODELS), gpu_pictures.models),
 )
 
 

@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import gpu_report
 from bench.fit import Power, power
 from m2gen.errors import M2GenError
 from m2gen.planner.problem import Problem
@@ -208,6 +210,10 @@ def generation(rows: Sequence[Row]) -> str:
     return table(["tokens", "ms a token, mean", "median", "worst", "whole pass, ms"], lines)
 
 
+def _of_gpu(made: Callable[[Sequence[Row]], gpu_report.Table], rows: Sequence[Row]) -> str:
+    return table(*made(rows))
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "growth": growth,
     "dispatch": dispatch,
@@ -215,6 +221,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "models": models,
     "trained": trained,
     "generation": generation,
+    **{group: partial(_of_gpu, made) for group, made in gpu_report.TABLES.items()},
 }
 
 
