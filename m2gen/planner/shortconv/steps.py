@@ -11,7 +11,7 @@ from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.shortconv_cpp import ShortconvCppSpec
 from m2gen.planner.shortconv import cost
 from m2gen.planner.shortconv.problem import ShortconvProblem
-from m2gen.planner.step import UNTRIED, Body, Estimate, Reluctance, Terms
+from m2gen.planner.step import UNTRIED, Body, Estimate, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class FusedShortconv(Shortconv):
     parts_of_times: int
 
     @property
-    def reluctance(self) -> Reluctance:
+    def untried(self) -> str:
         return UNTRIED
 
     @property
