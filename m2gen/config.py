@@ -7,6 +7,8 @@
 | M2GEN_CACHE_DIR      | a folder                        | where generated kernels are kept; default ~/.cache/m2gen    |
 | M2GEN_COMPILED_DIR   | a folder of `m2gen compile`     | kernels compiled ahead; only read                           |
 | M2GEN_COMPILE        | wait (default), beside          | beside: other solvers compute until kernels are compiled    |
+| M2GEN_UNTRIED        | check (default), trust, avoid   | kernels that no device has run: check them here before      |
+|                      |                                 | their first use, use them at once, or put them last         |
 | M2GEN_RIGOR          | estimate (default), measure,    | measure: tune a problem at its first call;                  |
 |                      | wisdom_only                     | wisdom_only: an error for problems that were never tuned    |
 | M2GEN_WISDOM         | a folder, or a table's file     | what tuning measured; default: wisdom in the cache's folder |
@@ -32,6 +34,7 @@ class Config:
     cache_dir: str = ""
     compiled_dir: str = ""  # empty: nothing is compiled ahead
     compile: str = "wait"
+    untried: str = "check"
     rigor: str = "estimate"
     wisdom: str = ""
     cxx: str = ""  # the C++ compiler's command; empty: the first of the usual ones
@@ -43,6 +46,7 @@ _CHOICES: dict[str, dict[str, object]] = {
     "M2GEN_LOG": {"debug": "debug", "info": "info", "warning": "warning"},
     "M2GEN_CHECK_FINITE": {"0": False, "1": True},
     "M2GEN_COMPILE": {"wait": "wait", "beside": "beside"},
+    "M2GEN_UNTRIED": {"check": "check", "trust": "trust", "avoid": "avoid"},
     "M2GEN_RIGOR": {"estimate": "estimate", "measure": "measure", "wisdom_only": "wisdom_only"},
 }
 _FREE = ("M2GEN_CACHE_DIR", "M2GEN_COMPILED_DIR", "M2GEN_WISDOM")

@@ -278,7 +278,7 @@ def _compile(wanted: Wanted, limits: DeviceLimits) -> tuple[int, int, int]:
         executor.planned(problem, limits, threads)
     kernels: dict[KernelSpec, str] = {}  # with how the tensors lie in memory that it is first called with
     for problem in wanted.problems:
-        body = executor.planned(problem, limits, threads).body
+        body = executor.settled(problem, limits, threads).body
         for spec in body.kernels(problem, problem in wanted.trained):
             kernels.setdefault(spec, problem.layout)
     made = make_ready(kernels, limits)

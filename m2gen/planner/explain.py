@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import sympy as sp
 
+from m2gen.config import config
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.planner.problem import Problem
-from m2gen.planner.step import Arithmetic, Body, Cost, Estimate, Step, Terms, duration
+from m2gen.planner.step import UNTRIED_ARE, Arithmetic, Body, Cost, Estimate, Step, Terms, duration
 
 RADIX = sp.Symbol("r", positive=True)
 SYMBOLIC = Arithmetic(sp.ceiling, sp.Max, sp.Min, lambda x: sp.Function("log2")(x))
@@ -39,6 +40,7 @@ class Explained(Protocol):
 def explain(plan: Explained, limits: DeviceLimits | None = None) -> str:
     """`limits` default to the table's row of the plan's architecture."""
     row = target(plan.arch) if limits is None else limits
+    untried = plan.body.untried
     floor = plan.problem.least_bytes / row.dram_bandwidth
     lines = [
         f"problem   {plan.problem}",
@@ -46,6 +48,7 @@ def explain(plan: Explained, limits: DeviceLimits | None = None) -> str:
         f"figures   {_figures(row)}",
         f"solver    {plan.solver}",
         f"chosen by {plan.origin}",
+        *([] if untried is None else [f"untried   {untried}: {UNTRIED_ARE[config().untried]}"]),
         *plan.body.lines(plan.problem),
         f"estimate  {_amounts(plan.estimate)}",
         f"floor     {duration(floor)} to read what is given and write the result, once each",

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
+from m2gen.config import config
 from m2gen.device.limits import DeviceLimits
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
-from m2gen.planner.step import duration
+from m2gen.planner.step import UNTRIED_ARE, Reluctance, duration
+
+_LAST = 1e9  # times the estimate
 
 
 class Solver(Protocol):
@@ -47,7 +50,8 @@ class Ranking:
 
 def ranked(solvers: Iterable[Solver], problem: Problem, limits: DeviceLimits) -> Ranking:
     """All candidates by estimated seconds, equals in the order of the solvers and of each solver's own preference; one
-    whose kernels few problems share stands behind others that are a little slower (`Body.reluctance`)."""
+    whose kernels few problems share stands behind others that are a little slower (`Body.reluctance`), and one whose
+    kernels no device has run behind all others where M2GEN_UNTRIED says so."""
     plans: list[Plan] = []
     rejections: list[tuple[str, str]] = []
     left_out: list[tuple[str, str]] = []
@@ -70,8 +74,16 @@ def cheapest_of(solvers: tuple[Solver, ...], problem: Problem, limits: DeviceLim
     return next(iter(ranked(solvers, problem, limits).plans), None)
 
 
+def _reluctance(plan: Plan) -> Reluctance | None:
+    """Why a plan stands behind others that are slower."""
+    untried, how = plan.body.untried, config().untried
+    if untried is not None and how == "avoid":
+        return Reluctance(_LAST, f"{untried}: {UNTRIED_ARE[how]}")
+    return plan.body.reluctance
+
+
 def _order(plan: Plan) -> float:
-    reluctance = plan.body.reluctance
+    reluctance = _reluctance(plan)
     return plan.seconds * (1.0 if reluctance is None else reluctance.factor)
 
 
@@ -79,8 +91,11 @@ def _behind(plans: list[Plan]) -> Iterator[str]:
     """Of each reason for standing behind: the cheapest plan that is estimated faster than the first."""
     first = plans[0].seconds if plans else 0.0
     faster = [plan for plan in plans if plan.seconds < first]
-    for why in dict.fromkeys(plan.body.reluctance.why for plan in faster if plan.body.reluctance):
-        those = [plan for plan in faster if plan.body.reluctance and plan.body.reluctance.why == why]
+    reasons: dict[str, list[Plan]] = {}
+    for plan in faster:
+        if (reluctance := _reluctance(plan)) is not None:
+            reasons.setdefault(reluctance.why, []).append(plan)
+    for why, those in reasons.items():
         best = min(those, key=lambda plan: plan.seconds)
         yield f"{best.choice}, estimated {duration(best.seconds)}: {why}"
 

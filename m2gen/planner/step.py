@@ -94,8 +94,13 @@ class Reluctance(NamedTuple):
     why: str
 
 
-# of kernels that no device has run: behind everything else
-UNTRIED = Reluctance(1e9, "compiled and interpreted, not yet run on a device: m2gen tune may choose it")
+UNTRIED = "compiled and interpreted, not yet run on a device"  # of kernels
+# what becomes of them, by M2GEN_UNTRIED
+UNTRIED_ARE = {
+    "check": "checked here once before its first use",
+    "trust": "used without a check, as M2GEN_UNTRIED=trust asks",
+    "avoid": "behind all others, as M2GEN_UNTRIED=avoid asks; m2gen tune may choose it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,11 @@ class Body(Step[P]):
     @property
     def reluctance(self) -> Reluctance | None:
         """Why it stands behind plans that are estimated a little slower; None where it does not."""
+        return None
+
+    @property
+    def untried(self) -> str | None:
+        """Why its kernels are to be checked on a device before their first use there; None where they are not."""
         return None
 
     @property

@@ -21,11 +21,18 @@ def missing(chosen: Plan, limits: DeviceLimits) -> bool:
 
 
 class Beside:
-    """The computation of `chosen` once its kernels are compiled, in a thread that begins now; `meanwhile` until then,
-    and for good where they do not compile."""
+    """The computation of `chosen`, or of what `settle` takes in its place, once its kernels are compiled, in a thread
+    that begins now; `meanwhile` until then, and for good where they do not compile."""
 
-    def __init__(self, chosen: Plan, limits: DeviceLimits, bind: Callable[[Plan], Any], meanwhile: Any) -> None:
-        self._chosen, self._meanwhile = chosen, meanwhile
+    def __init__(
+        self,
+        chosen: Plan,
+        limits: DeviceLimits,
+        bind: Callable[[Plan], Any],
+        meanwhile: Any,
+        settle: Callable[[Plan], Plan] = lambda plan: plan,
+    ) -> None:
+        self._chosen, self._meanwhile, self._settle = chosen, meanwhile, settle
         self._made: Future[Any] = Future()
         self._thread = Thread(target=self._make, args=(limits, bind), name=f"compile {chosen.problem}", daemon=True)
         self._thread.start()
@@ -33,8 +40,9 @@ class Beside:
     def _make(self, limits: DeviceLimits, bind: Callable[[Plan], Any]) -> None:
         problem = self._chosen.problem
         try:
-            make_ready(dict.fromkeys(self._chosen.body.kernels(problem), problem.layout), limits)
-            self._made.set_result(bind(self._chosen))
+            plan = self._settle(self._chosen)
+            make_ready(dict.fromkeys(plan.body.kernels(problem), problem.layout), limits)
+            self._made.set_result(bind(plan))
         except BaseException as error:  # a call will say it
             self._made.set_exception(error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from m2gen.runtime.bindings.shortconv import Mixed, MixGradients, heard
 from m2gen.runtime.bindings.spectral import Gradients, Operands, SpectralKernel
 from m2gen.runtime.build import ahead
 from m2gen.runtime.build.limits import live
-from m2gen.runtime.measure import tune, wisdom
+from m2gen.runtime.measure import first_use, tune, wisdom
 
 _SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.values()}
 
@@ -84,6 +84,15 @@ def planned(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
     return ahead.plan(problem, limits) or wisdom.chosen(problem, limits, threads, measure=tune.measure)
 
 
+def settled(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
+    """The same, its kernels checked on the live device `limits` where no device has run them before."""
+    return _checked(planned(problem, limits, threads), limits)
+
+
+def _checked(chosen: Plan, limits: DeviceLimits) -> Plan:
+    return first_use.sound(chosen, limits) or plan(chosen.problem, replace(limits, languages=()))
+
+
 @lru_cache(maxsize=4096)
 def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int) -> Any:
     """The kernel of the problem's plan, or of the best plan without generated C++ where that does not compile.
@@ -91,10 +100,11 @@ def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int)
     `generation` is that of wisdom: plans of an older one are not used."""
     try:
         chosen = planned(problem, limits, threads)
-        if config().compile == "beside" and beside.missing(chosen, limits):
+        if config().compile == "beside" and (first_use.unknown(chosen, limits) or beside.missing(chosen, limits)):
             log.once(f"{problem}: its kernels are being compiled, others compute meanwhile")
-            return beside.Beside(chosen, limits, kernel_of, _without_kernels(problem, limits))
-        return kernel_of(chosen)
+            meanwhile = _without_kernels(problem, limits)
+            return beside.Beside(chosen, limits, kernel_of, meanwhile, partial(_checked, limits=limits))
+        return kernel_of(_checked(chosen, limits))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
         return _without_kernels(problem, limits)

@@ -17,16 +17,19 @@ from torch import Tensor
 
 import m2gen
 from m2gen.device.limits import target
+from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.spec import Candidate
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes, candidates
 from m2gen.planner.monarch.problem import inner_widths
+from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.reference import monarch as oracle
 from m2gen.runtime import executor
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings import blockdiag_triton as kernels
 from m2gen.runtime.bindings.blockdiag_triton import Epilogue
+from m2gen.runtime.measure.trial import judged
 
 pytestmark = pytest.mark.usefixtures("poison")
 ACTIVATIONS: dict[str | None, Any] = {None: lambda z: z, "gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -279,3 +282,35 @@ def test_what_is_not_a_number_stays_in_its_row() -> None:
     x[3, 0, 0, 2] = float("nan")
     y = kernels.product(x, weight, Epilogue(activation="relu"))
     assert y[3, 0].isnan().all() and torch.equal(y[4:], clean[4:]) and torch.equal(y[:, 1], clean[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [("fwd", "bias"), ("fwd", "gelu glu"), ("dz", "gelu glu"), ("dz", "bias silu"), ("dz", "relu glu residual"),
+     ("dx", "bias"), ("dx", "gelu glu"), ("dw", "gelu glu"), ("dw", "bias relu"), ("bias", "bias"),
+     ("bias", "bias gelu glu")],
+)  # fmt: skip
+def test_a_trial_finds_what_is_wrong(which: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the kernels in turn gives a number too large; right ones pass (tests/runtime/test_trial.py)."""
+    problem = parse(f"blockdiag in=20 out=24 blocks=2 rows=40 fp32 {words}")
+    plan = next(plan for plan in rank(problem, comparison.SMALL).plans if plan.solver == "fused")
+    run, sums = kernels._run, kernels.weight_gradients
+
+    def wrong_run(spec: BlockdiagSpec, x: Tensor, weight: Tensor, after: Epilogue, beside: Tensor, y: Tensor) -> None:
+        run(spec, x, weight, after, beside, y)
+        turned = weight.stride(2) != 1
+        if which == ("dx" if turned else spec.part):
+            y[-1, 0, 0, -1] += 0.1 * y.abs().max()
+
+    def wrong_sums(*args: Any) -> tuple[Tensor, Tensor | None]:
+        dw, dbias = sums(*args)
+        changed = dw if which == "dw" else dbias
+        if which in ("dw", "bias") and changed is not None:
+            changed.view(-1)[-1] += 0.01 * changed.abs().max()
+        return dw, dbias
+
+    monkeypatch.setattr(kernels, "_run", wrong_run)
+    monkeypatch.setattr(kernels, "weight_gradients", wrong_sums)
+    names = {"fwd": "result", "dz": "gradient of", "dx": "gradient of x", "dw": "gradient of weight"}
+    name = names.get(which, "gradient of bias")
+    assert f"it is wrong: {name}" in str(judged(plan, problem, torch.device("cpu")))

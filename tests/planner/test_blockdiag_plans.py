@@ -143,13 +143,14 @@ def test_16_bits_are_widened_where_the_cpu_has_no_units_for_them() -> None:
     assert search.plan(problem, target("avx512")).solver == "library"
 
 
-def test_kernels_that_no_device_has_run_stand_last() -> None:
-    """They are there for `m2gen tune`, which tries each in a process of its own."""
-    plans = search.rank(parse("blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 gelu glu"), target("sm90")).plans
-    assert [plan.solver for plan in plans] == ["library", *["fused"] * (len(plans) - 1)] and len(plans) > 2
-    assert plans[1].estimate.seconds < plans[0].estimate.seconds
-    assert f"left out  {plans[1].choice}, estimated" in plans[0].explain()
-    assert "not yet run on a device: m2gen tune may choose it" in plans[0].explain()
+def test_kernels_that_no_device_has_run_are_ranked_by_their_estimates() -> None:
+    """And say that they are checked first; M2GEN_UNTRIED=avoid puts them last (tests/runtime/test_first_use.py)."""
+    ranking = search.rank(parse("blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 gelu glu"), target("sm90"))
+    library, first = ranking.best("library"), ranking.plans[0]
+    assert library is not None and first.solver == "fused" and library.body.untried is None
+    assert first.estimate.seconds < library.estimate.seconds
+    assert "not yet run on a device: checked here once before its first use" in first.explain()
+    assert "untried" not in library.explain()
 
 
 def test_explain_and_show() -> None:
@@ -178,7 +179,8 @@ def test_what_is_added_is_read_once_more_by_every_solver() -> None:
             assert one is not None and other is not None
             assert other.estimate.bytes >= one.estimate.bytes + more and other.estimate.seconds > one.estimate.seconds
             assert "behind it bias, residual" in other.explain() and "behind it bias\n" in one.explain()
-    assert "S = 1" in search.plan(added, target("sm90")).explain()
+    library = search.rank(added, target("sm90")).best("library")
+    assert library is not None and "S = 1" in library.explain()
 
 
 def test_a_gated_product_moves_what_it_must() -> None:

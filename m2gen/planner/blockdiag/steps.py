@@ -13,7 +13,7 @@ from m2gen.planner.blockdiag import cost, launches
 from m2gen.planner.blockdiag.formulas import LEGEND, NOTES, library, native
 from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.gate.steps import NativeGate
-from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Reluctance, Terms
+from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class FusedProduct(Product):
         return True
 
     @property
-    def reluctance(self) -> Reluctance:
+    def untried(self) -> str:
         return UNTRIED
 
     @property

@@ -17,7 +17,7 @@ from m2gen.planner.monarch import cost
 from m2gen.planner.monarch.formulas import LEGEND, NOTES, native, staged
 from m2gen.planner.monarch.problem import MonarchProblem, Shape, parameters, stage_problems, turned
 from m2gen.planner.monarch.run import MonarchRun
-from m2gen.planner.step import UNTRIED, Body, Reluctance, Terms
+from m2gen.planner.step import UNTRIED, Body, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,10 @@ class StagedMonarch(MonarchStep):
     @property
     def arithmetic(self) -> Hashable:
         return "rounded between stages"
+
+    @property
+    def untried(self) -> str | None:
+        return next((stage.untried for stage in (*self.stages, *self.back) if stage.untried), None)
 
     def _who(self) -> str:
         return f"stages    {', '.join(stage.choice for stage in self.stages)}; permutations between are copies"
@@ -184,8 +188,8 @@ class FusedMonarch(MonarchStep):
     whole_back: MonarchSpec | None
 
     @property
-    def reluctance(self) -> Reluctance:
-        return Reluctance(UNTRIED.factor, "compiled and interpreted, not yet run on a device")
+    def untried(self) -> str:
+        return UNTRIED
 
     @property
     def choice(self) -> str:

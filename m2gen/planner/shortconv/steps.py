@@ -12,7 +12,7 @@ from m2gen.kernels.shortconv_cpp import ShortconvCppSpec
 from m2gen.planner.shortconv import cost
 from m2gen.planner.shortconv.launches import of_gradients
 from m2gen.planner.shortconv.problem import ShortconvProblem
-from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Reluctance, Terms
+from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class FusedShortconv(Shortconv):
     parts_of_times: int
 
     @property
-    def reluctance(self) -> Reluctance:
+    def untried(self) -> str:
         return UNTRIED
 
     @property

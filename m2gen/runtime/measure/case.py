@@ -33,6 +33,11 @@ class Case(Generic[P]):
         """A problem of few numbers that the same kernels do."""
         return problem
 
+    @classmethod
+    def checked(cls, problem: P) -> P:
+        """A problem that the same kernels do in a moment, of several programs: their first check on a device."""
+        return cls.small(problem)
+
     @property
     def large(self) -> bool:
         """Whether there are too many results to look at each."""

@@ -23,6 +23,7 @@ class RowsCase(Case[P], Generic[P]):
     NUMBERS: ClassVar[int] = 2**26  # in a tensor: larger problems are timed on fewer rows
     FEWEST: ClassVar[int] = 4096  # but on no fewer: they are packed and split as all are
     SMALL: ClassVar[int] = 300  # rows of the small problem: several tiles, and a rest
+    CHECKED: ClassVar[int] = 1300  # rows of a first check: more than are read together, and a rest
     terms: int  # of a result's sum, or how often it is rounded
 
     @staticmethod
@@ -46,6 +47,10 @@ class RowsCase(Case[P], Generic[P]):
     @classmethod
     def small(cls, problem: Any) -> Any:
         return replace(problem, rows=min(problem.rows, cls.SMALL))
+
+    @classmethod
+    def checked(cls, problem: Any) -> Any:
+        return replace(problem, rows=min(problem.rows, cls.CHECKED))
 
     @property
     def large(self) -> bool:

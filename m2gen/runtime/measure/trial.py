@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,16 +42,26 @@ def alone(plan: Plan, device: torch.device) -> bool:
     return device.type == "cuda" and bool(plan.body.kernels(plan.problem))
 
 
+class Trial(NamedTuple):
+    """What came of one: why the plan is not to run, None where it is right; and whether that will be so again, as it is
+    not the circumstances' doing."""
+
+    why: str | None
+    lasting: bool = True
+
+
 @lru_cache(maxsize=1024)
 def fault(plan: Plan, measured: Problem, device: torch.device, seconds: float = SECONDS) -> str | None:
     """Why `plan` is dropped, None where it runs and is right; asked once for the same plan and problem."""
-    why = _asked(plan, measured, device, seconds)
+    why = tried(plan, measured, device, seconds).why
     if why is not None:
         log.fallback(f"a candidate for {plan.problem} is dropped: {plan.body}: {why}")
     return why
 
 
-def _asked(plan: Plan, measured: Problem, device: torch.device, seconds: float) -> str | None:
+def tried(plan: Plan, measured: Problem, device: torch.device, seconds: float | None = None) -> Trial:
+    """A trial of the plan in a process of its own, `seconds` at most, by default SECONDS."""
+    seconds = SECONDS if seconds is None else seconds
     with tempfile.TemporaryDirectory(prefix="m2gen-trial-") as folder:
         request, verdict, errors = (Path(folder) / name for name in ("request", "verdict", "errors"))
         said = {"plan": plan.to_json(), "measured": str(measured), "device": str(device), "path": sys.path}
@@ -62,15 +72,20 @@ def _asked(plan: Plan, measured: Problem, device: torch.device, seconds: float) 
                     [*COMMAND, str(request)], stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, timeout=seconds
                 )
             except subprocess.TimeoutExpired:
-                return f"it was not done after {seconds:.0f} s"
+                return Trial(f"it was not done after {seconds:.0f} s", _began(verdict).exists())
             except OSError as error:
-                return f"it could not be tried: {error}"
+                return Trial(f"it could not be tried: {error}", False)
         if not verdict.exists():
             lines = errors.read_text(errors="replace").strip().splitlines()
             how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-            return " ".join(f"its process ended with {how}: {lines[-1] if lines else 'without a word'}".split())[:300]
-        why: str | None = json.loads(verdict.read_text())["why"]
-        return why
+            why = " ".join(f"its process ended with {how}: {lines[-1] if lines else 'without a word'}".split())[:300]
+            return Trial(why, _began(verdict).exists())
+        return Trial(**json.loads(verdict.read_text()))
+
+
+def _began(verdict: Path) -> Path:
+    """A file that is there once the other process has used the device: what ends it before is not the plan's fault."""
+    return verdict.with_suffix(".began")
 
 
 def answer(request: dict[str, Any]) -> None:
@@ -82,10 +97,17 @@ def answer(request: dict[str, Any]) -> None:
     torch.set_num_threads(request["threads"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    why = judged(plan_from_json(request["plan"]), parse(request["measured"]), device)
     place = Path(request["verdict"])
+    plan, measured = plan_from_json(request["plan"]), parse(request["measured"])
+    torch.ones(1, device=device).item()
+    _began(place).touch()
+    lasting = True
+    try:
+        why = judged(plan, measured, device)
+    except torch.OutOfMemoryError as error:
+        why, lasting = f"there is no room to try it: {' '.join(str(error).split())[:300]}", False
     unfinished = place.with_suffix(".part")
-    unfinished.write_text(json.dumps({"why": why}))
+    unfinished.write_text(json.dumps(Trial(why, lasting)._asdict()))
     unfinished.rename(place)
 
 
@@ -101,6 +123,8 @@ def judged(plan: Plan, measured: Problem, device: torch.device) -> str | None:
                 for one in (case, case.opposite()):  # what the first left in memory is wrong for the second
                     if why := getattr(one, look)(replace(plan, problem=problem)):
                         return str(why)
+    except torch.OutOfMemoryError:
+        raise
     except (M2GenError, RuntimeError, ValueError, OSError) as error:
         return f"it fails: {' '.join(str(error).split())[:300]}"
     return None

@@ -34,7 +34,7 @@ from m2gen.planner.problem import Problem
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.build import cpp_kernel
 from m2gen.runtime.build.limits import default_device, live
-from m2gen.runtime.measure import trial, wisdom
+from m2gen.runtime.measure import first_use, trial, wisdom
 from m2gen.runtime.measure.case import Case
 from m2gen.runtime.measure.cases import case_of
 from m2gen.runtime.measure.timer import Samples, best_of, interleaved
@@ -199,6 +199,8 @@ def _faulty(name: str, plan: Plan, device: torch.device, outcome: Outcome) -> bo
     why = trial.fault(plan, outcome.measured or outcome.problem, device)
     if why is not None:
         outcome.dropped[name] = why
+    else:
+        first_use.right(plan, live(device))
     return why is not None
 
 
