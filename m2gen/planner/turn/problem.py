@@ -45,10 +45,5 @@ class TurnProblem(Problem):
         return f"n={self.n} h={self.h} b={self.b}"
 
     @property
-    def measured(self) -> bool:
-        """A copy has one right way on each device."""
-        return False
-
-    @property
     def least_bytes(self) -> int:
         return 2 * self.b * self.n * self.h * DTYPES[self.dtype].bytes

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.turn import TurnSpec
-from m2gen.planner.step import Body, Terms
+from m2gen.planner.step import UNTRIED, Body, Terms
 from m2gen.planner.turn import cost
 from m2gen.planner.turn.problem import TurnProblem
 
@@ -59,6 +59,10 @@ class FusedTurn(Turn):
     """One generated Triton kernel, a tile a program. Its estimate is that of its tiles (planner/turn/tiles.py)."""
 
     spec: TurnSpec
+
+    @property
+    def untried(self) -> str:
+        return UNTRIED
 
     @property
     def choice(self) -> str:

@@ -11,12 +11,14 @@ from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.monarch.problem import MonarchProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.shortconv.problem import ShortconvProblem
+from m2gen.planner.turn.problem import TurnProblem
 from m2gen.runtime.measure.blockdiag_case import BlockDiagCase
 from m2gen.runtime.measure.case import Case
 from m2gen.runtime.measure.fftconv_case import FftConvCase
 from m2gen.runtime.measure.gate_case import GateCase
 from m2gen.runtime.measure.monarch_case import MonarchCase
 from m2gen.runtime.measure.shortconv_case import ShortconvCase
+from m2gen.runtime.measure.turn_case import TurnCase
 
 _CASES: dict[type[Problem], type[Case[Any]]] = {
     FftConvProblem: FftConvCase,
@@ -24,6 +26,7 @@ _CASES: dict[type[Problem], type[Case[Any]]] = {
     MonarchProblem: MonarchCase,
     ShortconvProblem: ShortconvCase,
     GateProblem: GateCase,
+    TurnProblem: TurnCase,
 }
 
 

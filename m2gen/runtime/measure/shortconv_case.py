@@ -13,11 +13,12 @@ from m2gen.dtypes import DTYPES
 from m2gen.planner.plan import Plan
 from m2gen.planner.shortconv.problem import ShortconvProblem
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.bindings.shortconv import convolved
+from m2gen.runtime.bindings.shortconv import Mixed, MixGradients, convolved, heard
 from m2gen.runtime.measure.case import Case
 
 _NUMBERS = 2**26  # of a tensor: larger problems are timed on fewer sequences
 _SMALL = 300  # samples of the small problem
+_HEARD = 0.8  # of the samples, where there is a mask
 
 
 class ShortconvCase(Case[ShortconvProblem]):
@@ -35,6 +36,9 @@ class ShortconvCase(Case[ShortconvProblem]):
         self.x = self._laid(normal(problem.b, problem.channels, problem.n), problem.layout)
         self.weight = normal(problem.channels, problem.width) / problem.width**0.5
         self.bias = normal(problem.channels) if problem.bias else None
+        self.offset = normal(problem.channels) if problem.offset else None
+        heard = torch.rand(problem.b, problem.n, generator=generator) < _HEARD
+        self.mask = heard.to(device) if problem.masked else None
 
     @staticmethod
     def reduced(problem: ShortconvProblem) -> ShortconvProblem:
@@ -52,10 +56,15 @@ class ShortconvCase(Case[ShortconvProblem]):
     def call(self, kernel: Any) -> Tensor:
         y = self._empty()
         if self.problem.gated:
-            kernel.mix(self.x, self.weight, self.bias, y)
-        else:
-            kernel.convolve(self.x, self.weight, self.bias, self.left, y)
+            z, g = y, self._empty()
+            kernel.mix(self._mixed, z, g)
+            return torch.stack([z, g])
+        kernel.convolve(self.x, self.weight, self.bias, self.left, y)
         return y
+
+    @property
+    def _mixed(self) -> Mixed:
+        return Mixed(self.x, self.weight, self.bias, self.offset, self.mask)
 
     def opposite(self) -> ShortconvCase:
         """Other numbers: two streams' product would keep its sign, and so would a bias."""
@@ -74,15 +83,12 @@ class ShortconvCase(Case[ShortconvProblem]):
         return self.wrong_somewhere(plan)
 
     def _wrong_gradient(self, kernel: Any) -> str | None:
-        """Of weight and bias, or behind the gate; that of x is a convolution of its own."""
+        """Of weight and bias, that of x is a convolution of its own; or all of the gated form, or that behind its
+        convolutions."""
         of, dy = self.problem, torch.ones_like(self._empty())
         wide = torch.promote_types(self.x.dtype, torch.float32)
         if of.gated:
-            ds = torch.empty_like(self.x, dtype=wide)
-            kernel.behind(dy, self.x, self.weight, self.bias, ds)
-            (x1, _, v), (s1, _, sv) = self._streams(self.x), self._streams(self.x, sizes=True)
-            expected, scale = (torch.cat([a, torch.ones_like(a), b], 1) for a, b in ((v, x1), (sv, s1)))
-            return self.off("gradient", ds, expected, scale, of.width + 1)
+            return self._wrong_gated_gradient(kernel, dy, wide)
         sums = torch.empty(of.h, of.width + 1, dtype=wide, device=self.device)
         kernel.weight_gradients(self.x, dy, self.left, sums)
         # the sum of every tap's samples: of x shifted, where the result is
@@ -95,25 +101,61 @@ class ShortconvCase(Case[ShortconvProblem]):
         x = self.x.double()
         return self.off("gradients of weight and bias", sums, summed(x), summed(x.abs()), of.b * of.outputs)
 
+    def _wrong_gated_gradient(self, kernel: Any, dy: Tensor, wide: torch.dtype) -> str | None:
+        """dy, of ones, is the gradient of both results."""
+        found = kernel.mix_gradients(dy, dy, self._mixed, [True] * 4, torch.empty_like(self.x))
+        (x1, _, v), (s1, _, sv) = self._streams(self.x), self._streams(self.x, sizes=True)
+        there = self._there(torch.ones_like(x1))
+        behind, scale = (torch.cat([a * there, torch.ones_like(a), b * there], 1) for a, b in ((v, x1), (sv, s1)))
+        if found is None:
+            ds = torch.empty_like(self.x, dtype=wide)
+            dz = dy if self.mask is None else dy * self.mask[:, None]
+            kernel.behind(dz, dy, heard(self.x, self.offset, self.mask), self.weight, self.bias, ds)
+            return self.off("gradient", ds, behind, scale, self.problem.width + 1)
+        expected, sizes = (self._gradients(*pair) for pair in ((behind, False), (scale, True)))
+        for name, grad, want, size in zip(MixGradients._fields, found, expected, sizes, strict=True):
+            terms = self.problem.width**2 * (1 if name == "h" else self.problem.b * self.problem.n)
+            if grad is not None and (why := self.off(f"gradient of {name}", grad, want, size, terms)):
+                return why
+        return None
+
+    def _gradients(self, ds: Tensor, sizes: bool) -> tuple[Tensor, ...]:
+        """Of h, weight, bias and offset, given that behind the convolutions; or the sizes of their sums' terms."""
+        x, weight = heard(self.x.double(), self._high(self.offset), self.mask), self.weight.double()
+        x, weight = (x.abs(), weight.abs()) if sizes else (x, weight)
+        width, length = self.problem.width, self.problem.n
+        dh = self._there(convolved(ds, weight.flip(1), 0, length))
+        padded = torch.nn.functional.pad(x, (width - 1, 0))
+        taps = [(padded[..., w : w + length] * ds).sum((0, 2)) for w in range(width)]
+        return dh, torch.stack(taps, 1), ds.sum((0, 2)), dh.sum((0, 2))
+
+    def _there(self, x: Tensor) -> Tensor:
+        return heard(x, None, self.mask)
+
+    @staticmethod
+    def _high(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.double()
+
     def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The result in float64, and the size of the terms of its sums."""
         if not self.problem.gated:
             return self._convolved(x), self._convolved(x, sizes=True)
         (x1, x2, v), (s1, s2, sv) = self._streams(x), self._streams(x, sizes=True)
-        return torch.stack([x1 * v, x2]), torch.stack([s1 * sv, s2])
+        return torch.stack([self._there(x1 * v), x2]), torch.stack([self._there(s1 * sv), s2])
 
     def _streams(self, x: Tensor, sizes: bool = False) -> tuple[Tensor, ...]:
         return self._convolved(x, sizes).chunk(3, dim=1)
 
     def _convolved(self, x: Tensor, sizes: bool = False) -> Tensor:
-        tensors = [x.double(), self.weight.double(), None if self.bias is None else self.bias.double()]
+        given = heard(x.double(), self._high(self.offset), self.mask)
+        tensors = [given, self.weight.double(), self._high(self.bias)]
         a, w, b = (t.abs() if sizes and t is not None else t for t in tensors)
         y = convolved(a, w, self.left, self.problem.outputs)
         return y if b is None else y + b.unsqueeze(-1)
 
     def _empty(self) -> Tensor:
         of = self.problem
-        y = self.x.new_empty((*([2] * of.gated), of.b, of.h, of.outputs))
+        y = self.x.new_empty((of.b, of.h, of.outputs))
         return self._laid(y, of.layout_out)
 
     @staticmethod
