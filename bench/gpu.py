@@ -42,7 +42,7 @@ from bench.workers import Job, Row
 from m2gen.dtypes import DTYPES
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problems import parse
-from m2gen.runtime import executor
+from m2gen.runtime import executor, posed
 from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.build.limits import live
@@ -227,7 +227,7 @@ def _errors(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[
 
 def _posed(problem: FftConvProblem) -> FftConvProblem:
     """The problem that calls on its tensors pose."""
-    return executor.problem_of(Operands(**drawn(problem, "meta")), problem.mode, "auto")
+    return posed.problem_of(Operands(**drawn(problem, "meta")), problem.mode, "auto")
 
 
 def _kernel(plan: Any) -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from bench.timing import interleaved, ratios, rounded, summary
 from m2gen.ops.monarch_matmul import monarch_matmul
 from m2gen.planner import search
-from m2gen.runtime import executor
+from m2gen.runtime import executor, posed
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.build.limits import live
 
@@ -58,7 +58,7 @@ def _chained(call: Callable[[], Any]) -> Callable[[], Any]:
 
     def staged(x: torch.Tensor, factors: Any) -> Any:
         shapes = tuple(tuple(factor.shape) for factor in factors)
-        problem = executor.monarch_problem(shapes, x.numel() // x.shape[-1], x.dtype)
+        problem = posed.monarch_problem(shapes, x.numel() // x.shape[-1], x.dtype)
         plan = search.rank(problem, live(x.device)).best("staged")
         return None if plan is None else kernel_of(plan)
 

@@ -41,7 +41,8 @@ IN_RUNTIME = {
     "measure": {"binding", "bindings", "build"},
     "planning": {"measure", "build"},
     "beside": {"build"},
-    "executor": {"beside", "binding", "bindings", "measure", "build"},
+    "posed": {"bindings"},
+    "executor": {"beside", "binding", "bindings", "measure", "build", "posed"},
 }
 ANYTHING = {"__init__", "__main__", "ahead", "cli", "demo", "doctor", "show", "tuning"}  # they import late
 NO_TORCH = {

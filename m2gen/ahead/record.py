@@ -61,9 +61,9 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
     from m2gen.ops.gate import gated_bwd_op, gated_op
     from m2gen.ops.gated_depthwise_conv1d import gated_depthwise_conv1d_bwd_op, gated_depthwise_conv1d_op
     from m2gen.ops.turn import turn_op
-    from m2gen.runtime import executor
+    from m2gen.runtime import posed
     from m2gen.runtime.bindings.spectral import Operands
-    from m2gen.runtime.executor import monarch_problem, problem_of, product_problem
+    from m2gen.runtime.posed import monarch_problem, problem_of, product_problem
 
     def long(gradients: bool, *args: Any) -> None:
         tensors, (mode, precision, *add) = args[:6], args[6:]
@@ -100,14 +100,14 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
 
     def short(x: Any, outputs: int, width: int, bias: Any, gradients: bool) -> None:
         if x.numel() and outputs:
-            sizes = (x.shape, outputs, width, x.dtype, bias is not None, executor.channels_last(x))
-            wanted.add(executor.shortconv_problem(*sizes), of, gradients)
+            sizes = (x.shape, outputs, width, x.dtype, bias is not None, posed.channels_last(x))
+            wanted.add(posed.shortconv_problem(*sizes), of, gradients)
 
     def mixed(x: Any, weight: Any, bias: Any, last: bool, offset: Any, mask: Any, gradients: bool) -> None:
         if not x.numel():
             return
         width, words = weight.shape[1], (bias is not None, offset is not None, mask is not None)
-        problem = executor.mixed_problem(x, last, width, *words)
+        problem = posed.mixed_problem(x, last, width, *words)
         wanted.add(problem, of, gradients)
         if gradients and (limits.kind == "cpu" or width > SUMMED):  # by way of the gradient behind the convolutions
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -116,12 +116,12 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
 
     def turned(x: Any) -> None:
         if x.numel():
-            wanted.add(executor.turn_problem(*x.shape, x.dtype), of, False)
+            wanted.add(posed.turn_problem(*x.shape, x.dtype), of, False)
 
     def gate(z: Any, activation: str | None, gradients: bool) -> None:
         if z.numel() and limits.kind == "cpu":
             width = z.shape[-1]
-            wanted.add(executor.gate_problem(width, z.numel() // width, z.dtype, activation), of, gradients)
+            wanted.add(posed.gate_problem(width, z.numel() // width, z.dtype, activation), of, gradients)
 
     return {
         fftconv_op: lambda *args: long(False, *args),
@@ -141,7 +141,7 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
             x, weight, bias, last, offset, mask, False
         ),
         gated_depthwise_conv1d_bwd_op: lambda dz, dg, x, weight, bias, offset, mask, needs: mixed(
-            x, weight, bias, executor.channels_last(dz), offset, mask, True
+            x, weight, bias, posed.channels_last(dz), offset, mask, True
         ),
         turn_op: lambda x, first: turned(x),
         gated_op: lambda z, activation: gate(z, activation, False),

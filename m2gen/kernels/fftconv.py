@@ -1,7 +1,7 @@
 """The fused FFT convolution of order 2: one block holds a whole transform of N = n1 * n2 complex points.
 
 Rings. "cyclic": two batch rows of one channel make one complex row, t^N = 1; every mode. "causal": one real row,
-t^N = i (weights theta^n, theta = exp(i pi / 2N)), whose real part is the linear convolution with taps of past and future
+t^N = i (weights theta^n, theta = exp(i pi / 2N)), whose real part is the linear convolution, with taps of both sides,
 without padding to 2N; every mode but circular.
 
 The transform's matrices are real blocks: A1 acts on rows from the left, B2 on columns from the right, and their

@@ -11,7 +11,7 @@ from m2gen.ops import _check as check
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vmap
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
-from m2gen.runtime import executor
+from m2gen.runtime import executor, posed
 
 _X, _WEIGHT, _BIAS, _LAST, _OFFSET, _MASK = range(6)
 
@@ -81,7 +81,7 @@ def _results(
     """z and g (B, D, L), their channels neighbours in memory where `last`, else their rows in the order of x's."""
     (batch, channels, length), width = x.shape, x.shape[1] // 3
     strides = (length * width, 1, width) if last else (length * width, length, 1)
-    if not last and executor.channels_first(x):
+    if not last and posed.channels_first(x):
         strides = (length, batch * length, 1)
     shape = (batch, channels // 3, length)
     return x.new_empty_strided(shape, strides), x.new_empty_strided(shape, strides)
@@ -202,9 +202,9 @@ def _bwd_fake(
 def _rows_like(x: Tensor) -> tuple[int, int, int]:
     """Strides of a dense tensor (B, H, L) that is laid out like x."""
     batch, channels, length = x.shape
-    if executor.channels_last(x):
+    if posed.channels_last(x):
         return length * channels, 1, channels
-    return (length, batch * length, 1) if executor.channels_first(x) else (channels * length, length, 1)
+    return (length, batch * length, 1) if posed.channels_first(x) else (channels * length, length, 1)
 
 
 def _bwd_impl(dz: Tensor, dg: Tensor, *args: Any) -> tuple[Tensor, ...]:

@@ -13,18 +13,11 @@ from torch import Tensor
 from m2gen import log
 from m2gen.config import config
 from m2gen.device.limits import DeviceLimits
-from m2gen.dtypes import DTYPES
 from m2gen.errors import CompileError
-from m2gen.planner.blockdiag.problem import BlockDiagProblem
-from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.gate.problem import GateProblem
-from m2gen.planner.monarch.problem import MonarchProblem
 from m2gen.planner.plan import Plan
-from m2gen.planner.problem import LAYOUTS, Problem
+from m2gen.planner.problem import Problem
 from m2gen.planner.search import plan
-from m2gen.planner.shortconv.problem import ShortconvProblem
-from m2gen.planner.turn.problem import TurnProblem
-from m2gen.runtime import beside
+from m2gen.runtime import beside, posed
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.blockdiag import applied, matmul_blocks, outer_blocks
 from m2gen.runtime.bindings.fused import FusedKernel
@@ -34,49 +27,6 @@ from m2gen.runtime.bindings.spectral import Gradients, Operands, SpectralKernel
 from m2gen.runtime.build import ahead
 from m2gen.runtime.build.limits import live
 from m2gen.runtime.measure import first_use, tune, wisdom
-
-_SHORT_NAME = {getattr(torch, dtype.torch_name): dtype.name for dtype in DTYPES.values()}
-
-
-def problem_of(x: Operands, mode: str, precision: str) -> FftConvProblem:
-    """The problem that the tensors pose; channels-last is read off the strides."""
-    return _conv_problem(*_conv_sizes(x, mode, precision))
-
-
-def _conv_sizes(x: Operands, mode: str, precision: str) -> tuple[Any, ...]:
-    u = x.u
-    last = u.stride(1) == 1 and u.shape[1] > 1
-    words = (x.pre_gate is not None, x.post_gate is not None, x.skip is not None, x.add is not None, last)
-    return u.shape, u.dtype, x.k.shape[1], mode, precision, *words
-
-
-def _conv_problem(
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    taps: int,
-    mode: str,
-    precision: str,
-    pre_gate: bool,
-    post_gate: bool,
-    skip: bool,
-    add: bool,
-    last: bool,
-) -> FftConvProblem:
-    batch, channels, length = shape
-    return FftConvProblem(
-        n=length,
-        h=channels,
-        b=batch,
-        dtype=_SHORT_NAME[dtype],
-        mode=mode,
-        wide=precision == "wide",
-        k=taps,
-        pre_gate=pre_gate,
-        post_gate=post_gate,
-        skip=skip,
-        add=add,
-        layout=LAYOUTS[last],
-    )
 
 
 def planned(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
@@ -132,11 +82,11 @@ def _here(x: Tensor) -> tuple[DeviceLimits, int, int]:
 
 def _of_conv(x: Operands, mode: str, precision: str) -> SpectralKernel | FusedKernel | NativeKernel:
     kernel: SpectralKernel | FusedKernel | NativeKernel
-    kernel = _conv_kernel(*_here(x.u), *_conv_sizes(x, mode, precision))
+    kernel = _conv_kernel(*_here(x.u), *posed.conv_sizes(x, mode, precision))
     return kernel
 
 
-_conv_kernel = _cached(_conv_problem)
+_conv_kernel = _cached(posed.conv_problem)
 
 
 def fftconv(x: Operands, mode: str, precision: str) -> Tensor:
@@ -214,31 +164,7 @@ def own_gradients(device: torch.device, shape: torch.Size, rows: int, dtype: tor
     return bool(kernel.step.own_gradients)
 
 
-def product_problem(
-    shape: Sequence[int],
-    rows: int,
-    dtype: torch.dtype,
-    bias: bool = False,
-    glu: bool = False,
-    activation: str | None = None,
-    residual: bool = False,
-) -> BlockDiagProblem:
-    """The problem that a weight of this shape and so many rows pose."""
-    nblocks, block_out, block_in = shape
-    return BlockDiagProblem(
-        n_in=nblocks * block_in,
-        n_out=nblocks * block_out,
-        blocks=nblocks,
-        rows=rows,
-        dtype=_SHORT_NAME[dtype],
-        bias=bias,
-        activation=activation,
-        glu=glu,
-        residual=residual,
-    )
-
-
-_of_product = _cached(product_problem)
+_of_product = _cached(posed.product_problem)
 
 
 def by_library(x: Tensor, shape: Sequence[int], bias: bool) -> bool:
@@ -251,7 +177,7 @@ def by_library(x: Tensor, shape: Sequence[int], bias: bool) -> bool:
 def _product_solver(
     limits: DeviceLimits, threads: int, generation: int, nblocks: int, out: int, into: int, *of: Any
 ) -> str:
-    return planned(product_problem((nblocks, out, into), *of), limits, threads).solver
+    return planned(posed.product_problem((nblocks, out, into), *of), limits, threads).solver
 
 
 # -- products with Monarch matrices ------------------------------------------------------------------------------------
@@ -281,13 +207,6 @@ def monarch_gradients(dy: Tensor, x: Tensor, factors: Sequence[Tensor], needs: S
     return found
 
 
-def monarch_problem(shapes: tuple[tuple[int, ...], ...], rows: int, dtype: torch.dtype) -> MonarchProblem:
-    """The problem that factors of these shapes and so many rows pose."""
-    factors = tuple((count, out, into) for count, out, into in shapes)
-    (first, _, depth), (last, width, _) = factors[0], factors[-1]
-    return MonarchProblem(n_in=first * depth, n_out=last * width, rows=rows, dtype=_SHORT_NAME[dtype], factors=factors)
-
-
 def _of_monarch(x: Tensor, factors: Sequence[Tensor]) -> Any:
     """None where there is nothing to compute: every sum is empty, or there is none."""
     shapes = tuple([tuple(f.shape) for f in factors])
@@ -297,7 +216,7 @@ def _of_monarch(x: Tensor, factors: Sequence[Tensor]) -> Any:
     return _monarch_kernel(*_here(x), shapes, rows, x.dtype)
 
 
-_monarch_kernel = _cached(monarch_problem)
+_monarch_kernel = _cached(posed.monarch_problem)
 
 
 # -- short convolutions ------------------------------------------------------------------------------------------------
@@ -314,53 +233,11 @@ def shortconv_weight_gradients(x: Tensor, dy: Tensor, left: int, sums: Tensor) -
     _of_shortconv(x, dy.shape[2], sums.shape[1] - 1).weight_gradients(x, dy, left, sums)
 
 
-def shortconv_problem(
-    shape: Sequence[int],
-    outputs: int,
-    width: int,
-    dtype: torch.dtype,
-    bias: bool = False,
-    last: bool = False,
-    to_last: bool | None = None,
-    gated: bool = False,
-    offset: bool = False,
-    masked: bool = False,
-) -> ShortconvProblem:
-    """The problem that x (B, H, L) of this shape poses; `last`: its channels are neighbours in memory, `to_last`: those
-    of the result, by default the same."""
-    batch, channels, length = shape
-    return ShortconvProblem(
-        n=length,
-        h=channels // 3 if gated else channels,
-        b=batch,
-        width=width,
-        out=outputs,
-        dtype=_SHORT_NAME[dtype],
-        bias=bias,
-        gated=gated,
-        offset=offset,
-        masked=masked,
-        layout=LAYOUTS[last],
-        to=LAYOUTS[last if to_last is None else to_last],
-    )
-
-
-def channels_last(x: Tensor) -> bool:
-    """Whether the channels of x (B, H, L) are neighbours in memory."""
-    return x.stride(1) == 1 and x.stride(2) != 1
-
-
-def channels_first(x: Tensor) -> bool:
-    """Whether the rows of x (B, H, L) lie in memory channel by channel, (H, B, L): as a projection W x^T of all
-    positions gives them."""
-    return x.shape[0] > 1 and x.stride(2) == 1 and x.stride(0) < x.stride(1)
-
-
 def _of_shortconv(x: Tensor, outputs: int, width: int, bias: bool = False) -> Any:
-    return _shortconv_kernel(*_here(x), x.shape, outputs, width, x.dtype, bias, channels_last(x))
+    return _shortconv_kernel(*_here(x), x.shape, outputs, width, x.dtype, bias, posed.channels_last(x))
 
 
-_shortconv_kernel = _cached(shortconv_problem)
+_shortconv_kernel = _cached(posed.shortconv_problem)
 
 
 def mixed(
@@ -397,7 +274,7 @@ def _gradients_behind(kernel: Any, dz: Tensor, dg: Tensor, mixed: Mixed, needs: 
     x, weight, bias, offset, mask = mixed
     width, x = weight.shape[1], heard(x, offset, mask)
     channels, length = x.shape[1:]
-    strides = (channels * length, 1, channels) if channels_last(x) else (channels * length, length, 1)
+    strides = (channels * length, 1, channels) if posed.channels_last(x) else (channels * length, length, 1)
     ds = x.new_empty_strided(x.shape, strides, dtype=torch.promote_types(x.dtype, torch.float32))
     kernel.behind(heard(dz, None, mask), dg, x, weight, bias, ds)
     dx = sums = None
@@ -416,17 +293,17 @@ def _gradients_behind(kernel: Any, dz: Tensor, dg: Tensor, mixed: Mixed, needs: 
     )
 
 
-def mixed_problem(
-    x: Tensor, last: bool, width: int, bias: bool, offset: bool = False, masked: bool = False
-) -> ShortconvProblem:
-    """The problem that x (B, 3 D, L) and results with neighbouring channels, or times, pose."""
-    return shortconv_problem(x.shape, x.shape[2], width, x.dtype, bias, channels_last(x), last, True, offset, masked)
-
-
 def _of_mixed(
     x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None, mask: Tensor | None
 ) -> Any:
-    words = (bias is not None, channels_last(x), channels_last(z), True, offset is not None, mask is not None)
+    words = (
+        bias is not None,
+        posed.channels_last(x),
+        posed.channels_last(z),
+        True,
+        offset is not None,
+        mask is not None,
+    )
     return _shortconv_kernel(*_here(x), x.shape, x.shape[2], weight.shape[1], x.dtype, *words)
 
 
@@ -438,12 +315,7 @@ def turn(x: Tensor, y: Tensor) -> None:
     _turn_kernel(*_here(x), *x.shape, x.dtype).turn(x, y)
 
 
-def turn_problem(batch: int, length: int, channels: int, dtype: torch.dtype) -> TurnProblem:
-    """The problem that x (B, L, H) poses."""
-    return TurnProblem(n=length, h=channels, b=batch, dtype=_SHORT_NAME[dtype])
-
-
-_turn_kernel = _cached(turn_problem)
+_turn_kernel = _cached(posed.turn_problem)
 
 
 # -- gates -------------------------------------------------------------------------------------------------------------
@@ -461,14 +333,9 @@ def gate_gradient(dy: Tensor, z: Tensor, activation: str | None) -> Tensor | Non
     return found
 
 
-def gate_problem(width: int, rows: int, dtype: torch.dtype, activation: str | None) -> GateProblem:
-    """The problem that `rows` rows of `width` numbers, both halves, pose."""
-    return GateProblem(n=width // 2, rows=rows, dtype=_SHORT_NAME[dtype], activation=activation)
-
-
 def _of_gate(z: Tensor, activation: str | None) -> Any:
     width = z.shape[-1]
     return _gate_kernel(*_here(z), width, z.numel() // width, z.dtype, activation)
 
 
-_gate_kernel = _cached(gate_problem)
+_gate_kernel = _cached(posed.gate_problem)

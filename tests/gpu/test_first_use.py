@@ -1,4 +1,4 @@
-"""On a GPU: kernels that no device had run when they were written are checked, used and right; `python -m pytest -m gpu`.
+"""On a GPU: kernels that no device had run when they were written are checked, used and right.
 
 The check is in a process of its own; what follows it is in this one, under a graph's capture too.
 """

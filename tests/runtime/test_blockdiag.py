@@ -13,7 +13,8 @@ import m2gen
 from m2gen.kernels.blockdiag_mm import TILE_ROWS, BlockdiagMmSpec
 from m2gen.planner.blockdiag.steps import NativeProduct
 from m2gen.runtime.build.cpp_kernel import available, compile_text
-from m2gen.runtime.executor import product, product_outer, product_problem
+from m2gen.runtime.executor import product, product_outer
+from m2gen.runtime.posed import product_problem
 from m2gen.testing.tolerances import check
 
 pytestmark = [pytest.mark.skipif(available() is not None, reason="no C++ compiler"), pytest.mark.generated]

@@ -19,7 +19,7 @@ from m2gen.planner.monarch.run import backward_run, spec_of
 from m2gen.planner.monarch.solvers import Native, Staged
 from m2gen.planner.monarch.steps import NativeMonarch
 from m2gen.reference import monarch as oracle
-from m2gen.runtime import executor
+from m2gen.runtime import executor, posed
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.monarch import NativeKernel, StagedKernel
 from m2gen.runtime.build.cpp_kernel import available, compile_text
@@ -78,7 +78,7 @@ def drawn(shapes: Shapes, rows: int, dtype: torch.dtype) -> tuple[Tensor, list[T
 def kernel(x: Tensor, factors: list[Tensor]) -> NativeKernel:
     """The generated one, whether it is the fastest plan of this CPU or not."""
     shapes = tuple([tuple(f.shape) for f in factors])
-    problem = executor.monarch_problem(shapes, x.numel() // (shapes[0][0] * shapes[0][2]), x.dtype)
+    problem = posed.monarch_problem(shapes, x.numel() // (shapes[0][0] * shapes[0][2]), x.dtype)
     plan = next(Native().candidates(problem, executor.live(x.device)))
     assert isinstance(plan.body, NativeMonarch)
     return NativeKernel(problem, plan.body)
@@ -237,7 +237,7 @@ def test_the_stages_one_after_the_other_agree(dtype: torch.dtype) -> None:
         x, factors, dy = drawn(shapes, 70, dtype)
         terms = sum(f.shape[1] + f.shape[2] for f in factors) + len(x)
         sizes = exact(x, factors, dy, torch.abs)
-        problem = executor.monarch_problem(shapes, len(x), dtype)
+        problem = posed.monarch_problem(shapes, len(x), dtype)
         (plan,) = Staged().candidates(problem, executor.live(x.device))
         staged = kernel_of(plan)
         # whichever is planned, with however many rows, the bits are the same: each sum is one chain

@@ -26,7 +26,7 @@ from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.reference.monarch import standard
 from m2gen.runtime.bindings import monarch, native
-from m2gen.runtime.executor import monarch_problem
+from m2gen.runtime.posed import monarch_problem
 from m2gen.testing.tolerances import check
 from tests.runtime.test_native import check_everything, kernel_with, native_plan
 
