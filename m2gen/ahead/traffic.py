@@ -87,6 +87,8 @@ def layer_of(model: str, limits: DeviceLimits, sizes: Sizes, *, gradients: bool 
             if gradients:
                 meter.back = True
                 torch.autograd.backward(y, torch.empty_like(y))
+                meter.filters = True
+                torch.autograd.backward(meter.made, [torch.empty_like(one) for one in meter.made])
         found.least, found.least_back = _least(layer, batch * length, length, dtype.itemsize)
     return found
 
@@ -110,17 +112,17 @@ def _first_layer(model: nn.Module, name: str) -> Any:
 
 @contextmanager
 def _filters_apart(meter: Any) -> Iterator[None]:
-    """Launches within a filter's making are counted apart."""
+    """Launches within a filter's making are counted apart, and so are those of its gradients."""
     from m2gen.modules.hyena_filter import HyenaFilter
 
     made = HyenaFilter._filters
 
     def apart(self: HyenaFilter, length: int) -> Any:
         meter.filters = True
-        try:
-            return made(self, length)
-        finally:
-            meter.filters = False
+        found = made(self, length)
+        meter.filters = False
+        meter.made += [one for one in found if one is not None and one.requires_grad]
+        return tuple(None if one is None else one.detach().requires_grad_(one.requires_grad) for one in found)
 
     HyenaFilter._filters = apart  # type: ignore[method-assign]
     try:
@@ -140,6 +142,10 @@ def _meter(found: Layer, limits: DeviceLimits) -> Any:
 
     class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         back = filters = False
+
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.made: list[Any] = []  # filters
 
         def add(self, problem: Any, _: str, gradients: bool) -> None:
             """As `Wanted.add`: a problem that is posed, or its gradients."""
@@ -161,7 +167,7 @@ def _meter(found: Layer, limits: DeviceLimits) -> Any:
                 self.put(_of_torch(func, args, kwargs or {}, out, limits))
             return out
 
-    meter = Meter()  # type: ignore[no-untyped-call]
+    meter = Meter()
     notes = _notes(meter, "", limits)
     return meter
 

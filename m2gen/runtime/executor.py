@@ -296,14 +296,8 @@ def _gradients_behind(kernel: Any, dz: Tensor, dg: Tensor, mixed: Mixed, needs: 
 def _of_mixed(
     x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, offset: Tensor | None, mask: Tensor | None
 ) -> Any:
-    words = (
-        bias is not None,
-        posed.channels_last(x),
-        posed.channels_last(z),
-        True,
-        offset is not None,
-        mask is not None,
-    )
+    lasts, beside = (posed.channels_last(t) for t in (x, z)), (offset is not None, mask is not None)
+    words = (bias is not None, *lasts, True, *beside)
     return _shortconv_kernel(*_here(x), x.shape, x.shape[2], weight.shape[1], x.dtype, *words)
 
 

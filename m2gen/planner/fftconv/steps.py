@@ -13,9 +13,10 @@ from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.fftconv import cost
 from m2gen.planner.fftconv.formulas import FORMULAS, LEGEND, NOTES, monarch_stage, transform_work
+from m2gen.planner.fftconv.launches import of_kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.transform import Transform
-from m2gen.planner.step import Body, Estimate, Reluctance, Step, Terms
+from m2gen.planner.step import Body, Estimate, Launch, Reluctance, Step, Terms
 
 Part = Literal["filter", "conv"]
 
@@ -178,6 +179,9 @@ class FusedConv(Conv):
 
     def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
         return cost.fused_estimates(problem, self.spec, limits)
+
+    def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
+        return of_kernels(problem, limits, self.spec, self.dk, gradients)
 
     def __str__(self) -> str:
         return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"

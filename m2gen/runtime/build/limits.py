@@ -40,10 +40,15 @@ def live(device: torch.device) -> DeviceLimits:
     return _elsewhere.get() or _live(device)
 
 
+def elsewhere() -> bool:
+    """Whether what is done here stands for what another device will do (`planned_for`)."""
+    return _elsewhere.get() is not None
+
+
 def stands_for_gpu() -> bool:
     """Whether tensors on the CPU are computed as on a GPU: by Triton's interpreter, or not at all."""
-    elsewhere = _elsewhere.get()
-    return config().triton_interpret if elsewhere is None else elsewhere.kind == "gpu"
+    other = _elsewhere.get()
+    return config().triton_interpret if other is None else other.kind == "gpu"
 
 
 @lru_cache(maxsize=64)

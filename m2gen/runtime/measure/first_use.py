@@ -26,7 +26,7 @@ from m2gen.config import config
 from m2gen.device.limits import DeviceLimits
 from m2gen.planner import search
 from m2gen.planner.plan import Plan
-from m2gen.runtime.build.limits import default_device, live
+from m2gen.runtime.build.limits import default_device, elsewhere, live
 from m2gen.runtime.measure import trial
 from m2gen.runtime.measure.cases import case_of
 
@@ -38,7 +38,7 @@ _lock = Lock()
 
 def asked(plan: Plan, limits: DeviceLimits) -> bool:
     """Whether a plan is used on the live device `limits` only after a check, its verdict known or not."""
-    here = limits.kind == "gpu" and not config().triton_interpret
+    here = limits.kind == "gpu" and not config().triton_interpret and not elsewhere()
     return here and config().untried == "check" and plan.body.untried is not None
 
 
