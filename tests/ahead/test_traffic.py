@@ -1,0 +1,62 @@
+"""Every launch of a layer on a GPU and what it moves, against the least; the device itself is not needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from m2gen.ahead.models import Sizes
+from m2gen.ahead.traffic import Layer, layer_of, totals
+from m2gen.device.limits import target
+
+TOKENS = 32768
+
+
+def layer(length: int, gradients: bool = False) -> Layer:
+    return layer_of("80M", target("sm90"), Sizes((length,), (TOKENS // length,), "bf16"), gradients=gradients)
+
+
+@pytest.mark.parametrize("length", [512, 4096])
+def test_a_layer_moves_little_more_than_it_must(length: int) -> None:
+    """Forward with filters kept at most 1.25 times the least, a training step at most 1.5 times."""
+    found = layer(length, gradients=True)
+    forward, back = totals(found.forward)[0], totals(found.backward)[0]
+    assert 1.0 < forward / found.least <= 1.25, (forward, found.least)
+    assert 1.0 < (forward + back) / (found.least + found.least_back) <= 1.5, (forward, back)
+
+
+def test_the_launches_of_a_layer() -> None:
+    """Four matrix products, two long convolutions, the short ones, a turn and a norm: nine, of them five of ours."""
+    found = layer(4096)
+    kinds = [one.name.split("_")[0] for one in found.forward]
+    assert kinds == [
+        "torch mm", "shortconv", "fftconv", "turn", "fftconv", "torch addmm", "blockdiag", "blockdiag", "torch native"
+    ]  # fmt: skip
+    assert not found.backward and not any(one.back for one in found.of_filters)
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    """Of PyTorch's operators by hand: (tokens, 768) to (2304, tokens), and a norm of (tokens, 768), in 16 bits."""
+    found = layer(512).forward
+    product = 2 * (TOKENS * 768 + 2304 * 768 + TOKENS * 2304)
+    norm = 2 * (2 * TOKENS * 768 + 2 * 768)
+    assert found[0].bytes == product and found[0].flop == 2 * TOKENS * 768 * 2304
+    assert norm <= found[-1].bytes <= norm + 16 * TOKENS  # and a row's mean and deviation
+
+
+def test_what_a_layer_should_take() -> None:
+    """12 layers of 32,768 tokens at 4096: by the estimate at most 14 ms."""
+    assert 12 * totals(layer(4096).forward)[1] <= 14e-3
+
+
+def test_gradients_of_a_stack_of_two_results_are_not_copied() -> None:
+    names = [one.name for one in layer(512, gradients=True).backward]
+    assert "torch stack" not in names and "torch cat" not in names and "torch clone" not in names
+
+
+def test_fake_tensors_leave_nothing_behind() -> None:
+    layer(512)
+    assert torch.empty(1).device.type == "cpu" and type(torch.empty(1)) is torch.Tensor
+    from m2gen.runtime.build.limits import elsewhere
+
+    assert not elsewhere()
