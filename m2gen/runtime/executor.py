@@ -62,11 +62,7 @@ def planned(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
 
 def settled(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
     """The same, its kernels checked on the live device `limits` where no device has run them before."""
-    return _checked(planned(problem, limits, threads), limits)
-
-
-def _checked(chosen: Plan, limits: DeviceLimits) -> Plan:
-    return first_use.sound(chosen, limits) or plan(chosen.problem, replace(limits, languages=()))
+    return first_use.sound(planned(problem, limits, threads), limits)
 
 
 @lru_cache(maxsize=4096)
@@ -79,8 +75,8 @@ def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int)
         if config().compile == "beside" and (first_use.unknown(chosen, limits) or beside.missing(chosen, limits)):
             log.once(f"{problem}: its kernels are being compiled, others compute meanwhile")
             meanwhile = _without_kernels(problem, limits)
-            return beside.Beside(chosen, limits, kernel_of, meanwhile, partial(_checked, limits=limits))
-        return kernel_of(_checked(chosen, limits))
+            return beside.Beside(chosen, limits, kernel_of, meanwhile, partial(first_use.sound, limits=limits))
+        return kernel_of(first_use.sound(chosen, limits))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
         return _without_kernels(problem, limits)
