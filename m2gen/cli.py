@@ -146,7 +146,7 @@ def show(problem: tuple[str, ...], target: str, part: str | None, solver: str | 
     \b
     m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90 --resources
     parts of fftconv: fwd, transpose (gradients of the input and the gates), dk (gradient of the filter)
-    parts of blockdiag: fwd, pack (of its weight), dw (gradient of the weight)
+    parts of blockdiag: fwd, pack (of its weight), dw (gradient of the weight); on a GPU also dz (of the product), dx
     parts of monarch: fwd, dx and dw on a GPU, bwd (all gradients) and sum (of their parts) on a CPU
     parts of shortconv: fwd, dw, or of the gated form mix, ds (gradient behind its convolutions)   of gate: fwd, bwd
     """

@@ -19,6 +19,7 @@ def test_defaults_and_values() -> None:
     ("env", "message"),
     [
         ({"M2GEN_LOG": "loud"}, r"M2GEN_LOG='loud': not a value.*debug"),
+        ({"M2GEN_UNTRIED": "no"}, r"Use one of \['avoid', 'check', 'trust'\]"),
         ({"M2GEN_CHECK_FINITE": "yes"}, r"Use one of \['0', '1'\]"),
         ({"M2GEN_FAST": "1"}, r"variable M2GEN_FAST: it is not one m2gen reads"),
     ],

@@ -33,6 +33,7 @@ class BlockdiagSpec:
     activation  "gelu" (exact), "relu", "silu" or None
     glu         y = activation(first half of the blocks) * second half
     residual    something is added at the very end
+    turned      the weight comes turned, its outputs side by side: no other text, but other machine code
     emulated    for Triton's interpreter, whose bfloat16 arithmetic is wrong
     """
 
@@ -50,13 +51,14 @@ class BlockdiagSpec:
     precision: Literal["tf32", "tf32x3", "ieee"] = "tf32"
     num_warps: int = 4
     num_stages: int = 3
+    turned: bool = False
     emulated: bool = False
 
     @property
     def name(self) -> str:
         """For example blockdiag_fwd_bf16_r128_n64_k64_b1_g8_bias_gelu_glu_residual_tf32_w4_s3."""
         tile = [f"r{self.block_r}", f"n{self.block_n}", f"k{self.block_k}", f"b{self.blocks}", f"g{self.group}"]
-        flags = [word for word in ("glu", "residual", "emulated") if getattr(self, word)]
+        flags = [word for word in ("glu", "residual", "turned", "emulated") if getattr(self, word)]
         epilogue = ["bias"] * self.bias + ([] if self.activation is None else [self.activation]) + flags
         last = [self.precision, f"w{self.num_warps}", f"s{self.num_stages}"]
         return "_".join(["blockdiag", self.part, self.dtype, *tile, *epilogue, *last])
@@ -72,7 +74,7 @@ class BlockdiagSpec:
     def launched(self) -> Mapping[str, str]:
         """Contiguous blocks; where a program takes several, those of a Monarch's first stage of two: x (row, 1, c, j)
         has c for neighbours and y (row, b, 1, o) b, in which form dw's z comes as well."""
-        special = dict.fromkeys(("rows", "blocks", "parts"), "any") | {"stride_wk": "1"}
+        special = dict.fromkeys(("rows", "blocks", "parts"), "any") | {f"stride_w{'n' if self.turned else 'k'}": "1"}
         if self.blocks == 1:
             special |= dict.fromkeys(("inner_x", "inner_y", "inner_z"), "any")
             special |= dict.fromkeys(("stride_xe", "stride_ye", "stride_ze", "stride_se"), "1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -84,23 +83,9 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | Non
     return x.new_empty((*x.shape[:-1], weight.shape[0] * weight.shape[1]))
 
 
-def _own(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None, glu: bool = False) -> bool:
-    """Whether one call of the plan's kernels gives all gradients of these operands, which fit together.
-
-    It changes no result, so compiled graphs of any number of rows go by the one that they were traced with."""
-    rows = math.prod(map(_traced_with, x.shape[:-1]))
-    shape = torch.Size(map(_traced_with, weight.shape))
-    return executor.own_gradients(x.device, shape, rows, x.dtype, bias is not None, glu, activation)
-
-
-def _traced_with(size: Any) -> int:
-    """A size; of a symbolic one the number that it stood for, 1 where there was none."""
-    return size if isinstance(size, int) else int(size.node.hint or 1)
-
-
 def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
     x, weight, bias, _ = args
-    if any(needs[:3]) and _own(x, weight, bias):
+    if any(needs[:3]) and executor.own_gradients(x, weight, bias):
         return [*_gradients(dy, x, weight, bias, None, False, needs), dy if needs[3] else None]
     return [
         blockdiag_linear_op(dy, weight.transpose(1, 2), None) if needs[0] else None,
@@ -265,7 +250,7 @@ blockdiag_epilogue_op: Any = register(
         vjp=_epilogue_vjp,
         jvp=_epilogue_jvp,
         composed=_epilogue_composed,
-        own=lambda x, weight, bias, residual, activation, glu: _own(x, weight, bias, activation, glu),
+        own=lambda x, weight, bias, residual, *how: executor.own_gradients(x, weight, bias, *how),
         vmap=_epilogue_vmap,
         autocast=(0, 1, 2, 3),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -36,11 +37,7 @@ def planned(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
 
 def settled(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
     """The same, its kernels checked on the live device `limits` where no device has run them before."""
-    return _checked(planned(problem, limits, threads), limits)
-
-
-def _checked(chosen: Plan, limits: DeviceLimits) -> Plan:
-    return first_use.sound(chosen, limits) or plan(chosen.problem, replace(limits, languages=()))
+    return first_use.sound(planned(problem, limits, threads), limits)
 
 
 @lru_cache(maxsize=4096)
@@ -53,8 +50,8 @@ def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int)
         if config().compile == "beside" and (first_use.unknown(chosen, limits) or beside.missing(chosen, limits)):
             log.once(f"{problem}: its kernels are being compiled, others compute meanwhile")
             meanwhile = _without_kernels(problem, limits)
-            return beside.Beside(chosen, limits, kernel_of, meanwhile, partial(_checked, limits=limits))
-        return kernel_of(_checked(chosen, limits))
+            return beside.Beside(chosen, limits, kernel_of, meanwhile, partial(first_use.sound, limits=limits))
+        return kernel_of(first_use.sound(chosen, limits))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
         return _without_kernels(problem, limits)
@@ -153,15 +150,23 @@ def product_gradients(
     return found
 
 
-def own_gradients(device: torch.device, shape: torch.Size, rows: int, dtype: torch.dtype, *words: Any) -> bool:
-    """Whether `product_gradients` of such operands is planned as kernels of its own."""
-    if device.type not in ("cpu", "cuda") or not rows * shape.numel():
+def own_gradients(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None, glu: bool = False
+) -> bool:
+    """Whether `product_gradients` of these operands, which fit together, is planned as kernels of its own.
+
+    It changes no result, so compiled graphs of any number of rows go by the one that they were traced with."""
+    if x.device.type not in ("cpu", "cuda") or live(x.device).kind == "cpu":  # there what is between steps is kept
         return False
-    limits = live(device)
-    if limits.kind == "cpu":  # where what stands between the steps is kept
+    rows, shape = math.prod(map(_traced_with, x.shape[:-1])), torch.Size(map(_traced_with, weight.shape))
+    if not rows * shape.numel():
         return False
-    kernel = _of_product(limits, torch.get_num_threads(), wisdom.generation(), shape, rows, dtype, *words)
-    return bool(kernel.step.own_gradients)
+    return bool(_of_product(*_here(x), shape, rows, x.dtype, bias is not None, glu, activation).step.own_gradients)
+
+
+def _traced_with(size: Any) -> int:
+    """A size; of a symbolic one the number that it stood for, 1 where there was none."""
+    return size if isinstance(size, int) else int(size.node.hint or 1)
 
 
 _of_product = _cached(posed.product_problem)

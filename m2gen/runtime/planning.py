@@ -34,7 +34,15 @@ def plan(problem: str | Problem, target: str = "auto", rigor: str = "estimate") 
     asked, limits = _problem(problem), limits_of(target)
     if target == "auto" and (compiled := _ahead(asked, limits)) is not None:
         return compiled
-    return search.plan(asked, limits, known(target), rigor)
+    found = search.plan(asked, limits, known(target), rigor)
+    return found if target != "auto" or found.body.untried is None else _sound(found, limits)
+
+
+def _sound(found: Plan, limits: DeviceLimits) -> Plan:
+    """What calls would take in its place, where it is known already that its kernels must not run here."""
+    from m2gen.runtime.measure import first_use  # late: as below
+
+    return first_use.sound(found, limits, check=False)
 
 
 def _ahead(problem: Problem, limits: DeviceLimits) -> Plan | None:

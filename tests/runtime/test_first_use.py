@@ -21,7 +21,7 @@ from m2gen.device.limits import target
 from m2gen.planner import explain, ranking, search
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
-from m2gen.runtime import beside, executor
+from m2gen.runtime import beside, executor, planning
 from m2gen.runtime.bindings import blockdiag, blockdiag_triton
 from m2gen.runtime.measure import first_use, trial
 from m2gen.runtime.measure.trial import Trial
@@ -102,6 +102,19 @@ def test_a_right_plan_is_checked_once_for_a_machine(device: Device, said: list[s
     assert len(device.asked) == 2 and device.asked[1][0].problem == SHORT
 
 
+def test_what_is_not_known_is_planned_and_not_asked(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `m2gen plan` does on the device."""
+    monkeypatch.setattr(planning, "limits_of", lambda name: H100)
+    monkeypatch.setattr(planning, "_ahead", lambda *_: None)
+    monkeypatch.setattr(planning, "known", lambda name: None)
+    first, second = search.rank(GLU, H100).plans[:2]
+    assert planning.plan(GLU) == first and not device.asked
+    device.says = lambda plan: Trial("its process ended with signal 11") if plan == first else RIGHT
+    bound()
+    assert planning.plan(GLU) == second and len(device.asked) == 2
+    assert planning.plan(GLU, "sm90") == first, "of a named target nothing is known"
+
+
 def test_another_device_driver_or_compiler_is_another_matter(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = search.rank(GLU, H100).plans[0]
     first_use.verdict(plan, H100)
@@ -127,6 +140,10 @@ def test_the_next_plan_of_the_ranking_takes_a_faulty_one_s_place(device: Device,
     assert [plan for plan, _ in device.asked] == [bad, good]
     line = next(one for one in said if "is not used" in one)
     assert bad.choice in line and why in line and f"{good.choice} does {GLU}" in line and "Some H100" in line
+    assert first_use.sound(bad, H100, check=False) == good and len(device.asked) == 2
+    assert f"left out  {bad.choice} is not used on a Some H100: {why}" in (
+        first_use.sound(bad, H100, check=False).explain()
+    )
     forget()
     assert bound().step == good.body and len(device.asked) == 2, "a fault is remembered, too"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
@@ -18,6 +18,7 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.step import Estimate
 
 _MOST = 8  # tiles worth a measurement
+_PARTS: dict[str, Part] = {"dz": "dz", "dx": "fwd", "dw": "dw"}  # kernels of the gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +45,18 @@ class Fused:
         dz, dx, dw = (self._first(problem, limits, part) for part in ("dz", "dx", "dw"))
         if dx is None or dw is None or (behind and dz is None):
             return
+        of_x = replace(dx.spec, turned=True)
         of_z = recast(dz.spec, self.family) if behind and dz is not None else None
         for one in tiles.candidates(sizes_of(problem), limits, "fwd")[:_MOST]:
             moved = one.bytes + problem.bias * problem.n_out * DTYPES[problem.dtype].bytes
             estimate = Estimate(problem.flop, moved, 1, moved, one.seconds)
-            specs = recast(one.spec, self.family), of_z, recast(dx.spec, self.family), recast(dw.spec, self.family)
+            specs = recast(one.spec, self.family), of_z, recast(of_x, self.family), recast(dw.spec, self.family)
             yield FusedProduct(estimate, *specs, dw.parts)
 
     @staticmethod
     def _first(problem: BlockDiagProblem, limits: DeviceLimits, gradient: str) -> Candidate[BlockdiagSpec] | None:
         """The quickest kernel of one of the gradients."""
-        part: Part = "fwd" if gradient == "dx" else "dw" if gradient == "dw" else "dz"
-        return next(iter(tiles.candidates(sizes_of(problem, gradient), limits, part)), None)
+        return next(iter(tiles.candidates(sizes_of(problem, gradient), limits, _PARTS[gradient])), None)
 
     def candidates(self, problem: BlockDiagProblem, limits: DeviceLimits) -> Iterator[Plan]:
         for step in self._found(problem, limits):

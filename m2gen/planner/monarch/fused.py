@@ -60,7 +60,7 @@ class Fused:
                 ),
                 factors,
                 tuple(one.spec for one in forward),
-                tuple(one.spec for one in back),
+                tuple(replace(one.spec, turned=True) for one in back),
                 tuple(one.spec for one in of_weight),
                 tuple(one.parts for one in of_weight),
                 None,

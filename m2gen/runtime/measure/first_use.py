@@ -12,6 +12,7 @@ import datetime
 import importlib.metadata
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -47,24 +48,29 @@ def unknown(plan: Plan, limits: DeviceLimits) -> bool:
     return asked(plan, limits) and _remembered(kernels_of(plan), here_of(limits)) is None
 
 
-def sound(chosen: Plan, limits: DeviceLimits) -> Plan | None:
-    """`chosen`, or where a check finds that its kernels must not run on the live device `limits`, the next plan that
-    may; None without any. Says in the log what is not used, why, and what is."""
+def sound(chosen: Plan, limits: DeviceLimits, check: bool = True) -> Plan:
+    """`chosen`, or where its kernels must not run on the live device `limits` the next plan of the ranking that may, in
+    the end PyTorch's own products. Says in the log and in that plan what is not used, and why.
+
+    Without `check` nothing is found out that is not known."""
     faults: list[str] = []
     for plan in (chosen, *(_ranked(chosen, limits) if asked(chosen, limits) else ())):
         if asked(plan, limits):
             if len(faults) == _MOST:
                 continue
-            why = verdict(plan, limits).why
-            if why is not None:
-                faults.append(f"{plan.choice} is not used on a {_name(limits)}: {why}")
+            found = verdict(plan, limits) if check else _remembered(kernels_of(plan), here_of(limits))
+            if found is not None and found.why is not None:
+                faults.append(f"{plan.choice} is not used on a {_name(limits)}: {found.why}")
                 continue
-        for one in faults:
-            log.fallback(f"{one}; {plan.choice} does {plan.problem}")
-        return plan
+        return _in_place(plan, faults)
+    return _in_place(search.plan(chosen.problem, replace(limits, languages=())), faults)
+
+
+def _in_place(plan: Plan, faults: list[str]) -> Plan:
+    """The plan, which is taken because of the faults of others."""
     for one in faults:
-        log.fallback(f"{one}; no other plan does {chosen.problem} but PyTorch's")
-    return None
+        log.fallback(f"{one}; {plan.choice} does {plan.problem}")
+    return replace(plan, left_out=(*plan.left_out, *faults)) if faults else plan
 
 
 def _ranked(chosen: Plan, limits: DeviceLimits) -> tuple[Plan, ...]:
