@@ -24,7 +24,8 @@ monarch = Fused()
 GLU = BlockdiagSizes(32768, 4, 192, 1536, "bf16", activation="gelu", glu=True)  # M2-BERT: 768 to 2 x 3072
 OUT = BlockdiagSizes(32768, 4, 768, 192, "bf16", bias=True, residual=True)  # and back, with what is added
 STAGE = BlockdiagSizes(8192, 64, 64, 64, "bf16", apart_x=True, apart_y=True)  # of a Monarch of order 2, 4096 wide
-MIXER = ShortconvSizes(8, 768, 4096, 3, "bf16", bias=True, masked="in", last_in=True)
+MIXER = ShortconvSizes(8, 768, 4096, 3, "bf16", bias=True, masked="in", offset=True)  # as W x^T gives its streams
+ACROSS = ShortconvSizes(8, 768, 4096, 3, "bf16", bias=True, masked="in", last_in=True)
 MONARCHS = (  # one kernel for both factors
     "monarch in=256 out=256 rows=8192 bf16 order=2 blocks=16x16",
     "monarch in=1024 out=1024 rows=8192 bf16 order=2 blocks=32x32",
@@ -61,8 +62,12 @@ def specs(limits: DeviceLimits) -> Iterator[TritonSpec]:
     yield turn.candidates(TurnSizes(8, 4096, 768, "fp32"), limits)[0].spec
     yield shortconv.candidates(MIXER, limits, "mix")[0].spec
     yield shortconv.candidates(MIXER, limits, "mix_bwd")[0].spec
-    yield shortconv.candidates(replace(MIXER, width=5), limits, "ds")[0].spec
-    plain = replace(MIXER, channels=3 * MIXER.channels)
+    yield shortconv.candidates(replace(MIXER, masked="no"), limits, "mix")[0].spec
+    yield shortconv.candidates(replace(MIXER, masked="no"), limits, "mix_bwd")[0].spec
+    yield shortconv.candidates(ACROSS, limits, "mix")[0].spec
+    yield shortconv.candidates(ACROSS, limits, "mix_bwd")[0].spec
+    yield shortconv.candidates(replace(ACROSS, width=5), limits, "ds")[0].spec
+    plain = replace(ACROSS, channels=3 * ACROSS.channels)
     yield shortconv.candidates(replace(plain, last_out=True), limits)[0].spec
     yield shortconv.candidates(replace(plain, last_in=False, masked="out"), limits)[0].spec
     yield shortconv.candidates(replace(plain, last_out=True), limits, "dw")[0].spec
