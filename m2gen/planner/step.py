@@ -153,6 +153,10 @@ class Body(Step[P]):
         """The generated kernels by what they do, "fwd" the first: what `m2gen show` can print."""
         return {}
 
+    def layout(self, problem: P) -> str:
+        """That of the tensors which its kernels are launched on."""
+        return problem.layout
+
     def expected(self, problem: P, limits: DeviceLimits) -> float:
         """The seconds that `limits` let one expect, of a plan that may have been made with others."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from m2gen.cache import store
 from m2gen.codegen.render import render
 from m2gen.config import config
 from m2gen.errors import M2GenError
+from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.spec import KernelSpec, TritonSpec
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -35,6 +36,6 @@ def load(spec: KernelSpec) -> Any:
     return getattr(module, source.name)
 
 
-def launch(spec: TritonSpec, programs: int, *arguments: Any) -> None:
+def launch(spec: FftConvSpec | TritonSpec, programs: int, *arguments: Any) -> None:
     """Run `programs` programs of the kernel, on the current stream."""
     load(spec)[(programs,)](*arguments, num_warps=spec.num_warps, num_stages=spec.num_stages)
