@@ -18,7 +18,7 @@ def show(
     problem: Problem, target: str, view: str = "source", part: str | None = None, solver: str | None = None
 ) -> str:
     """The kernel of `problem` on `target` as one of VIEWS; "source" needs no compiler."""
-    spec, arch = _spec(problem, target, part, solver)
+    spec, arch, layout = _spec(problem, target, part, solver)
     if view == "source":
         from m2gen.codegen.render import render
 
@@ -27,7 +27,7 @@ def show(
         return assembly(spec, arch)
     if spec.template.startswith("cpp/"):
         raise M2GenError(f"{view} of {spec.name}", "it is a C++ kernel", "use --source or --asm")
-    compiled = _compile(spec, arch, problem)
+    compiled = _compile(spec, arch, layout)
     if view == "resources":
         return _resources(spec, compiled)
     if view == "ptx" and "amdgcn" in compiled.texts:
@@ -37,9 +37,9 @@ def show(
     return compiled.texts[view].rstrip("\n")
 
 
-def _spec(problem: Problem, target: str, part: str | None, solver: str | None) -> tuple[KernelSpec, str]:
-    """The spec of one part of the best plan, of `solver` if one is named, that has a generated kernel, and the
-    architecture it is for."""
+def _spec(problem: Problem, target: str, part: str | None, solver: str | None) -> tuple[KernelSpec, str, str]:
+    """The spec of one part of the best plan, of `solver` if one is named, that has a generated kernel, the
+    architecture it is for, and the layout of the tensors it is launched on."""
     from m2gen.planner import search
     from m2gen.runtime.planning import limits_of
 
@@ -51,7 +51,7 @@ def _spec(problem: Problem, target: str, part: str | None, solver: str | None) -
             part = part or next(iter(parts))
             if part not in parts:
                 raise M2GenError(f"part {part!r} of {problem}", "it has no such kernel", f"use {', '.join(parts)}")
-            return parts[part], plan.arch
+            return parts[part], plan.arch, plan.body.layout(problem)
     if solver is not None and solver not in {name for name, _ in ranking.rejections}:
         able = dict.fromkeys(plan.solver for plan in ranking.plans if plan.body.parts(problem))
         names = ", ".join(able) or "none"
@@ -69,10 +69,10 @@ def assembly(spec: KernelSpec, arch: str) -> str:
     return compile_text(spec, arch).rstrip("\n")
 
 
-def _compile(spec: KernelSpec, arch: str, problem: Problem) -> Compiled:
+def _compile(spec: KernelSpec, arch: str, layout: str) -> Compiled:
     from m2gen.runtime.build.cross_compile import Job, compile_one
 
-    compiled = compile_one(Job(spec, arch, "BLH" if problem.layout == "BLH" else "BHL"))  # type: ignore[arg-type]
+    compiled = compile_one(Job(spec, arch, "BLH" if layout == "BLH" else "BHL"))  # type: ignore[arg-type]
     if compiled.error:
         raise M2GenError(f"{spec.name} compiled for {arch}", compiled.error, "see the source with --source")
     return compiled

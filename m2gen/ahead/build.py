@@ -106,7 +106,9 @@ def _plan_all(manifest: Manifest, wanted: Wanted, target: str, limits: DeviceLim
     jobs: dict[str, _Job] = {}
     for problem, who in wanted.problems.items():
         chosen = planning.plan(problem, target)
-        own = [_Job(spec, problem.layout) for spec in chosen.body.kernels(problem, problem in wanted.trained)]
+        own = [
+            _Job(spec, chosen.body.layout(problem)) for spec in chosen.body.kernels(problem, problem in wanted.trained)
+        ]
         _note(manifest, str(problem), chosen, own, who)
         jobs |= {job.name: job for job in own if job.name not in jobs}
     if limits.kind == "cpu":

@@ -180,6 +180,10 @@ class Body(Step[P]):
         of = self.estimate
         return (Launch(self.choice, of.bytes, of.seconds, of.flop),)
 
+    def layout(self, problem: P) -> str:
+        """That of the tensors which its kernels are launched on."""
+        return problem.layout
+
     def expected(self, problem: P, limits: DeviceLimits) -> float:
         """The seconds that `limits` let one expect, of a plan that may have been made with others."""
         raise NotImplementedError

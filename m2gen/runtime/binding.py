@@ -8,7 +8,7 @@ from typing import Any
 
 from m2gen.errors import M2GenError
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
-from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv
+from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv, TurnedConv
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
 from m2gen.planner.monarch.problem import MonarchProblem, stage_problems, turned
 from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
@@ -27,7 +27,7 @@ from m2gen.runtime.bindings import (
     shortconv_triton,
     turn,
 )
-from m2gen.runtime.bindings.fused import FusedKernel
+from m2gen.runtime.bindings.fused import FusedKernel, TurnedKernel
 from m2gen.runtime.bindings.native import NativeKernel
 from m2gen.runtime.bindings.spectral import SpectralKernel
 
@@ -46,6 +46,7 @@ def _staged(problem: MonarchProblem, step: StagedMonarch) -> monarch.StagedKerne
 BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     SpectralConv: SpectralKernel,
     FusedConv: FusedKernel,
+    TurnedConv: TurnedKernel,
     NativeConv: NativeKernel,
     LibraryProduct: blockdiag.LibraryKernel,
     NativeProduct: blockdiag.NativeKernel,

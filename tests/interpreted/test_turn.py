@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from m2gen.kernels.turn import TurnSpec
 from m2gen.runtime.bindings import turn_triton as kernels
 from m2gen.runtime.bindings.turn_triton import turned
+from m2gen.runtime.build.triton_kernel import DTYPES
 
 SIZES = st.sampled_from([1, 2, 7, 31, 64, 65, 127])
 
@@ -29,6 +30,20 @@ def test_a_turned_copy_has_the_same_bits(
     out = comparison.strided(torch.full((batch, columns, rows), float("nan"), dtype=dtype), how) if into else None
     y = turned(x, out)
     assert torch.equal(y, x.transpose(1, 2)) and (y is out if into else y.is_contiguous())
+
+
+@settings(max_examples=25)
+@given(SIZES, SIZES, comparison.dtypes, comparison.STRIDES, st.sampled_from(["pre", "post", "add", "post add"]))
+def test_gates_and_sums_on_the_way(rows: int, columns: int, dtype: torch.dtype, how: str, words: str) -> None:
+    """In float32, rounded once: x in another dtype than y's, tensors of any strides."""
+    given = {word: (2, rows, columns) if word == "pre" else (2, columns, rows) for word in words.split()}
+    more = {w: comparison.strided(comparison.draw(*s, dtype=dtype, seed=len(w)), how) for w, s in given.items()}
+    x = comparison.draw(2, rows, columns, dtype=dtype if words == "pre" else torch.float32)
+    y = torch.full((2, columns, rows), float("nan"), dtype=dtype)
+    spec = TurnSpec(dtype=DTYPES[dtype], inner="fp32", block_r=32, **dict.fromkeys(more, True))
+    wide = {word: tensor.float() for word, tensor in more.items()}
+    exact = (x.float() * wide.get("pre", 1)).transpose(1, 2) * wide.get("post", 1) + wide.get("add", 0)
+    assert torch.equal(turned(x, y, spec, **more), exact.to(dtype))
 
 
 @pytest.mark.parametrize("block_r, block_c", [(16, 16), (16, 64), (128, 32)])

@@ -49,6 +49,9 @@ SPECS: list[TritonSpec] = [
     ),
     TurnSpec(dtype="fp16"),
     TurnSpec(dtype="fp32", block_r=32, block_c=128, num_warps=8),
+    TurnSpec(dtype="bf16", inner="fp16", pre=True),
+    TurnSpec(dtype="bf16", inner="bf16", pre=True, emulated=True),
+    *(TurnSpec(dtype="bf16", inner="fp32", post=post, add=not post or rest) for post, rest in ((0, 1), (1, 0), (1, 1))),
     AddPartsSpec(dtype="bf16"),
     AddPartsSpec(dtype="bf16", block=256, num_warps=2, emulated=True),
     *(

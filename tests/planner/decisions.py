@@ -27,6 +27,8 @@ def problems() -> Iterator[tuple[str, Problem]]:
     """(name, problem): the ladder of sizes, then the corpus."""
     for n in SIZES:
         yield f"n-{n}", parse(f"fftconv n={n} h=768 b=8 bf16 causal gated")
+    for n in (512, 4096):
+        yield f"n-{n}-blh", parse(f"fftconv n={n} h=768 b=8 bf16 bidirectional post_gated skip blh")
     for entry in corpus():
         yield entry.name, entry.problem
 
@@ -59,7 +61,7 @@ def _describe(plan: Plan) -> str:
     fold = " fold" if conv.fold else ""
     channels = f"channels {conv.channels}"
     if isinstance(conv, FusedConv):
-        channels = f"{conv.spec.ring} w{conv.spec.num_warps} s{conv.spec.num_stages}"
+        channels = f"{conv.spec.ring} w{conv.spec.num_warps} s{conv.spec.num_stages}{' turned' * hasattr(conv, 'turn')}"
     return (
         f"{plan.solver} order {transform.order} size {transform.size}{radices}{fold} {channels} "
         f"{duration(plan.estimate.seconds)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,9 +12,10 @@ from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.survey import FAMILIES, KNOBS, found
 from m2gen.kernels.surveyed import SURVEYED
 from m2gen.kernels.unsound import ONE_STAGE, unsound
-from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
+from m2gen.planner.stored import plan_from_json
 from m2gen.testing.plans import covering, fused_plans
 
 
@@ -81,6 +83,37 @@ def test_staged_kernels_of_one_stage_are_not_planned_on_hopper() -> None:
             assert ONE_STAGE in ranking.plans[0].explain(target("sm90"))
     assert illegal <= told
     assert any("_dk_" in name for name in told)
+
+
+@pytest.mark.parametrize("words", ["gated", "post_gated skip add", "skip", ""])
+def test_channels_last_are_turned_where_there_are_many(words: str) -> None:
+    """Both ways are candidates; on a CPU, and with times as neighbours, there is nothing to turn."""
+    for n, b, turned in ((512, 64, True), (4096, 8, True), (128, 1, False)):
+        problem = parse(f"fftconv n={n} h=768 b={b} bf16 bidirectional {words} blh")
+        limits = target("sm90")
+        plans = [plan for plan in rank(problem, limits).plans if isinstance(plan.body, FusedConv)]
+        assert {type(plan.body) for plan in plans} == {FusedConv, TurnedConv}
+        assert isinstance(plans[0].body, TurnedConv) == turned
+        plan = next(plan for plan in plans if isinstance(plan.body, TurnedConv))
+        assert plan_from_json(plan.to_json()) == plan
+        body = plan.body
+        assert body.expected(problem, limits) == pytest.approx(plan.seconds)
+        assert all(not (one.pre_gate or one.post_gate or one.add) for one in (body.spec, body.dk))
+        told = plan.explain(limits)
+        assert "turned by turn_bf16" in told and "not yet run on a device" in told and "w" in told
+        for other in (replace(problem, layout="BHL"), problem):
+            limits = target("sm90" if other.layout == "BHL" else "avx512")
+            assert not any(isinstance(plan.body, TurnedConv) for plan in rank(other, limits).plans)
+
+
+def test_reading_by_strides_costs_what_was_measured() -> None:
+    """n=512 b=64 and n=4096 b=8 on an H100: 3.8 and 10 times as long as with times as neighbours."""
+    for n, b in ((512, 64), (4096, 8)):
+        problem = parse(f"fftconv n={n} h=768 b={b} bf16 bidirectional gated blh")
+        plan = next(plan for plan in rank(problem, target("sm90")).plans if type(plan.body) is FusedConv)
+        otherwise = replace(problem, layout="BHL")
+        of = [plan.body.estimates(one, target("sm90"))[1].seconds for one in (problem, otherwise)]
+        assert 3.8 < of[0] / of[1] < 10
 
 
 def test_other_architectures_keep_them() -> None:

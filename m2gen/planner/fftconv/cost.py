@@ -17,6 +17,7 @@ from m2gen.planner.fftconv.formulas import (
     FETCH,
     FORMULAS,
     SPILL,
+    STRIDED,
     WORKING_SETS,
     Values,
     monarch_stage,
@@ -52,8 +53,9 @@ def working_sets(problem: FftConvProblem, transform: Transform, *channels: int) 
     return [float(bytes_of(sizes, some)) for some in channels]
 
 
-def fused_values(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> Values:
-    """The numbers of a fused kernel's steps; float32 products are three in TF32, at half the 16-bit rate each."""
+def fused_values(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits, turned: bool = False) -> Values:
+    """The numbers of a fused kernel's steps; float32 products are three in TF32, at half the 16-bit rate each.
+    `turned`: its sequences are turned before and after."""
     entry = found(spec, limits.arch)
     return _sizes(problem, Transform("monarch", spec.size, spec.radices), problem.h)._replace(
         W=limits.bandwidth(spec.size * 8 * limits.cores),
@@ -73,13 +75,28 @@ def fused_values(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimit
         l=(BARRIERS + (FETCH if spec.num_stages == 1 else 0)) * max(1, sum(spec.loops)),
         m=limits.cores,
         O=blocks(spec, limits),
+        Z=1 if turned or problem.layout == "BHL" else STRIDED,
+        w=DTYPES[read(problem, spec)].bytes + DTYPES[written(problem)].bytes if turned else 0,
     )
 
 
-def fused_estimates(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+def read(problem: FftConvProblem, spec: FftConvSpec) -> str:
+    """The dtype of a turned input: a product with the first gate is rounded as the kernel rounds its operands."""
+    compute = "bf16" if spec.compute == "bf16_emulated" else spec.compute
+    return compute if problem.pre_gate else problem.dtype
+
+
+def written(problem: FftConvProblem) -> str:
+    """The dtype of a result that is to be turned: not yet rounded where something is still to come."""
+    return "fp32" if problem.post_gate or problem.add else problem.dtype
+
+
+def fused_estimates(
+    problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits, turned: bool = False
+) -> tuple[Estimate, Estimate]:
     """What the filter's spectrum and the fused convolution cost."""
-    numbers = fused_values(problem, spec, limits)
-    costs = (FORMULAS["fused", step](numbers, NUMBERS) for step in ("filter", "conv"))
+    numbers = fused_values(problem, spec, limits, turned)
+    costs = (FORMULAS["turned" if turned else "fused", step](numbers, NUMBERS) for step in ("filter", "conv"))
     of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
     return of_filter, of_conv
 

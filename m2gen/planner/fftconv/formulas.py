@@ -10,10 +10,11 @@ temporaries (at the working set), D bandwidth of the user's tensors, t cost of a
 library's FFT. Of a fused kernel: n1 and n2 its radices, n0 that of an outer stage through memory (S 1 with one, else
 0), R batch rows in a tile, s transforms stacked in a product, Q bytes of its operand, X rate of its products, V
 vector rate, A threads of a block, I instructions that a warp issues for a tile (one that spills counts 16), l seconds
-that a tile waits for memory and barriers, m multiprocessors, O blocks that each holds at once. Of a native kernel: J
-operations for each point of a transform, what a pass costs beyond its FLOP among them, X rate of them, L 1 where the
-user's numbers are gathered into rows (another dtype, a gate, something added, or channels as neighbours), Y numbers
-gathered a second.
+that a tile waits for memory and barriers, m multiprocessors, O blocks that each holds at once, Z how many times as
+long sequences with channels as neighbours take, w bytes of a number of tensors that were turned, as input and as
+result. Of a native kernel: J operations for each point of a transform, what a pass costs beyond its FLOP among them,
+X rate of them, L 1 where the user's numbers are gathered into rows (another dtype, a gate, something added, or
+channels as neighbours), Y numbers gathered a second.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -39,8 +40,9 @@ LEGEND = (
     "of a call, P passes of the FFT, n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a "
     "tile, s transforms stacked, Q bytes of an operand, X rate of its products, V vector rate, A threads of a block, I "
     "instructions that a warp issues for a tile, l seconds that a tile waits, m multiprocessors, O blocks that each "
-    "holds at once, J operations a point of a native transform, X their rate, L 1 where numbers are gathered into "
-    "rows, Y numbers a second"
+    "holds at once, Z how many times as long it takes by strides, w bytes of a turned number read and written, J "
+    "operations a point of a native transform, X their rate, L 1 where numbers are gathered into rows, Y numbers a "
+    "second"
 )
 NOTES = (
     "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
@@ -91,6 +93,8 @@ class Values(NamedTuple):
     O: Any = 1  # noqa: E741
     L: Any = 0
     Y: Any = 1.0
+    Z: Any = 1
+    w: Any = 0
 
 
 def user_bytes(v: Values) -> Any:
@@ -195,6 +199,10 @@ def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
 # what goes on beside the slowest that shows all the same. An instruction that spills counts as many: few warps hide it.
 # To be fitted.
 _ENDS, _FOLLOW, BARRIERS, FETCH, _SHOWS, SPILL = 1.15, 1.7, 0.3e-6, 0.5e-6, 0.1, 16
+# Z, how many times as long a launch takes whose sequences have channels as neighbours: it reads them by strides. On an
+# H100 (2026-11-26) n=512 b=64 took 0.94 ms and n=4096 b=8 2.57, of 768 channels in bfloat16, where either took 0.25
+# with times as neighbours: 3.8 and 10 times, of which this is the geometric mean.
+STRIDED = 6.2
 _SCHEDULED = 128  # threads that a multiprocessor issues for at once
 
 
@@ -211,17 +219,30 @@ def fused_filter(v: Values, a: Arithmetic) -> Cost:
 
 
 def fused_conv(v: Values, a: Arithmetic) -> Cost:
-    """One launch. A tile of s N points is 2 products with A1, of s diagonal blocks, and 2 with B2.
+    """One launch, on the user's tensors."""
+    return _fused(v, a, user_bytes(v))
 
-    That is 8 R s N n1 + 16 s N n2 FLOP. With an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and
-    scratch is written twice and read twice. Memory, matrix units and issue go on side by side; one block's tiles
-    follow one another, and only O of them overlap.
+
+def turned_conv(v: Values, a: Arithmetic) -> Cost:
+    """The same launch on tensors that were turned, so that times are neighbours in memory: w bytes of input and result
+    for each number. A turn in front of it multiplies by the first gate, one behind it by the second, and adds."""
+    own = v.B * v.H * v.n * v.w
+    turns = user_bytes(v) + own
+    return _fused(v, a, own).plus(Cost(bytes=turns, launches=2, working_set=own, seconds=turns / v.D + 2 * v.t))
+
+
+def _fused(v: Values, a: Arithmetic, sequences: Any) -> Cost:
+    """One launch that moves `sequences` bytes of sequences.
+
+    A tile of s N points is 2 products with A1, of s diagonal blocks, and 2 with B2: 8 R s N n1 + 16 s N n2 FLOP. With
+    an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and scratch is written twice and read twice. Memory,
+    matrix units and issue go on side by side; one block's tiles follow one another, and only O of them overlap.
     """
     tiles = v.H * a.ceiling(v.B / v.R)
     on_chip = (1 - v.S) * v.s * (8 * v.R * v.n1 + 16 * v.n2)
     flop = tiles * v.N * (on_chip + v.S * (8 * v.R * v.n0 + 16 * v.s * v.n1 + 16 * v.n2))
     scratch = v.S * tiles * v.N * (8 * v.Q + 16)
-    moved = user_bytes(v) + 2 * v.H * v.N * v.Q
+    moved = sequences + 2 * v.H * v.N * v.Q
     issue = 2 * tiles * v.I / v.V  # seconds for each thread of a block
     alone = flop / v.X + _FOLLOW * issue * a.maximum(v.A, _SCHEDULED) + tiles * v.l / v.m
     units = a.maximum(flop / v.X, issue * v.A)
@@ -230,7 +251,7 @@ def fused_conv(v: Values, a: Arithmetic) -> Cost:
         bytes=moved + scratch,
         launches=1,
         working_set=v.Q * (2 * v.R * v.s * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
-        seconds=_ENDS * (a.maximum(a.maximum(moved / v.D, units), alone / v.O) + _SHOWS * (units + alone / v.O))
+        seconds=v.Z * _ENDS * (a.maximum(a.maximum(moved / v.D, units), alone / v.O) + _SHOWS * (units + alone / v.O))
         + scratch / v.W
         + v.t,
     )
@@ -264,6 +285,8 @@ FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
     ("monarch", "conv"): monarch_conv,
     ("fused", "filter"): fused_filter,
     ("fused", "conv"): fused_conv,
+    ("turned", "filter"): fused_filter,
+    ("turned", "conv"): turned_conv,
     ("native", "filter"): native_filter,
     ("native", "conv"): native_conv,
 }

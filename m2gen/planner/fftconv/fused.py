@@ -14,10 +14,11 @@ from m2gen.kernels.fftconv import RADICES, FftConvSpec
 from m2gen.kernels.survey import blocks, left_out, variants
 from m2gen.planner.fftconv.cost import fused_estimates
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv
+from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, TurnedConv
 from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.languages import no_triton
 from m2gen.planner.plan import Plan
+from m2gen.planner.turn.tiles import TurnSizes, candidates
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # bfloat16 tensors: half precision inside rounds less
 OUTER = (1, 32, 64)  # 1: no outer stage
@@ -47,6 +48,8 @@ class Fused:
             if dk is not None:
                 for one in variants(spec, limits):
                     yield _plan(problem, limits, one, dk)
+                    if problem.layout == "BLH":
+                        yield _turned(problem, limits, one, dk)
 
     def left_out(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[tuple[str, str]]:
         if "triton" in limits.languages and problem.dtype in COMPUTE:
@@ -148,6 +151,17 @@ def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: 
     of_filter, of_conv = fused_estimates(problem, spec, limits)
     transform = Transform("monarch", spec.size, spec.radices)
     conv = FusedConv(of_conv, transform, 1, False, spec, dk, _programs(problem, limits, spec))
+    return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
+
+
+def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
+    """The plan that turns its tensors; the kernel's resources are those of the gated one, of which the survey knows."""
+    plain = replace(spec, pre_gate=False, post_gate=False, add=False)
+    of_filter, of_conv = fused_estimates(problem, plain, limits, turned=True)
+    transform = Transform("monarch", spec.size, spec.radices)
+    turn = candidates(TurnSizes(problem.b, problem.n, problem.h, problem.dtype), limits)[0].spec
+    programs = _programs(problem, limits, plain)
+    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, programs, turn)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
 
 

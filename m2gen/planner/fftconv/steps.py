@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.fftconv import cost
 from m2gen.planner.fftconv.formulas import FORMULAS, LEGEND, NOTES, monarch_stage, transform_work
 from m2gen.planner.fftconv.launches import of_kernels
@@ -162,7 +163,7 @@ class FusedConv(Conv):
     def _who(self, problem: FftConvProblem) -> str:
         return f"kernel    {self.spec.name}, {self.programs} programs, {self.spec.ring} ring"
 
-    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec]:
+    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | TurnSpec]:
         """The kernel of the forward pass "fwd", of the input's gradient "transpose", and of the filter's "dk"."""
         spec = self.spec
         return {
@@ -171,7 +172,7 @@ class FusedConv(Conv):
             "dk": replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip),
         }
 
-    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec, ...]:
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | TurnSpec, ...]:
         return tuple(self.parts(problem).values()) if gradients else (self.spec,)
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
@@ -185,6 +186,75 @@ class FusedConv(Conv):
 
     def __str__(self) -> str:
         return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnedConv(FusedConv):
+    """The same kernel for tensors whose channels are neighbours in memory: turned before, its result turned back.
+
+    Gates and what is added are applied by the turns (`inward`, `outward`), so the kernel has none of them. `turn` is
+    the plain copy from channels to times as neighbours. Backward each tensor is turned once, too.
+    """
+
+    turn: TurnSpec
+
+    def inward(self, gated: bool, wide: bool = False) -> TurnSpec:
+        """The kernel that turns an input, as it is or times a gate, rounded as the convolution rounds its operands;
+        `wide`: not rounded, as the skip's gradient is the sum of such products."""
+        return replace(self.turn, pre=True, inner="fp32" if wide else self.spec.compute) if gated else self.turn
+
+    def outward(self, gated: bool, added: bool = False) -> TurnSpec:
+        """The kernel that turns a result back, in float32 where it has still a gate or a sum before it."""
+        wide = "fp32" if gated or added else None
+        return replace(self.turn.back, post=gated, add=added, inner=wide)
+
+    @property
+    def choice(self) -> str:
+        return f"{super(TurnedConv, self).choice} turned"
+
+    @property
+    def style(self) -> str:
+        return f"{super(TurnedConv, self).style} turned"
+
+    def lines(self, problem: FftConvProblem) -> list[str]:
+        turns = f"turned by {self.inward(problem.pre_gate).name}, back by {self._outward(problem).name}"
+        return [
+            *FusedConv.lines(self, problem),
+            f"layout    {turns} (compiled and interpreted, not yet run on a device)",
+        ]
+
+    def _outward(self, problem: FftConvProblem) -> TurnSpec:
+        return self.outward(problem.post_gate, problem.add)
+
+    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | TurnSpec]:
+        return {
+            "fwd": self.spec,
+            "transpose": replace(self.spec, transpose=True),
+            "dk": replace(self.dk, skip=problem.skip),
+            "turn": self.inward(problem.pre_gate),
+            "back": self._outward(problem),
+        }
+
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | TurnSpec, ...]:
+        forward = (self.spec, self.inward(problem.pre_gate), self._outward(problem))
+        if not gradients:
+            return forward
+        behind = [self.inward(gated, problem.skip) for gated in (problem.pre_gate, problem.post_gate)]  # u, dy
+        behind += [self.outward(gated) for gated in {problem.pre_gate, problem.gates > 0}]  # du, the gates' gradients
+        parts = self.parts(problem)
+        return tuple(dict.fromkeys((*forward, parts["transpose"], parts["dk"], *behind)))
+
+    def layout(self, problem: FftConvProblem) -> str:
+        return "BHL"
+
+    def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
+        return Terms(cost.fused_values(problem, self.spec, limits, turned=True), FORMULAS["turned", part])
+
+    def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+        return cost.fused_estimates(problem, self.spec, limits, turned=True)
+
+    def __str__(self) -> str:
+        return f"(turned-conv {FusedConv.__str__(self)} {self.turn.name})"
 
 
 @dataclass(frozen=True, slots=True)

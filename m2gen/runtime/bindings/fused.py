@@ -20,11 +20,12 @@ from torch import Tensor
 from m2gen.config import config
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
 from m2gen.runtime.bindings import kept_spectra
 from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twiddles, ring_weights
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.bindings.turn_triton import turned
 from m2gen.runtime.build.triton_kernel import launch
 
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "bf16_emulated": torch.float32}
@@ -136,6 +137,68 @@ class FusedKernel:
         work = (channels, programs) if spec.staged else (programs // channels,)
         strides = [stride for tensor in sequences for stride in tensor.stride()]
         launch(spec, programs, *pointers, batch, length, self.shift, *work, *strides)
+
+
+class TurnedKernel(FusedKernel):
+    """The same for tensors whose channels are neighbours in memory. Each is turned once, so that times are neighbours:
+
+        z = T(u * pre)    d = T(dy * post)    y = post * T'(C(z)) + add
+        d u = pre * T'(C'(d))    d pre = u * T'(C'(d))    d post = dy * T'(C(z))
+
+    Products are float32; z and d are rounded as the kernel rounds its operands (not where the skip's gradient is
+    wanted, which sums them as they are), and what is still to be multiplied or added to stays float32: so every result
+    is rounded where it is without turning.
+    """
+
+    def __init__(self, problem: FftConvProblem, step: TurnedConv) -> None:
+        super().__init__(problem, step)
+        self.step = step
+
+    def forward(self, x: Operands) -> Tensor:
+        c = self._own(x.u, x.post_gate is not None or x.add is not None)
+        self._convolve(self.spec, self._in(x.u, x.pre_gate), None, None, c, self._spectrum(x))
+        y = torch.empty_like(x.u)
+        self._out(c, y, x.post_gate, x.add)
+        return y
+
+    def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
+        filters = out.filter or out.skip is not None
+        wide = out.skip is not None
+        z = self._in(x.u, x.pre_gate, wide) if filters or out.post_gate is not None else None
+        d = self._in(dy, x.post_gate, wide) if filters or out.input else None
+        spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
+        if d is not None and out.input and spectrum is not None:
+            c = self._own(d, out.pre_gate is not None or x.pre_gate is not None, x.u.dtype)
+            self._convolve(replace(self.spec, transpose=True), d, None, None, c, spectrum)
+            if out.u is not None:
+                self._out(c, out.u, x.pre_gate)
+            if out.pre_gate is not None:
+                self._out(c, out.pre_gate, x.u)
+        if z is not None and out.post_gate is not None and spectrum is not None:
+            c = self._own(z, True)
+            self._convolve(self.spec, z, None, None, c, spectrum)
+            self._out(c, out.post_gate, dy)
+        if z is not None and d is not None and filters:
+            ahead, behind = self._filter_gradient(d, replace(x, u=z, pre_gate=None, post_gate=None), out.skip)
+            self.ring.write_gradients(ahead, slice(None), out.k, out.k_rev, behind)
+
+    def _in(self, x: Tensor, gate: Tensor | None, wide: bool = False) -> Tensor:
+        """x * gate with times as neighbours; `wide`: in float32."""
+        rounded = torch.float32 if wide else _TORCH[self.spec.compute]
+        z = x.new_empty(x.shape, dtype=x.dtype if gate is None else rounded)
+        turn = self.step.inward(gate is not None, wide)
+        turned(x.transpose(1, 2), z, turn, pre=None if gate is None else gate.transpose(1, 2))
+        return z
+
+    def _own(self, like: Tensor, wide: bool, dtype: torch.dtype | None = None) -> Tensor:
+        """A result that is turned back, with times as neighbours."""
+        return like.new_empty(like.shape, dtype=torch.float32 if wide else dtype or like.dtype)
+
+    def _out(self, c: Tensor, y: Tensor, gate: Tensor | None, add: Tensor | None = None) -> None:
+        """y = c * gate + add."""
+        turn = self.step.outward(gate is not None, add is not None)
+        post, plus = (None if t is None else t.transpose(1, 2) for t in (gate, add))
+        turned(c, y.transpose(1, 2), turn, post=post, add=plus)
 
 
 def _constants(spec: FftConvSpec, device: torch.device) -> list[Tensor]:

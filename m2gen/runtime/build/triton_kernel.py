@@ -12,6 +12,7 @@ from m2gen.cache import store
 from m2gen.codegen.render import render
 from m2gen.config import config
 from m2gen.errors import M2GenError
+from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.spec import KernelSpec, TritonSpec
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -35,7 +36,7 @@ def load(spec: KernelSpec) -> Any:
     return getattr(module, source.name)
 
 
-def launch(spec: TritonSpec, programs: int, *arguments: Any) -> None:
+def launch(spec: FftConvSpec | TritonSpec, programs: int, *arguments: Any) -> None:
     """Run `programs` programs of the kernel, on the current stream of the first argument's device.
 
     What Triton compiles depends on dtypes, on addresses that are multiples of 16 and on sizes: a call that is like an
@@ -48,7 +49,7 @@ def launch(spec: TritonSpec, programs: int, *arguments: Any) -> None:
     return _launch(spec, programs, device, arguments)
 
 
-def _launch(spec: TritonSpec, programs: int, device: int | None, arguments: tuple[Any, ...]) -> None:
+def _launch(spec: FftConvSpec | TritonSpec, programs: int, device: int | None, arguments: tuple[Any, ...]) -> None:
     known = _launched(spec)
     key = (device, *[a if a.__class__ is int else (a.dtype, a.data_ptr() & 15) for a in arguments])
     compiled = known.get(key)
