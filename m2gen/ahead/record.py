@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from m2gen.planner.problem import Problem
 
@@ -32,7 +32,7 @@ def recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
     """A context in which calls of operators are noted in `wanted`."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    notes = _notes(wanted, of, limits)
+    notes = notes_of(wanted, of, limits)
 
     class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -44,7 +44,13 @@ def recorder(wanted: Wanted, of: str, limits: DeviceLimits) -> Any:
     return Recorder()  # type: ignore[no-untyped-call]
 
 
-def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
+class Noting(Protocol):
+    """What is told of every problem that is posed, or whose gradients are."""
+
+    def add(self, problem: Problem, of: str, gradients: bool) -> None: ...
+
+
+def notes_of(wanted: Noting, of: str, limits: DeviceLimits) -> dict[Any, Callable[..., Any]]:
     """What to note of each operator's call."""
     import torch
 
@@ -116,7 +122,8 @@ def _notes(wanted: Wanted, of: str, limits: DeviceLimits) -> dict[Any, Callable[
 
     def turned(x: Any) -> None:
         if x.numel():
-            wanted.add(posed.turn_problem(*x.shape, x.dtype), of, False)
+            batch, length, channels = x.shape
+            wanted.add(posed.turn_problem(batch, length, channels, x.dtype), of, False)
 
     def gate(z: Any, activation: str | None, gradients: bool) -> None:
         if z.numel() and limits.kind == "cpu":

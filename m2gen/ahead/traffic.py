@@ -138,7 +138,7 @@ def _meter(found: Layer, limits: DeviceLimits) -> Any:
     """A context in which every operator's launches are added to `found`."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from m2gen.ahead.record import _notes
+    from m2gen.ahead.record import notes_of
 
     class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         back = filters = False
@@ -168,7 +168,7 @@ def _meter(found: Layer, limits: DeviceLimits) -> Any:
             return out
 
     meter = Meter()
-    notes = _notes(meter, "", limits)
+    notes = notes_of(meter, "", limits)
     return meter
 
 

@@ -34,6 +34,20 @@ def choice(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 def tensor(op: str, name: str, value: object, shape: tuple[int | str, ...], like: Tensor | None = None) -> None:
     """`value` is a dense floating tensor of that shape (letters match any size), on the device of `like`."""
+    right = (
+        isinstance(value, Tensor)
+        and value.dtype in _FLOATS
+        and value.layout is torch.strided
+        and not value.is_nested
+        and _fits(value.shape, shape)
+        and (like is None or value.device == like.device)
+    )
+    if not right:
+        _refuse(op, name, value, shape, like)
+
+
+def _refuse(op: str, name: str, value: object, shape: tuple[int | str, ...], like: Tensor | None) -> None:
+    """Raises ProblemError for what `tensor` says of `value`."""
     if not isinstance(value, Tensor):
         raise ProblemError(f"{op}: {name}", f"found a {type(value).__name__}", f"give a tensor of shape {_text(shape)}")
     if value.dtype not in _FLOATS:

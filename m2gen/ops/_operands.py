@@ -190,7 +190,7 @@ def in_memory(op: str, args: Sequence[Any]) -> list[Any]:
     for i, arg in enumerate(found):
         if isinstance(arg, Tensor):
             found[i] = _in_memory(op, arg)
-        elif isinstance(arg, (list, tuple)):  # at every call: a union would be built each time
+        elif isinstance(arg, (list, tuple)) and arg and arg[0].__class__ is not bool:  # a union is slow
             found[i] = in_memory(op, arg)
     return found
 

@@ -13,7 +13,7 @@ No argument reaches a computation, its fake or its batching rule before the oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -173,7 +173,13 @@ def _replace(arg: Any, tangent: Any) -> Any:
     return torch.zeros_like(arg) if tangent is None and isinstance(arg, Tensor) else tangent
 
 
-def _flatten(args: Iterable[Any]) -> tuple[Args, tuple[int | None, ...]]:
+def _flatten(args: Sequence[Any]) -> tuple[Args, tuple[int | None, ...] | None]:
+    """The arguments with the tensors of lists among them, and how to undo that; None where there are no lists."""
+    for arg in args:
+        if arg.__class__ in _LISTS:
+            break
+    else:  # the usual case, quickly
+        return list(args), None
     flat: Args = []
     spec: list[int | None] = []
     for arg in args:
@@ -186,7 +192,9 @@ def _flatten(args: Iterable[Any]) -> tuple[Args, tuple[int | None, ...]]:
     return flat, tuple(spec)
 
 
-def _unflatten(flat: Iterable[Any], spec: tuple[int | None, ...]) -> Args:
+def _unflatten(flat: Sequence[Any], spec: tuple[int | None, ...] | None) -> Args:
+    if spec is None:
+        return list(flat)
     items = iter(flat)
     return [next(items) if count is None else [next(items) for _ in range(count)] for count in spec]
 
@@ -198,7 +206,7 @@ def _autograd_kernel(op: Any, definition: Definition, asked: tuple[Any, ...]) ->
     def kernel(*args: Any) -> Any:
         reverse, forward = torch.is_grad_enabled(), forward_mode()
         args = (*args, *asked[len(args) :])
-        flat, spec = _flatten(args) if reverse or forward else ([], ())
+        flat, spec = _flatten(args) if reverse or forward else ([], None)
         if not _differentiates(flat, reverse, forward):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
@@ -266,8 +274,11 @@ def _function_class(op: Any, definition: Definition) -> Any:
         spec, modes = how
         with torch._C._AutoDispatchBelowAutograd():
             if modes is None:
-                with gradients_follow():
+                before = gradients_follow.set(True)
+                try:
                     return op(*_unflatten(flat, spec))
+                finally:
+                    gradients_follow.reset(before)
             with _gradients(*modes):
                 return op(*_unflatten(flat, spec))
 
@@ -275,7 +286,8 @@ def _function_class(op: Any, definition: Definition) -> Any:
         (spec, _), *flat = inputs
         tensors = [a for a in flat if isinstance(a, Tensor)]
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        if forward_mode():
+            ctx.save_for_forward(*tensors)
         ctx.spec, ctx.rest = spec, [None if isinstance(a, Tensor) else (a,) for a in flat]
 
     def saved_args(ctx: Any) -> Args:

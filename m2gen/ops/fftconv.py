@@ -168,7 +168,13 @@ def _bwd_results(x: Operands, out: Gradients) -> tuple[Tensor, ...]:
         (out.post_gate, x.post_gate),
         (out.skip, x.skip),
     )
-    return tuple(x.u.new_empty(0) if grad is None or of is None else grad.to(of.dtype) for grad, of in pairs)
+    return tuple(
+        [_in_dtype_of(of, grad) if grad is not None and of is not None else x.u.new_empty(0) for grad, of in pairs]
+    )
+
+
+def _in_dtype_of(of: Tensor, grad: Tensor) -> Tensor:
+    return grad if grad.dtype == of.dtype else grad.to(of.dtype)
 
 
 def _bwd_impl(dy: Tensor, *args: Any) -> tuple[Tensor, ...]:

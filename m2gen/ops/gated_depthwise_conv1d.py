@@ -208,10 +208,10 @@ def _rows_like(x: Tensor) -> tuple[int, int, int]:
 
 
 def _bwd_impl(dz: Tensor, dg: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    *tensors, needs = args
+    x, weight, bias, offset, mask, needs = args
     out = _bwd_fake(dz, dg, *args)
-    if tensors[0].numel():
-        executor.mixed_gradients(dz, dg, *tensors, needs, out)
+    if x.numel():
+        executor.mixed_gradients(dz, dg, x, weight, bias, offset, mask, needs, out)
     else:
         for one in out:
             one.zero_()

@@ -29,7 +29,7 @@ def on_gpu(x: Tensor) -> bool:
     return x.device.type == "cuda" or (x.device.type == "cpu" and _cpu_is_gpu())
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _cpu_is_gpu() -> bool:
     return stands_for_gpu()
 

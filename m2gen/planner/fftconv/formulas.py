@@ -207,14 +207,15 @@ _SCHEDULED = 128  # threads that a multiprocessor issues for at once
 
 
 def fused_filter(v: Values, a: Arithmetic) -> Cost:
-    """One library FFT of every filter, and the copies that put it into the kernel's order and dtype."""
-    moved = v.H * v.N * (6 * 8 + 2 * v.Q)
+    """One library FFT of every filter, the copies that place its taps before and put it into the kernel's order and
+    dtype behind, and what finds its largest bin."""
+    moved = v.H * v.N * (9 * 8 + 2 * v.Q)
     return Cost(
         flop=10 * v.H * v.N * a.log2(v.N) / 2,
         bytes=moved,
-        launches=8,
+        launches=8 + v.K,
         working_set=v.H * v.N * (3 * 8 + 2 * v.Q),
-        seconds=moved / v.W + 8 * v.t,
+        seconds=moved / v.W + (8 + v.K) * v.t,
     )
 
 

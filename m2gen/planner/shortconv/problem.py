@@ -108,8 +108,8 @@ class ShortconvProblem(Problem):
     def of_gradients(self) -> tuple[Problem, ...]:
         """The convolutions of gradients, which lie in memory as they come; behind a gate in the arithmetic's dtype."""
         if self.gated:
-            words = {"gated": False, "bias": False, "offset": False, "masked": False}
-            bare = replace(self, **words, to="", h=3 * self.h, dtype=DTYPES[self.dtype].compute)
+            plain = replace(self, gated=False, bias=False, offset=False, masked=False)
+            bare = replace(plain, to="", h=3 * self.h, dtype=DTYPES[self.dtype].compute)
             return (*(replace(self, to=layout) for layout in LAYOUTS), bare)
         bare = replace(self, bias=False, to="")
         back = replace(bare, n=self.outputs, out=self.n)

@@ -26,7 +26,7 @@ from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twi
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.bindings.turn_triton import turned
-from m2gen.runtime.build.triton_kernel import launch
+from m2gen.runtime.build.triton_kernel import interned, launch
 
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "bf16_emulated": torch.float32}
 
@@ -36,7 +36,12 @@ class FusedKernel:
 
     def __init__(self, problem: FftConvProblem, step: FusedConv) -> None:
         emulated = config().triton_interpret and step.spec.compute == "bf16"
-        self.spec, self.dk = (replace(s, compute="bf16_emulated") if emulated else s for s in (step.spec, step.dk))
+        self.spec, self.dk = (
+            interned(replace(s, compute="bf16_emulated") if emulated else s) for s in (step.spec, step.dk)
+        )
+        self._specs: dict[tuple[bool, bool, bool], FftConvSpec] = {}
+        self._dk_specs: dict[tuple[bool, bool, bool], FftConvSpec] = {}
+        self._tables: dict[tuple[bool, int], list[Tensor]] = {}
         self.programs = step.programs
         self.ring = Ring(problem, step.spec.size)
         self.shift = problem.taps[1] if step.spec.wrap else 0
@@ -48,19 +53,33 @@ class FusedKernel:
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
-        again = replace(self.spec, post_gate=True, add=False)
-        transpose = replace(again, transpose=True, pre_gate=x.post_gate is not None)
+        pre, post = x.pre_gate is not None, x.post_gate is not None
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
         if out.u is not None and spectrum is not None:
-            spec = replace(transpose, post_gate=x.pre_gate is not None)
-            self._convolve(spec, dy, x.post_gate, x.pre_gate, out.u, spectrum)
+            self._convolve(self._variant(True, post, pre), dy, x.post_gate, x.pre_gate, out.u, spectrum)
         if out.pre_gate is not None and spectrum is not None:
-            self._convolve(transpose, dy, x.post_gate, x.u, out.pre_gate, spectrum)
+            self._convolve(self._variant(True, post, True), dy, x.post_gate, x.u, out.pre_gate, spectrum)
         if out.post_gate is not None and spectrum is not None:
-            self._convolve(again, x.u, x.pre_gate, dy, out.post_gate, spectrum)
+            self._convolve(self._variant(False, pre, True), x.u, x.pre_gate, dy, out.post_gate, spectrum)
         if out.filter or out.skip is not None:
             ahead, behind = self._filter_gradient(dy, x, out.skip)
             self.ring.write_gradients(ahead, slice(None), out.k, out.k_rev, behind)
+
+    def _variant_of_dk(self, pre: bool, post: bool, skip: bool) -> FftConvSpec:
+        """The kernel of the filter's gradient with other gates, or the skip's gradient."""
+        found = self._dk_specs.get((pre, post, skip))
+        if found is None:
+            wanted = replace(self.dk, pre_gate=pre, post_gate=post, skip=skip)
+            found = self._dk_specs[pre, post, skip] = interned(wanted)
+        return found
+
+    def _variant(self, transpose: bool, pre: bool, post: bool) -> FftConvSpec:
+        """The kernel with other gates, or of the transpose."""
+        found = self._specs.get((transpose, pre, post))
+        if found is None:
+            wanted = replace(self.spec, transpose=transpose, pre_gate=pre, post_gate=post, add=False)
+            found = self._specs[transpose, pre, post] = interned(wanted)
+        return found
 
     def _spectrum(self, x: Operands) -> tuple[Tensor, Tensor]:
         """The filter's spectrum; of a filter that is kept it is made once."""
@@ -77,16 +96,17 @@ class FusedKernel:
         """
         spec = self.spec
         k, k_rev = x.k.float(), None if x.k_rev is None else x.k_rev.float()
-        weights = ring_weights(spec.ring, spec.size, k.device)
-        taps = self.ring.place(k, k_rev) if weights is None else self.ring.place_weighted(k, k_rev, weights)
-        kf = torch.fft.fft(taps, n=spec.size)
+        taps = self.ring.place_complex(k, k_rev, spec.ring == "causal")
         if x.skip is not None:
-            kf = kf + x.skip.float().unsqueeze(-1)
+            taps[:, 0] += x.skip  # an impulse at lag 0
+        weights = ring_weights(spec.ring, spec.size, taps.device)
+        kf = torch.fft.fft(taps if weights is None else taps.mul_(weights))
         # bin k0 + n0 * (k1 + n1 * k2) stands at [k0, k1, k2]
         kf = torch.view_as_real(kf.reshape(-1, spec.n2, spec.n1, spec.n0).permute(0, 3, 2, 1)).movedim(-1, 1)
-        scale = torch.exp2(torch.frexp(kf.abs().amax((1, 2, 3, 4)))[1] + 1.0)
-        kf = (kf / scale.view(-1, 1, 1, 1, 1)).to(_TORCH[spec.compute]).contiguous()
-        return kf, scale.float()
+        largest = torch.linalg.vector_norm(kf, torch.inf, (1, 2, 3, 4))
+        scale = largest.view(torch.int32).add_(2 << 23).bitwise_and_(255 << 23).view(torch.float32)  # its exponent + 2
+        ordered = kf.new_empty(kf.shape, dtype=_TORCH[spec.compute])
+        return torch.div(kf, scale.view(-1, 1, 1, 1, 1), out=ordered), scale
 
     def _convolve(
         self,
@@ -105,7 +125,7 @@ class FusedKernel:
         """The gradient of every tap of the ring (H, size), in float32, for lags from 0 on and for negative ones; that
         of the skip (H,) is written to `skip`."""
         pre, post = x.pre_gate is not None, x.post_gate is not None
-        spec = replace(self.dk, pre_gate=pre, post_gate=post, skip=skip is not None)
+        spec = self._variant_of_dk(pre, post, skip is not None)
         channels = x.u.shape[1]
         sums = 1 if spec.staged or self.spec.staged else self.programs // channels
         programs = min(self.programs, channels) if spec.staged else sums * channels
@@ -116,12 +136,13 @@ class FusedKernel:
         self._launch(spec, programs, (x.u, *gates, dy), (dkf, dskip))
         if skip is not None:
             skip.copy_(dskip.sum(1))
-        re, im = dkf.sum((1, 3)).permute(0, 1, 4, 3, 2).reshape(channels, 2, spec.size).unbind(1)
-        taps = torch.fft.ifft(torch.complex(re.contiguous(), im.contiguous())) * spec.size
+        total = dkf.sum((1, 3)) if sums * stack > 1 else dkf.view(channels, 2, spec.n0, spec.n1, spec.n2)
+        ordered = total.permute(0, 4, 3, 2, 1).contiguous().view(channels, spec.size, 2)
+        taps = torch.fft.ifft(torch.view_as_complex(ordered), norm="forward")  # the sum itself, over no size
         weights = ring_weights(spec.ring, spec.size, taps.device)
         if weights is None:
             return taps.real, taps.real
-        taps = taps * weights.conj_physical()
+        taps = taps.mul_(weights.conj_physical())
         return taps.real, -taps.imag
 
     def _launch(
@@ -131,12 +152,20 @@ class FusedKernel:
         the part reads or writes."""
         u = sequences[0]
         batch, channels, length = u.shape
-        pointers = [*sequences, *spectra, *_constants(spec, u.device)]  # in the order of the kernels' arguments
+        pointers = [*sequences, *spectra, *self._constants(spec, u)]  # in the order of the kernels' arguments
         if spec.staged:
             pointers.append(u.new_empty((programs, spec.scratch_bytes), dtype=torch.uint8).view(_TORCH[spec.compute]))
         work = (channels, programs) if spec.staged else (programs // channels,)
         strides = [stride for tensor in sequences for stride in tensor.stride()]
         launch(spec, programs, *pointers, batch, length, self.shift, *work, *strides)
+
+    def _constants(self, spec: FftConvSpec, u: Tensor) -> list[Tensor]:
+        """Matrices and twiddles on u's device."""
+        key = spec.part == "dk", u.get_device()
+        found = self._tables.get(key)
+        if found is None:
+            found = self._tables[key] = _constants(spec, u.device)
+        return found
 
 
 class TurnedKernel(FusedKernel):
@@ -169,7 +198,7 @@ class TurnedKernel(FusedKernel):
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
         if d is not None and out.input and spectrum is not None:
             c = self._own(d, out.pre_gate is not None or x.pre_gate is not None, x.u.dtype)
-            self._convolve(replace(self.spec, transpose=True), d, None, None, c, spectrum)
+            self._convolve(self._variant(True, False, False), d, None, None, c, spectrum)
             if out.u is not None:
                 self._out(c, out.u, x.pre_gate)
             if out.pre_gate is not None:

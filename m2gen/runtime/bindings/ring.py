@@ -28,13 +28,18 @@ class Ring:
             return ahead
         return torch.cat([F.pad(ahead, (0, self.size - self.lo - self.hi - 1)), behind], dim=-1)
 
-    def place_weighted(self, k: Tensor, k_rev: Tensor | None, weights: Tensor) -> Tensor:
-        """The taps (H, size) of the ring t^size = i, complex, times its weights (size,); short as in `place`."""
+    def place_complex(self, k: Tensor, k_rev: Tensor | None, half: bool) -> Tensor:
+        """k, k_rev (H, K) -> the ring (H, size), complex; `half`: t^size = i, on which taps of negative lags are
+        imaginary, so that a place may hold one of either side."""
         ahead, behind = self._sides(k, k_rev)
-        if behind is None:
-            return ahead * weights[: ahead.shape[-1]]
-        ahead, behind = F.pad(ahead, (0, self.size - self.hi - 1)), F.pad(behind, (self.size - self.lo, 0))
-        return torch.complex(ahead, -behind) * weights
+        taps = k.new_zeros((k.shape[0], self.size), dtype=torch.promote_types(k.dtype, torch.complex64))
+        parts = torch.view_as_real(taps)
+        parts[:, : self.hi + 1, 0] = ahead
+        if behind is not None and half:
+            torch.neg(behind, out=parts[:, self.size - self.lo :, 1])
+        elif behind is not None:
+            parts[:, self.size - self.lo :, 0] = behind
+        return taps
 
     def _sides(self, k: Tensor, k_rev: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The taps at lags 0 .. hi, and those at -lo .. -1 where there are some."""

@@ -15,9 +15,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -105,24 +104,15 @@ def ready(specs: Iterable[KernelSpec]) -> tuple[int, int, int]:
     return found.count(0), found.count(1), found.count(2)
 
 
-_following: ContextVar[bool] = ContextVar("following", default=False)
-
-
-@contextmanager
-def gradients_follow() -> Iterator[None]:
-    """What is called in here will be differentiated: kernels of gradients are compiled at once with the forward's."""
-    before = _following.set(True)
-    try:
-        yield
-    finally:
-        _following.reset(before)
+# whether what is called will be differentiated: kernels of gradients are then compiled at once with the forward's
+gradients_follow: ContextVar[bool] = ContextVar("gradients_follow", default=False)
 
 
 def compile_together(*specs: KernelSpec | None) -> None:
     """Where gradients follow, compile the kernels that a forward and a backward pass need at once. `load` finds them;
     one that does not compile says so there."""
     wanted = [spec for spec in specs if spec is not None]
-    if _following.get() and len(wanted) > 1:
+    if gradients_follow.get() and len(wanted) > 1:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for spec in wanted:
                 pool.submit(load, spec)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +15,7 @@ from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.spec import KernelSpec, TritonSpec
 
+S = TypeVar("S", bound="FftConvSpec | TritonSpec")
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -37,36 +38,57 @@ def load(spec: KernelSpec) -> Any:
 
 
 def launch(spec: FftConvSpec | TritonSpec, programs: int, *arguments: Any) -> None:
-    """Run `programs` programs of the kernel, on the current stream of the first argument's device.
+    """Run `programs` programs of the kernel, on the current stream of the first argument's device."""
+    kernel = _quick.get(id(spec))
+    if kernel is None:
+        kernel = launcher(spec)
+    device = arguments[0].get_device()  # -1 of a CPU
+    if device >= 0 and device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel.run(device, programs, arguments)
+    else:
+        kernel.run(device, programs, arguments)
+
+
+class Launcher:
+    """A kernel, and what was compiled of it.
 
     What Triton compiles depends on dtypes, on addresses that are multiples of 16 and on sizes: a call that is like an
     earlier one in all of these goes straight to what was compiled for it, past Triton's own look at every argument.
     """
-    device = arguments[0].device.index
-    if device is not None and device != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            return _launch(spec, programs, device, arguments)
-    return _launch(spec, programs, device, arguments)
+
+    MOST = 1024  # calls that are remembered
+
+    def __init__(self, spec: FftConvSpec | TritonSpec) -> None:
+        self.spec = spec
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def run(self, device: int, programs: int, arguments: tuple[Any, ...]) -> None:
+        """Launch it on the current device, which is `device`."""
+        key = (device, *[a if a.__class__ is int else (a.dtype, a.data_ptr() & 15) for a in arguments])
+        compiled = self._known.get(key)
+        if compiled is not None:
+            compiled[programs, 1, 1](*arguments)
+            return
+        spec = self.spec
+        compiled = load(spec)[(programs,)](*arguments, num_warps=spec.num_warps, num_stages=spec.num_stages)
+        if compiled is not None:  # the interpreter compiles nothing
+            if len(self._known) >= self.MOST:
+                self._known.clear()
+            self._known[key] = compiled
 
 
-def _launch(spec: FftConvSpec | TritonSpec, programs: int, device: int | None, arguments: tuple[Any, ...]) -> None:
-    known = _launched(spec)
-    key = (device, *[a if a.__class__ is int else (a.dtype, a.data_ptr() & 15) for a in arguments])
-    compiled = known.get(key)
-    if compiled is not None:
-        compiled[programs, 1, 1](*arguments)
-        return
-    compiled = load(spec)[(programs,)](*arguments, num_warps=spec.num_warps, num_stages=spec.num_stages)
-    if compiled is not None:  # the interpreter compiles nothing
-        if len(known) >= _MOST:
-            known.clear()
-        known[key] = compiled
+_quick: dict[int, Launcher] = {}  # by the identity of their specs, which they keep alive
 
 
-_MOST = 1024  # calls of a kernel that are remembered
+@cache
+def launcher(spec: FftConvSpec | TritonSpec) -> Launcher:
+    """What launches the kernel of a spec."""
+    made = Launcher(spec)
+    _quick[id(spec)] = made
+    return made
 
 
-@lru_cache(maxsize=1024)
-def _launched(spec: KernelSpec) -> dict[tuple[Any, ...], Any]:
-    """What was compiled of a kernel, by what a call is like."""
-    return {}
+def interned(spec: S) -> S:
+    """The one of equal specs that is launched at once: a spec's hash takes as long as a quarter of a launch."""
+    return launcher(spec).spec  # type: ignore[return-value]
