@@ -69,7 +69,17 @@ def _cached(problem: Callable[..., Problem]) -> Callable[..., Any]:
     def kernel(limits: DeviceLimits, threads: int, generation: int, *sizes: Any) -> Any:
         return bound(problem(*sizes), limits, threads, generation)
 
+    _by_sizes.append(kernel)
     return kernel
+
+
+_by_sizes: list[Any] = []
+
+
+def forget() -> None:
+    """Bind every plan anew at its next call."""
+    for kernel in (bound, *_by_sizes):
+        kernel.cache_clear()
 
 
 def _here(x: Tensor) -> tuple[DeviceLimits, int, int]:

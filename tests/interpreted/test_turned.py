@@ -42,9 +42,9 @@ def turned_plans(monkeypatch: pytest.MonkeyPatch, poison: None) -> Iterator[None
         return first(problem, TurnedConv if problem.layout == "BLH" else FusedConv)
 
     monkeypatch.setattr(executor, "planned", planned)
-    executor.bound.cache_clear()
+    executor.forget()
     yield
-    executor.bound.cache_clear()
+    executor.forget()
 
 
 @settings(max_examples=15)
@@ -62,7 +62,7 @@ def test_the_same_bits_as_without_turning(problem: Problem, how: str, which: str
         leaves = {n: x.detach().requires_grad_() for n, x in args.items() if isinstance(x, Tensor)}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(executor, "planned", lambda posed, *_, kind=kind: same_kernel(posed, kind))
-            executor.bound.cache_clear()
+            executor.forget()
             y = m2gen.fftconv(**args | leaves)
             dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
             found[kind] = [y, *torch.autograd.grad(y, list(leaves.values()), dy)]

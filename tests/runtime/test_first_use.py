@@ -168,7 +168,7 @@ def test_what_the_circumstances_did_is_not_kept(device: Device) -> None:
     device.says = lambda plan: Trial("there is no room to try it", lasting=False)
     assert isinstance(bound(), blockdiag.LibraryKernel)
     many = len(device.asked)
-    executor.bound.cache_clear()
+    executor.forget()
     bound()
     assert len(device.asked) == many, "but not asked again in this process"
     forget()
@@ -219,7 +219,7 @@ def test_beside_another_computes_until_the_check_is_done(
     done.set()
     kernel._thread.join(60)
     assert kernel.step == good.body and compiled == list(good.body.kernels(GLU))
-    executor.bound.cache_clear()
+    executor.forget()
     assert not isinstance(bound(), beside.Beside), "nothing is left to wait for"
 
 
@@ -262,7 +262,7 @@ def test_without_a_place_to_write_the_process_remembers(
     (tmp_path / "file").write_text("")
     settings(cache_dir=str(tmp_path / "file" / "below"))
     bound()
-    executor.bound.cache_clear()
+    executor.forget()
     bound()
     assert len(device.asked) == 1 and any("for this process alone" in line for line in said)
 

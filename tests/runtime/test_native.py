@@ -315,14 +315,14 @@ def test_a_kernel_that_does_not_compile_is_replaced_and_said(monkeypatch: pytest
     monkeypatch.setattr(native, "load", refuse)
     monkeypatch.setattr(executor.log, "fallback", said.append)
     executor.kernel_of.cache_clear()
-    executor.bound.cache_clear()
+    executor.forget()
     try:
         args = operands(parse("fftconv n=77 h=2 b=2 causal"))
         y = executor.fftconv(Operands(args["u"], args["k"]), "causal", "auto")
         check(y, oracle.fftconv(args["u"], args["k"]), by_fft(*absolute(args)).amax(-1, keepdim=True), 77)
     finally:
         executor.kernel_of.cache_clear()
-        executor.bound.cache_clear()
+        executor.forget()
     assert len(said) == 1 and "the compiler gave up" in said[0]
 
 
