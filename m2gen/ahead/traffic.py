@@ -2,7 +2,7 @@
 the shapes of its operators. The layer is called on fake tensors, so nothing is computed and no device is needed.
 
 Every figure is an estimate. PyTorch's matrix products are taken at a share of the matrix units' rate, its elementwise
-kernels at shares of the memory's bandwidth.
+kernels at a share of the memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from m2gen.device.limits import DeviceLimits
 
 # shares of the peak, measured on an H100 (2026-11-26, torch 2.11, driver 580.159): bf16 products of 32,768 rows, 768 to
-# 2304 columns and 768 to 768, 693 and 638 of 989 TFLOP/s; elementwise kernels of such sizes, where all tensors lie in
-# memory alike, and where they do not (gelu and a product of halves of rows: 0.31 and 0.29 ms for 0.40 and 0.60 GB);
-# copies that turn what they read (0.18 ms for 0.10 GB)
-_PRODUCTS, _ALIKE, _STRIDED, _TURNING = 0.68, 0.85, 0.5, 0.185
+# 2304 columns and 768 to 768, 693 and 638 of 989 TFLOP/s; copies that turn what they read, 0.18 ms for 0.10 GB. Other
+# elementwise kernels: `elementwise` of the device's row
+_PRODUCTS, _TURNING = 0.68, 0.17
 _NOTHING = {  # operators that move nothing: they make room, or look at what is there in another way
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh", "detach",
     "alias", "_reshape_alias", "view", "scalar_tensor", "is_same_size", "resize_",
@@ -204,7 +203,8 @@ def _of_torch(func: Any, args: Any, kwargs: Any, out: Any, limits: DeviceLimits)
         flop = 2.0 * a.numel() * b.shape[-1]
         seconds = max(flop / (limits.matrix16 * _PRODUCTS), moved / limits.dram_bandwidth)
     else:
-        seconds = moved / (limits.dram_bandwidth * _share(name, tensors))
+        share = _TURNING if _turns(tensors) else limits.elementwise
+        seconds = moved / (limits.dram_bandwidth * share)
     return [Launch(f"torch {name}", moved, seconds + limits.call_seconds, flop)]
 
 
@@ -228,13 +228,10 @@ def _bytes(t: Tensor) -> int:
     return numbers * t.element_size()
 
 
-def _share(name: str, tensors: list[Any]) -> float:
-    """Of the memory's bandwidth, that an elementwise kernel reaches."""
+def _turns(tensors: list[Any]) -> bool:
+    """Whether the large ones among the tensors have different axes as neighbours in memory."""
     largest = max(t.numel() for t in tensors)
-    whole = [t for t in tensors if t.numel() * 2 > largest and t.dim() > 1]
-    if len({_nearest(t) for t in whole}) > 1:
-        return _TURNING
-    return _ALIKE if all(t.is_contiguous() for t in whole) else _STRIDED
+    return len({_nearest(t) for t in tensors if t.numel() * 2 > largest and t.dim() > 1}) > 1
 
 
 def _nearest(t: Tensor) -> int:

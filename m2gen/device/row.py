@@ -38,6 +38,7 @@ class DeviceLimits:
     chunk_bytes: int  # working set to aim for when channels are done in chunks
     call_seconds: float  # fixed cost of one library call or kernel launch
     memory_bytes: int
+    elementwise: float = 1.0  # share of a bandwidth that the library's elementwise kernels reach
     shared_bytes: int = 0  # per block (GPU)
     registers: int = 0  # 32-bit registers per multiprocessor (GPU)
     vector_bytes: int = 0  # vector register (CPU)

@@ -36,7 +36,7 @@ def library_values(problem: BlockDiagProblem, limits: DeviceLimits) -> Values:
         c=int(problem.blocks > 1),
         M=(limits.matrix16 if DTYPES[problem.dtype].bytes == 2 else wide) * small,
         D=limits.dram_bandwidth,
-        W=limits.bandwidth(2 * temporaries),
+        W=limits.elementwise * limits.bandwidth(2 * temporaries),
         t=limits.call_seconds,
         B=int(problem.bias),
         S=int(problem.residual),

@@ -16,8 +16,9 @@ from m2gen.planner.fftconv.formulas import (
     BLUESTEIN_ABOVE,
     FETCH,
     FORMULAS,
+    SECTOR,
+    SECTORS_TWICE,
     SPILL,
-    STRIDED,
     WORKING_SETS,
     Values,
     monarch_stage,
@@ -75,9 +76,14 @@ def fused_values(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimit
         l=(BARRIERS + (FETCH if spec.num_stages == 1 else 0)) * max(1, sum(spec.loops)),
         m=limits.cores,
         O=blocks(spec, limits),
-        Z=1 if turned or problem.layout == "BHL" else STRIDED,
+        Z=1.0 if turned or problem.layout == "BHL" else _by_strides(spec),
         w=DTYPES[read(problem, spec)].bytes + DTYPES[written(problem)].bytes if turned else 0,
     )
+
+
+def _by_strides(spec: FftConvSpec) -> float:
+    """Times the bytes of its sequences that a kernel moves which reads them across."""
+    return SECTOR / DTYPES[spec.dtype].bytes * (2 if spec.size > SECTORS_TWICE else 1)
 
 
 def read(problem: FftConvProblem, spec: FftConvSpec) -> str:

@@ -10,8 +10,8 @@ temporaries (at the working set), D bandwidth of the user's tensors, t cost of a
 library's FFT. Of a fused kernel: n1 and n2 its radices, n0 that of an outer stage through memory (S 1 with one, else
 0), R batch rows in a tile, s transforms stacked in a product, Q bytes of its operand, X rate of its products, V
 vector rate, A threads of a block, I instructions that a warp issues for a tile (one that spills counts 16), l seconds
-that a tile waits for memory and barriers, m multiprocessors, O blocks that each holds at once, Z how many times as
-long sequences with channels as neighbours take, w bytes of a number of tensors that were turned, as input and as
+that a tile waits for memory and barriers, m multiprocessors, O blocks that each holds at once, Z times their
+bytes that sequences with channels as neighbours take, w bytes of a number of tensors that were turned, as input and as
 result. Of a native kernel: J operations for each point of a transform, what a pass costs beyond its FLOP among them,
 X rate of them, L 1 where the user's numbers are gathered into rows (another dtype, a gate, something added, or
 channels as neighbours), Y numbers gathered a second.
@@ -40,7 +40,7 @@ LEGEND = (
     "of a call, P passes of the FFT, n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a "
     "tile, s transforms stacked, Q bytes of an operand, X rate of its products, V vector rate, A threads of a block, I "
     "instructions that a warp issues for a tile, l seconds that a tile waits, m multiprocessors, O blocks that each "
-    "holds at once, Z how many times as long it takes by strides, w bytes of a turned number read and written, J "
+    "holds at once, Z times their bytes that sequences take by strides, w bytes of a turned number read and written, J "
     "operations a point of a native transform, X their rate, L 1 where numbers are gathered into rows, Y numbers a "
     "second"
 )
@@ -199,10 +199,11 @@ def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
 # what goes on beside the slowest that shows all the same. An instruction that spills counts as many: few warps hide it.
 # To be fitted.
 _ENDS, _FOLLOW, BARRIERS, FETCH, _SHOWS, SPILL = 1.15, 1.7, 0.3e-6, 0.5e-6, 0.1, 16
-# Z, how many times as long a launch takes whose sequences have channels as neighbours: it reads them by strides. On an
-# H100 (2026-11-26) n=512 b=64 took 0.94 ms and n=4096 b=8 2.57, of 768 channels in bfloat16, where either took 0.25
-# with times as neighbours: 3.8 and 10 times, of which this is the geometric mean.
-STRIDED = 6.2
+# Z, how many times the bytes of sequences a launch moves that reads them by strides, as where channels are neighbours:
+# for each number a sector of memory, and on rings past 2048 points twice. Fitted to an H100 (2026-11-26), 25 M numbers
+# of 16 bits, on average of gated and plain: 0.89, 0.92, 1.75 and 1.69 ms at 512, 1024, 2048 and 4096, on cyclic rings
+# of twice that.
+SECTOR, SECTORS_TWICE = 32, 2048
 _SCHEDULED = 128  # threads that a multiprocessor issues for at once
 
 
@@ -244,6 +245,7 @@ def _fused(v: Values, a: Arithmetic, sequences: Any) -> Cost:
     flop = tiles * v.N * (on_chip + v.S * (8 * v.R * v.n0 + 16 * v.s * v.n1 + 16 * v.n2))
     scratch = v.S * tiles * v.N * (8 * v.Q + 16)
     moved = sequences + 2 * v.H * v.N * v.Q
+    read = moved + (v.Z - 1) * sequences
     issue = 2 * tiles * v.I / v.V  # seconds for each thread of a block
     alone = flop / v.X + _FOLLOW * issue * a.maximum(v.A, _SCHEDULED) + tiles * v.l / v.m
     units = a.maximum(flop / v.X, issue * v.A)
@@ -252,7 +254,7 @@ def _fused(v: Values, a: Arithmetic, sequences: Any) -> Cost:
         bytes=moved + scratch,
         launches=1,
         working_set=v.Q * (2 * v.R * v.s * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
-        seconds=v.Z * _ENDS * (a.maximum(a.maximum(moved / v.D, units), alone / v.O) + _SHOWS * (units + alone / v.O))
+        seconds=_ENDS * (a.maximum(a.maximum(read / v.D, units), alone / v.O) + _SHOWS * (units + alone / v.O))
         + scratch / v.W
         + v.t,
     )

@@ -41,7 +41,7 @@ def values(problem: GateProblem, limits: DeviceLimits, native: bool) -> Values:
         A=_OPERATIONS[problem.activation],
         X=rate * (limits.fp64_ratio if problem.dtype == "fp64" else 1.0),
         D=limits.native_stream(problem.least_bytes) if native else limits.dram_bandwidth,
-        W=limits.bandwidth(problem.numbers * each),
+        W=limits.elementwise * limits.bandwidth(problem.numbers * each),
         t=limits.native_call or limits.call_seconds if native else limits.call_seconds,
     )
 

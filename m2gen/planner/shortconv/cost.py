@@ -61,7 +61,7 @@ def values(problem: ShortconvProblem, limits: DeviceLimits, native: bool) -> Val
         T=int(problem.to != ""),
         X=limits.matrix32 * slower / 2,
         D=limits.native_stream(problem.least_bytes) if native else limits.dram_bandwidth,
-        W=limits.bandwidth(2 * convolved * wide),
+        W=limits.elementwise * limits.bandwidth(2 * convolved * wide),
         t=limits.native_call or limits.call_seconds if native else limits.call_seconds,
         A=int(problem.offset) + int(problem.masked),
     )
