@@ -93,7 +93,7 @@ def _launches(plan: Plan, limits: DeviceLimits) -> None:
 
 
 def test_a_body_without_a_word_of_its_own_launches_what_it_estimates() -> None:
-    for text in ("fftconv n=4096 h=8 b=2 bf16", "gate n=30 rows=4"):
+    for text in ("turn n=4096 h=8 b=2 bf16", "gate n=30 rows=4"):
         plan = search.plan(parse(text), target("sm90"))
         (one,) = plan.body.launches(plan.problem, target("sm90"), True)
         body = plan.body.estimate
