@@ -1,6 +1,6 @@
 """The benchmarks, and what is made of their results:
 
-python -m bench cpu | models | products | short | lengths | generate
+python -m bench cpu | models | products | short | lengths | generate | dispatch
                 [--rounds 9] [--threads 1] [--only NAME] [--out FILE]
 python -m bench gpu [--models] [--minutes 9] [--workers 12] [--row-seconds 60] [--note TEXT]
                 [--rounds 9] [--only NAME] [--out FILE] [--device cpu --tiny]
@@ -20,10 +20,11 @@ parser = argparse.ArgumentParser(
 )
 parser.add_argument(
     "what",
-    choices=["cpu", "models", "products", "short", "lengths", "generate", "gpu", "report", "compare"],
+    choices=["cpu", "models", "products", "short", "lengths", "generate", "dispatch", "gpu", "report", "compare"],
     help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal and "
     "Monarch products beside the library; the short convolution beside conv1d; kernels compiled for random lengths; "
-    "M2-GPT's time per token; the convolution or models on a GPU; a page with pictures; what changed",
+    "M2-GPT's time per token; what calls cost on a GPU beside kernels; the convolution or models on a GPU; a page with "
+    "pictures; what changed",
 )
 parser.add_argument("files", nargs="*", help="of results: for report and compare")
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
@@ -86,6 +87,10 @@ elif arguments.what == "lengths":
     from bench import lengths
 
     lengths.main(arguments.rounds, arguments.threads, arguments.out)
+elif arguments.what == "dispatch":
+    from bench import dispatch
+
+    dispatch.main(arguments.rounds, arguments.out)
 elif arguments.what == "generate":
     from bench import generate
 
