@@ -56,6 +56,8 @@ class Definition:
     composed     instead of vjp and jvp: the same results from differentiable operators
     own          beside all three: whether vjp and jvp are taken of these arguments, which have been checked; where not,
                  the call is composed
+    unsaved      positions, before any list, of tensors that vjp and jvp do not look at: they see None, and the tensors
+                 need not stay until the gradients are asked for
     autocast     positions of the arguments that autocast casts to its dtype; the others keep theirs
     """
 
@@ -68,6 +70,7 @@ class Definition:
     jvp: Callable[[Args, Args], Any] | None = None
     composed: Callable[..., Any] | None = None
     own: Callable[..., bool] | None = None
+    unsaved: tuple[int, ...] = ()
     autocast: tuple[int, ...] = ()
 
 
@@ -268,7 +271,7 @@ def _gradients(reverse: bool, forward: bool) -> Iterator[None]:
 def _function_class(op: Any, definition: Definition) -> Any:
     """An autograd Function over the operator's flattened arguments, given how to fold them back and the modes of the
     call. The rules run without autocast, as the computation does."""
-    vjp, jvp_rule = definition.vjp, definition.jvp
+    vjp, jvp_rule, unsaved = definition.vjp, definition.jvp, definition.unsaved
 
     def forward(how: tuple[Any, tuple[bool, bool] | None], *flat: Any) -> Any:
         spec, modes = how
@@ -284,6 +287,8 @@ def _function_class(op: Any, definition: Definition) -> Any:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         (spec, _), *flat = inputs
+        for i in unsaved:
+            flat[i] = None
         tensors = [a for a in flat if isinstance(a, Tensor)]
         ctx.save_for_backward(*tensors)
         if forward_mode():

@@ -137,6 +137,7 @@ blockdiag_linear_op: Any = register(
         vjp=_vjp,
         jvp=_jvp,
         vmap=_vmap,
+        unsaved=(3,),
         autocast=(0, 1, 2, 3),
     )
 )
@@ -252,6 +253,7 @@ blockdiag_epilogue_op: Any = register(
         composed=_epilogue_composed,
         own=lambda x, weight, bias, residual, *how: executor.own_gradients(x, weight, bias, *how),
         vmap=_epilogue_vmap,
+        unsaved=(3,),
         autocast=(0, 1, 2, 3),
     )
 )

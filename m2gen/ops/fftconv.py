@@ -274,6 +274,7 @@ fftconv_op: Any = register(
         vjp=_vjp,
         jvp=_jvp,
         vmap=_vmap,
+        unsaved=(_ADD,),
         autocast=_SEQUENCES,
     )
 )

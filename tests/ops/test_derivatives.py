@@ -337,3 +337,16 @@ def test_jacobians_forward_and_vectorised(name: str, call: Callable[..., Tensor]
     (x,) = (one.double() for one in inputs)
     forward = torch.autograd.functional.jacobian(call, x, strategy="forward-mode", vectorize=True)
     torch.testing.assert_close(forward, torch.autograd.functional.jacobian(call, x))
+
+
+def test_what_is_added_is_not_kept_for_the_gradients() -> None:
+    """A sum's gradient is that of its result: a layer's memory is that of what its gradients read."""
+    u, k, add = torch.randn(2, 3, 8), torch.randn(3, 8), torch.randn(2, 3, 8)
+    x, weight, rest = torch.randn(5, 8), torch.randn(4, 3, 2), torch.randn(5, 12)
+    leaves = [t.requires_grad_() for t in (u, k, add, x, weight, rest)]
+    convolved = m2gen.fftconv(u, k, add=add)
+    product = m2gen.blockdiag_linear(x, weight, residual=rest)
+    for y, unkept in ((convolved, add), (product, rest)):
+        assert not any(saved.data_ptr() == unkept.data_ptr() for saved in y.grad_fn.saved_tensors)
+    grads = torch.autograd.grad(convolved.sum() + product.sum(), leaves)
+    assert torch.equal(grads[2], torch.ones_like(add)) and torch.equal(grads[5], torch.ones_like(rest))
