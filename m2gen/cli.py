@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from m2gen.errors import M2GenError
 from m2gen.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from m2gen.device.limits import DeviceLimits
@@ -61,7 +64,7 @@ def main() -> None:
 @click.option("--model", help="Instead of a PROBLEM: a layer of a model, a folder with a config.json, or 80M, 110M ...")
 @click.option("--lengths", default="", help="Of the model's inputs, such as 512,4096.  [default: its longest]")
 @click.option("--batches", default="", help="Of the model's inputs.  [default: as many as make 32,768 tokens]")
-@click.option("--dtype", default="bf16", show_default=True, help="The model's: fp32, bf16, fp16.")
+@click.option("--dtype", default="bf16", show_default=True, help="The model's: fp32, bf16, fp16, fp64.")
 @click.option("--backward", is_flag=True, help="The launches of a layer's gradients too.")
 def plan(problem: tuple[str, ...], target: str, as_json: bool, model: str | None, **sizes: Any) -> None:
     """Show how PROBLEM would be done on a device, and what it should cost; or every launch of a model's layer, with the
@@ -93,6 +96,7 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool, model: str | None
         return
     if not problem:
         raise click.UsageError("give a PROBLEM, or --model")
+    _only_with_a_model(sizes)
     asked, limits = parse(" ".join(problem)), limits_of(target)
     chosen = planned(asked, target)
     if as_json:
@@ -101,6 +105,16 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool, model: str | None
     click.echo(chosen.explain(limits))
     click.echo()
     _print_ranking(_console(), search.rank(asked, limits), limits, chosen)
+
+
+def _only_with_a_model(options: Iterable[str]) -> None:
+    """Raises UsageError for those of the options that were given: a PROBLEM says its own sizes."""
+    found = click.get_current_context().get_parameter_source
+    given = [f"--{name}" for name in options if found(name) is not ParameterSource.DEFAULT]
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)}: of a --model only; a PROBLEM says its own sizes, as n=4096 b=8 bf16"
+        )
 
 
 def _console() -> Console:

@@ -56,6 +56,12 @@ def test_errors_are_one_clean_message(words, part):
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("words", [("--backward",), ("--lengths", "512"), ("--batches", "8"), ("--dtype", "bf16")])
+def test_what_is_said_of_a_model_is_not_passed_over_for_a_problem(words):
+    result = run("plan", "fftconv", "n=64", *words)
+    assert result.exit_code == 2 and f"{words[0]}: of a --model only" in result.stderr
+
+
 def test_a_rejection_is_shown(monkeypatch):
     from m2gen.planner.fftconv.composed import Composed
 

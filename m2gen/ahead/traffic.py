@@ -201,11 +201,18 @@ def _of_torch(func: Any, args: Any, kwargs: Any, out: Any, limits: DeviceLimits)
     if name in _MATRIX:
         a, b = inputs[-2], inputs[-1]
         flop = 2.0 * a.numel() * b.shape[-1]
-        seconds = max(flop / (limits.matrix16 * _PRODUCTS), moved / limits.dram_bandwidth)
+        seconds = max(flop / (_matrix_rate(a.element_size(), limits) * _PRODUCTS), moved / limits.dram_bandwidth)
     else:
         share = _TURNING if _turns(tensors) else limits.elementwise
         seconds = moved / (limits.dram_bandwidth * share)
     return [Launch(f"torch {name}", moved, seconds + limits.call_seconds, flop)]
+
+
+def _matrix_rate(each: int, limits: DeviceLimits) -> float:
+    """FLOP/s of products of numbers of so many bytes; float32 without TF32, which PyTorch leaves off."""
+    if each == 2:
+        return limits.matrix16
+    return limits.matrix32 * (limits.fp64_ratio if each == 8 else 1.0)
 
 
 def _only_looks(func: Any) -> bool:

@@ -50,7 +50,7 @@ def project_first(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return turn(layer(x), first=True), None
     batch, length, width = x.shape
     h = torch.mm(layer.weight, x.reshape(batch * length, width).t())  # type: ignore[arg-type]
-    return h.view(-1, batch, length).transpose(0, 1), layer.bias  # type: ignore[return-value]
+    return h.view(h.shape[0], batch, length).transpose(0, 1), layer.bias  # type: ignore[return-value]
 
 
 def project_back(layer: nn.Module, y: Tensor) -> Tensor:
@@ -61,7 +61,8 @@ def project_back(layer: nn.Module, y: Tensor) -> Tensor:
         return out
     batch, width, length = y.shape
     rows = y.transpose(0, 1).reshape(width, batch * length).t()
-    return nn.functional.linear(rows, layer.weight, layer.bias).view(batch, length, -1)  # type: ignore[arg-type]
+    out = nn.functional.linear(rows, layer.weight, layer.bias)  # type: ignore[arg-type]
+    return out.view(batch, length, out.shape[1])
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

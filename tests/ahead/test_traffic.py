@@ -51,6 +51,13 @@ def test_bytes_are_those_of_the_tensors() -> None:
     assert norm <= found[-1].bytes <= norm + 16 * TOKENS  # and a row's mean and deviation
 
 
+@pytest.mark.parametrize(("dtype", "rate"), [("bf16", 989.4e12), ("fp32", 66.9e12), ("fp64", 33.5e12)])
+def test_products_take_as_long_as_their_dtype_s_units_need(dtype: str, rate: float) -> None:
+    """Rates of the H100's data sheet."""
+    first = layer_of("80M", target("sm90"), Sizes((512,), (TOKENS // 512,), dtype)).forward[0]
+    assert first.name == "torch mm" and first.flop / rate <= first.seconds <= 2 * first.flop / rate
+
+
 def test_what_a_layer_should_take() -> None:
     """12 layers of 32,768 tokens at 4096: by the estimate at most 14 ms."""
     assert 12 * totals(layer(4096).forward)[1] <= 14e-3

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from m2gen.device.limits import target
+from m2gen.errors import ProblemError
 from m2gen.models import M2GPT, M2BertForMaskedLM, M2GPTConfig
 from m2gen.modules import MixerBlock, SequenceMixer
 from m2gen.modules.dimension_mixer import DimensionMixer
@@ -137,6 +138,18 @@ def test_a_layer_with_masks_in_every_place(options: dict[str, Any], dtype: torch
             with the_cpu_s_way():
                 wanted, other = gradients(exact, call), gradients(layer, call)
             compare(found, wanted, BOUND[dtype], other)
+
+
+def test_no_sequences_at_all() -> None:
+    """A last batch that is empty, as on a CPU."""
+    layer = block()
+    y = layer(torch.empty(0, 5, 8), torch.empty(0, 5, dtype=torch.bool))
+    y.sum().backward()
+    assert y.shape == (0, 5, 8)
+    with the_cpu_s_way():
+        assert layer(torch.empty(0, 5, 8)).shape == (0, 5, 8)
+    with pytest.raises(ProblemError, match="no taps"):
+        layer(torch.empty(2, 0, 8))
 
 
 def test_a_compiled_layer_is_one_graph_and_gives_the_same() -> None:
