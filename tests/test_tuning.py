@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path / "wisdom"
     monkeypatch.undo()
     wisdom.refresh()
-    limits.live.cache_clear()
+    limits._live.cache_clear()
 
 
 def test_problems_of_the_corpus() -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModel
 import m2gen
 from m2gen.ahead.command import _named
 from m2gen.ahead.models import Sizes, record
-from m2gen.ahead.record import Wanted, _notes, recorder
+from m2gen.ahead.record import Wanted, notes_of, recorder
 from m2gen.cache import compiled
 from m2gen.cli import main
 from m2gen.config import Config
@@ -209,7 +209,7 @@ def test_recorded_of_generation(called: tuple[set[Problem], set[str]], tmp_path:
 
 def test_every_operator_is_noted() -> None:
     """No operator's kernels are forgotten when a model's are compiled ahead."""
-    noted = {op.name() for op in _notes(Wanted(), "", live(torch.device("cpu")))}
+    noted = {op.name() for op in notes_of(Wanted(), "", live(torch.device("cpu")))}
     assert noted == {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("m2gen::")}
 
 

@@ -18,7 +18,7 @@ from m2gen.device.limits import target
 from m2gen.errors import M2GenError
 from m2gen.planner.problems import parse
 from m2gen.runtime import executor
-from m2gen.runtime.bindings import fused
+from m2gen.runtime.build import triton_kernel
 
 TINY = gpu.Options(device="cpu", tiny=True, rounds=2, workers=2, minutes=10, threads=1)
 SOON = 3600.0
@@ -130,7 +130,7 @@ def test_triton_compiles_the_same_first_as_in_the_call(n: int, words: str, monke
 
         return Launches()
 
-    monkeypatch.setattr(fused, "load", noted)
+    monkeypatch.setattr(triton_kernel, "load", noted)
     for module in (gpu, executor):
         monkeypatch.setattr(module, "live", lambda _: target("sm90"))
     problem = parse(f"fftconv n={n} h=16 b=32 {words}")

@@ -230,10 +230,11 @@ def test_a_gated_product_moves_what_it_must(residual: bool) -> None:
 
 
 @pytest.mark.parametrize("last_out", [False, True])
-def test_the_mixer_s_form_moves_what_it_must(last_out: bool) -> None:
+@pytest.mark.parametrize("given", [families.ACROSS, families.MIXER], ids=["channels last", "times last"])
+def test_the_mixer_s_form_moves_what_it_must(given: ShortconvSizes, last_out: bool) -> None:
     """Each program reads the times of its tile and width - 1 before it, which the tile before reads as well, and its
     filters; taps after the first find what they need in the multiprocessor's own cache."""
-    sizes, limits = replace(families.MIXER, masked="no", last_out=last_out), target("sm90")
+    sizes, limits = replace(given, masked="no", last_out=last_out), target("sm90")
     choice = shortconv.candidates(sizes, limits, "mix")[0]
     spec, place = choice.spec, place_of(choice.spec)
     tiles = [-(-n // size) for n, size in ((sizes.length, spec.block_l), (sizes.channels, spec.block_h))]
@@ -247,10 +248,10 @@ def test_the_mixer_s_form_moves_what_it_must(last_out: bool) -> None:
                 yield ("late", b, time - 1, channel, stream), 2 * wide * (sizes.width - 1) * (time > 0), 0
                 yield ("early", b, time, channel, stream), 2 * wide * (high - late), 0
                 yield ("late", b, time, channel, stream), 2 * wide * late, 0
-                yield ("w", channel, stream), 2 * wide * (sizes.width + 1), 0
+                yield ("w", channel, stream), 2 * wide * (sizes.width + 1 + sizes.offset), 0
             yield None, 0, 2 * 2 * high * wide
 
     least = 2 * sizes.batch * sizes.length * 5 * sizes.channels
     assert least <= moved(reads(), Cache(limits.bandwidths[0][0] // 2)) <= 1.1 * least
-    assert spec.block_h * 2 % 32 == 0  # whole sectors of memory
+    assert (spec.block_h if sizes.last_in else spec.block_l) * 2 % 32 == 0  # whole sectors of memory
     assert least == choice.bytes
