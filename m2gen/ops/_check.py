@@ -24,7 +24,6 @@ from m2gen.planner.problem import LAYOUTS
 _FLOATS = {getattr(torch, dtype.torch_name) for dtype in DTYPES.values()}
 _CHECK_FINITE = config().check_finite  # read once: tracing must not meet a cached function
 PRECISIONS = ("auto", "wide")
-PADDINGS = ("causal", "same")
 
 
 def choice(op: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -39,7 +38,7 @@ def tensor(op: str, name: str, value: object, shape: tuple[int | str, ...], like
         and value.dtype in _FLOATS
         and value.layout is torch.strided
         and not value.is_nested
-        and _fits(value.shape, shape)
+        and fits(value.shape, shape)
         and (like is None or value.device == like.device)
     )
     if not right:
@@ -59,13 +58,13 @@ def _refuse(op: str, name: str, value: object, shape: tuple[int | str, ...], lik
     if value.layout is not torch.strided or value.is_nested:
         found = "it is a nested tensor" if value.is_nested else f"its layout is {value.layout}"
         raise ProblemError(f"{op}: {name}", found, "give a dense tensor (to_dense(), or to_padded_tensor())")
-    if not _fits(value.shape, shape):
+    if not fits(value.shape, shape):
         raise ProblemError(f"{op}: {name}", f"its shape is {tuple(value.shape)}", f"give it the shape {_text(shape)}")
     if like is not None:
         same_device(op, name, value, like)
 
 
-def _fits(sizes: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
+def fits(sizes: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
     if len(sizes) != len(shape):
         return False
     for size, asked in zip(sizes, shape, strict=True):  # noqa: SIM110  # at every call: all() takes twice as long
@@ -319,85 +318,3 @@ def stages(op: str, x: Tensor, factors: Sequence[Tensor], autocast: bool = False
                 f"the first gives {a.shape[0] * a.shape[1]} values and the second takes {b.shape[0] * b.shape[2]}",
                 "make nblocks * block_out of each equal nblocks * block_in of the next",
             )
-
-
-def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: str | int, layout: str) -> None:
-    op = "depthwise_conv1d"
-    choice(op, "layout", layout, LAYOUTS)
-    if not (isinstance(padding, int) and not isinstance(padding, bool) and padding >= 0):
-        choice(op, "padding", padding, (*PADDINGS, "or a whole number of zeros, 0 or more"))
-    if layout == "BHL" and isinstance(padding, str) and left_to_the_operator((x, weight), bias) and weight.dim() == 2:
-        return
-    short(op, x, weight, bias, layout, autocast=True)
-    length = x.shape[2] if layout == "BHL" else x.shape[1]
-    if isinstance(padding, int) and length + 2 * padding < weight.shape[1]:
-        raise ProblemError(
-            f"{op}(padding={padding}) of {length} samples with {weight.shape[1]} taps",
-            "the filter is longer than the padded sequence",
-            "pad more, or use padding='causal' or 'same'",
-        )
-    finite(op, x=x, weight=weight, bias=bias)
-
-
-def gated_depthwise_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    layout: str,
-    to: str,
-    offset: Tensor | None,
-    mask: Tensor | None,
-) -> None:
-    op = "gated_depthwise_conv1d"
-    choice(op, "layout", layout, LAYOUTS)
-    choice(op, "to", to, LAYOUTS)
-    streams(op, x, weight, bias, offset, mask, layout, autocast=True)
-    finite(op, x=x, weight=weight, bias=bias, offset=offset)
-
-
-def streams(
-    op: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    offset: Tensor | None,
-    mask: Tensor | None,
-    layout: str = "BHL",
-    autocast: bool = False,
-) -> None:
-    """The operands of a mixer's three short convolutions fit together."""
-    short(op, x, weight, bias, layout, autocast)
-    channels, length = (x.shape[layout.index(axis)] for axis in "HL")
-    if channels % 3:
-        raise ProblemError(f"{op}: x", f"it has {channels} channels", "give those of x1, x2 and v, three times as many")
-    if offset is not None:
-        tensor(op, "offset", offset, (channels,), x)
-        same_dtype(op, "offset", offset, "x", x, autocast)
-    if mask is not None:
-        padding_mask(op, mask, (x.shape[0], length), x)
-
-
-def padding_mask(op: str, mask: object, shape: tuple[int, int], like: Tensor) -> None:
-    """A dense mask of real positions, on the device of `like`."""
-    do = f"give a dense bool tensor (batch, length) = {shape}, true at real positions"
-    if not isinstance(mask, Tensor):
-        raise ProblemError(f"{op}: mask", f"found a {type(mask).__name__}", do)
-    if mask.layout is not torch.strided or mask.is_nested:
-        found = "it is a nested tensor" if mask.is_nested else f"its layout is {mask.layout}"
-        raise ProblemError(f"{op}: mask", found, do)
-    if mask.dtype != torch.bool or not _fits(mask.shape, shape):
-        raise ProblemError(f"{op}: mask", f"it is {tuple(mask.shape)} {mask.dtype}", do)
-    same_device(op, "mask", mask, like)
-
-
-def short(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, layout: str = "BHL", autocast: bool = False) -> None:
-    """The operands of a short convolution fit together."""
-    tensor(op, "x", x, tuple(layout))
-    channels = x.shape[1] if layout == "BHL" else x.shape[2]
-    tensor(op, "weight", weight, (channels, "W"), x)
-    same_dtype(op, "weight", weight, "x", x, autocast)
-    if weight.shape[1] == 0:
-        raise ProblemError(f"{op}: weight", "it has no taps", "give it at least one tap")
-    if bias is not None:
-        tensor(op, "bias", bias, (channels,), x)
-        same_dtype(op, "bias", bias, "x", x, autocast)

@@ -15,6 +15,7 @@ from torch import Tensor
 from m2gen.errors import ProblemError
 from m2gen.kernels.activation import ACTIVATIONS
 from m2gen.ops import _check as check
+from m2gen.ops import _check_short as check_short
 from m2gen.planner.fftconv.problem import MODES
 
 
@@ -43,7 +44,7 @@ def fftconv_dk(z: Tensor, dc: Tensor, length: int, mode: str, precision: str) ->
 
 def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: int) -> None:
     op = "depthwise_conv1d"
-    check.short(op, x, weight, bias)
+    check_short.short(op, x, weight, bias)
     _pads(op, x, weight.shape[1], left, right)
 
 
@@ -60,7 +61,7 @@ def depthwise_conv1d_dw(x: Tensor, dy: Tensor, width: int, left: int, right: int
 def gated_depthwise_conv1d(
     x: Tensor, weight: Tensor, bias: Tensor | None, last: bool, offset: Tensor | None = None, mask: Tensor | None = None
 ) -> None:
-    check.streams("gated_depthwise_conv1d", x, weight, bias, offset, mask)
+    check_short.streams("gated_depthwise_conv1d", x, weight, bias, offset, mask)
 
 
 def gated_depthwise_conv1d_bwd(
@@ -74,7 +75,7 @@ def gated_depthwise_conv1d_bwd(
     needs: Sequence[bool],
 ) -> None:
     op = "gated_depthwise_conv1d_bwd"
-    check.streams(op, x, weight, bias, offset, mask)
+    check_short.streams(op, x, weight, bias, offset, mask)
     for name, grad in (("dz", dz), ("dg", dg)):
         _gradient(op, grad, x, (x.shape[0], x.shape[1] // 3, x.shape[2]), "x", name)
     if len(needs) != 4:

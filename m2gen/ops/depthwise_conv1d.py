@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2gen.ops import _check as check
+from m2gen.ops import _check_short as check_short
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vmap
 from m2gen.runtime import executor
@@ -35,7 +35,7 @@ def depthwise_conv1d(
 
     Source: Monarch Mixer (arXiv 2310.12109), the short convolution of the sequence mixer.
     """
-    check.depthwise_conv1d(x, weight, bias, padding, layout)
+    check_short.depthwise_conv1d(x, weight, bias, padding, layout)
     width = weight.shape[1]
     if isinstance(padding, int):
         left = right = padding

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2gen.ops import _check as check
+from m2gen.ops import _check_short as check_short
 from m2gen.ops import _operands as operands
 from m2gen.ops._register import Args, Definition, fold_vmap, register, unfold_vmap
 from m2gen.ops.depthwise_conv1d import depthwise_conv1d_dw_op, depthwise_conv1d_op
@@ -48,7 +48,7 @@ def gated_depthwise_conv1d(
     Source: Hyena (arXiv 2302.10866), section 3; Monarch Mixer (arXiv 2310.12109), the sequence mixer.
     """
     to = layout if to is None else to
-    check.gated_depthwise_conv1d(x, weight, bias, layout, to, offset, mask)
+    check_short.gated_depthwise_conv1d(x, weight, bias, layout, to, offset, mask)
     x = x.transpose(1, 2) if layout == "BLH" else x
     z, g = gated_depthwise_conv1d_op(x, weight, bias, to == "BLH", offset, mask)
     return (z.transpose(1, 2), g.transpose(1, 2)) if to == "BLH" else (z, g)
