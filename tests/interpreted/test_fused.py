@@ -193,6 +193,19 @@ def test_rows_do_not_mix() -> None:
     assert (both[0] - alone[0]).abs().max() < 2e-3 * both[1].abs().max()
 
 
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "same"])
+def test_what_is_not_finite_stays_in_its_row_but_on_a_cyclic_ring(mode: str) -> None:
+    """There two batch rows share a transform."""
+    for n, ring in ((127, "cyclic"), (255, "causal")):
+        problem = parse(f"fftconv n={n} h=2 b=4 fp32 {mode}")
+        assert f"_{ring}_" in m2gen.plan(str(problem), "auto").explain()
+        args = operands(problem)
+        finite = m2gen.fftconv(**args)
+        args["u"][1, 0, n // 2] = float("nan")
+        touched = (m2gen.fftconv(**args) != finite).any(-1).nonzero().tolist()
+        assert touched == ([[0, 0], [1, 0]] if ring == "cyclic" else [[1, 0]])
+
+
 def test_gradients_are_the_same_bits_every_time() -> None:
     problem = parse("fftconv n=200 h=2 b=5 fp16 causal gated skip")
     args = operands(problem)
