@@ -236,6 +236,21 @@ def test_spectra_of_prepared_filters_are_made_once(monkeypatch: pytest.MonkeyPat
     assert not torch.equal(m2gen.fftconv(**args), y)
 
 
+def test_one_prepared_filter_on_several_rings_and_in_several_dtypes() -> None:
+    """Its spectra are of the same size, and are not taken for one another."""
+    k = torch.randn(2, 9)
+    prepared = m2gen.prepare_filter(k, mode="same")
+    names = set()
+    with torch.no_grad():
+        for n in (100, 256):
+            for dtype, precision in ((torch.float16, "auto"), (torch.float32, "auto"), (torch.float16, "wide")):
+                u = torch.randn(2, 2, n).to(dtype)
+                y = m2gen.fftconv(u, prepared, precision=precision)
+                assert torch.equal(y, m2gen.fftconv(u, k, mode="same", precision=precision))
+            names.add(m2gen.plan(f"fftconv n={n} k=9 h=2 b=2 fp16 same", "auto").choice.split("_w")[0])
+    assert {name.split("_")[2] for name in names} == {"n256"} and len(names) == 2
+
+
 def test_wide_keeps_the_range_of_bfloat16() -> None:
     """Operands in bfloat16, emulated here: values that float16 cannot hold, at bfloat16's error."""
     problem = parse("fftconv n=200 h=2 b=3 bf16 causal gated skip wide")
