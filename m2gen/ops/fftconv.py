@@ -66,8 +66,9 @@ def fftconv(
 
     Returns:
         Shape, dtype and memory layout of ``u``. Differentiable to any order in every tensor. A NaN or infinity spoils
-        its own row (b, h) and no other, but on a GPU for mode circular, and others of short filters, where two batch
-        rows of a channel may share a transform; set M2GEN_CHECK_FINITE=1 to get an error instead.
+        its own row (b, h) and no other, but on a GPU where two batch rows of a channel share a transform: in mode
+        circular, and wherever the plan names a cyclic ring, as at 128 samples and taps. Set M2GEN_CHECK_FINITE=1 to get
+        an error instead.
 
     Raises:
         ProblemError: for shapes, dtypes, devices, modes or filter lengths that do not fit together.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from m2gen.ahead.models import Sizes
-from m2gen.ahead.traffic import Layer, layer_of, totals
+from m2gen.ahead.traffic import FILTER, Layer, _of_torch, explained, layer_of, totals
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.modules import sequence_mixer
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -14,6 +17,7 @@ from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.search import rank
+from m2gen.planner.step import Launch, duration
 from m2gen.runtime import executor
 
 TOKENS = 32768
@@ -56,6 +60,41 @@ def test_products_take_as_long_as_their_dtype_s_units_need(dtype: str, rate: flo
     """Rates of the H100's data sheet."""
     first = layer_of("80M", target("sm90"), Sizes((512,), (TOKENS // 512,), dtype)).forward[0]
     assert first.name == "torch mm" and first.flop / rate <= first.seconds <= 2 * first.flop / rate
+
+
+def test_what_an_operator_of_pytorch_moves_and_takes() -> None:
+    """A copy reads one tensor and writes another; an expanded axis is in memory once; a product of one row waits for
+    its weight; what turns its operand takes longer; and every launch has its price."""
+    aten, sm90 = torch.ops.aten, target("sm90")
+
+    def cost(op: Any, *args: Tensor) -> Launch:
+        (found,) = _of_torch(op, args, {}, op(*args), sm90)
+        return found
+
+    a, b = torch.empty(256, 1024), torch.empty(256, 1024)
+    assert cost(aten.copy_.default, a, b).bytes == 2 * a.nbytes
+    assert cost(aten.add.Tensor, a, torch.empty(256, 1).expand(256, 1024)).bytes == 2 * a.nbytes + 256 * 4
+    assert cost(aten.add.Tensor, a[:1, :2], b[:1, :2]).seconds > sm90.call_seconds
+    row = cost(aten.mm.default, torch.empty(1, 4096), torch.empty(4096, 4096))
+    assert row.seconds >= 4096 * 4096 * 4 / sm90.dram_bandwidth
+    turned = cost(aten.copy_.default, torch.empty(4096, 8192), torch.empty(8192, 4096).t())
+    measured = 0.18e-3 / 0.10e9  # seconds a byte on an H100 (2026-11-26, torch 2.11)
+    assert 0.8 < turned.seconds / (turned.bytes * measured) < 1.25
+
+
+def test_lines_of_a_model() -> None:
+    """Batches of 32,768 tokens, and 12 times a layer."""
+    lines = list(explained("80M", target("sm90"), lengths="512", batches="", dtype="bf16", backward=False))
+    assert lines[0] == "a layer of 80M on sm90, 64 sequences of 512 tokens"
+    seconds = 12 * totals(layer(512).forward)[1]
+    total = next(line for line in lines if line.startswith("12 layers, 32768 tokens"))
+    assert duration(seconds) in total and f"{TOKENS / seconds / 1e3:.0f} tokens a millisecond" in total
+
+
+def test_filters_spectra_are_counted_with_filters() -> None:
+    """Two, and again for the gradients, which keep nothing of the forward pass."""
+    found = layer(512, gradients=True)
+    assert [one.back for one in found.of_filters if one.name == FILTER] == [False] * 2 + [True] * 2
 
 
 def test_what_a_layer_should_take() -> None:

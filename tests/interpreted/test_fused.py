@@ -193,6 +193,19 @@ def test_rows_do_not_mix() -> None:
     assert (both[0] - alone[0]).abs().max() < 2e-3 * both[1].abs().max()
 
 
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "same"])
+def test_what_is_not_finite_stays_in_its_row_but_on_a_cyclic_ring(mode: str) -> None:
+    """There two batch rows share a transform."""
+    for n, ring in ((127, "cyclic"), (255, "causal")):
+        problem = parse(f"fftconv n={n} h=2 b=4 fp32 {mode}")
+        assert f"_{ring}_" in m2gen.plan(str(problem), "auto").explain()
+        args = operands(problem)
+        finite = m2gen.fftconv(**args)
+        args["u"][1, 0, n // 2] = float("nan")
+        touched = (m2gen.fftconv(**args) != finite).any(-1).nonzero().tolist()
+        assert touched == ([[0, 0], [1, 0]] if ring == "cyclic" else [[1, 0]])
+
+
 def test_gradients_are_the_same_bits_every_time() -> None:
     problem = parse("fftconv n=200 h=2 b=5 fp16 causal gated skip")
     args = operands(problem)
@@ -221,6 +234,21 @@ def test_spectra_of_prepared_filters_are_made_once(monkeypatch: pytest.MonkeyPat
     assert len(calls) == 4
     args["k"].data.mul_(2)
     assert not torch.equal(m2gen.fftconv(**args), y)
+
+
+def test_one_prepared_filter_on_several_rings_and_in_several_dtypes() -> None:
+    """Its spectra are of the same size, and are not taken for one another."""
+    k = torch.randn(2, 9)
+    prepared = m2gen.prepare_filter(k, mode="same")
+    names = set()
+    with torch.no_grad():
+        for n in (100, 256):
+            for dtype, precision in ((torch.float16, "auto"), (torch.float32, "auto"), (torch.float16, "wide")):
+                u = torch.randn(2, 2, n).to(dtype)
+                y = m2gen.fftconv(u, prepared, precision=precision)
+                assert torch.equal(y, m2gen.fftconv(u, k, mode="same", precision=precision))
+            names.add(m2gen.plan(f"fftconv n={n} k=9 h=2 b=2 fp16 same", "auto").choice.split("_w")[0])
+    assert {name.split("_")[2] for name in names} == {"n256"} and len(names) == 2
 
 
 def test_wide_keeps_the_range_of_bfloat16() -> None:

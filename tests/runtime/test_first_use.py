@@ -23,6 +23,7 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
 from m2gen.runtime import beside, executor, planning
 from m2gen.runtime.bindings import blockdiag, blockdiag_triton
+from m2gen.runtime.build.limits import planned_for
 from m2gen.runtime.measure import first_use, trial
 from m2gen.runtime.measure.trial import Trial
 
@@ -102,6 +103,19 @@ def test_a_right_plan_is_checked_once_for_a_machine(device: Device, said: list[s
     assert len(device.asked) == 2 and device.asked[1][0].problem == SHORT
 
 
+def test_a_plan_is_known_when_all_its_kernels_are(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is right beside one that nobody tried, in this process and in another."""
+    plan, one, two = search.rank(GLU, H100).plans[0], {"one": "1" * 64}, {"two": "2" * 64}
+    monkeypatch.setattr(first_use, "kernels_of", lambda plan: one)
+    first_use.verdict(plan, H100)
+    monkeypatch.setattr(first_use, "kernels_of", lambda plan: one | two)
+    assert first_use.unknown(plan, H100)
+    forget()
+    assert first_use.unknown(plan, H100)
+    first_use.verdict(plan, H100)
+    assert len(device.asked) == 2 and not first_use.unknown(plan, H100)
+
+
 def test_what_is_not_known_is_planned_and_not_asked(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `m2gen plan` does on the device."""
     monkeypatch.setattr(planning, "limits_of", lambda name: H100)
@@ -158,10 +172,13 @@ def test_where_every_kernel_faults_the_library_computes(device: Device, said: li
 
 def test_where_all_plans_are_of_such_kernels_pytorch_s_products_compute(device: Device) -> None:
     problem = parse("monarch in=4096 out=4096 rows=8192 bf16 factors=64x64x64,64x64x64")
-    assert all(plan.body.untried for plan in search.rank(problem, H100).plans)
+    plans = search.rank(problem, H100).plans
+    assert all(plan.body.untried for plan in plans)
     device.says = lambda plan: Trial("its process ended with signal 11")
     kernel = bound(problem)
     assert all(isinstance(stage, blockdiag.LibraryKernel) for stage in kernel.stages)
+    left_out = first_use.sound(plans[0], H100).left_out
+    assert sum("is not used on a Some H100" in one for one in left_out) == min(3, len(plans)), "and the plan says so"
 
 
 def test_what_the_circumstances_did_is_not_kept(device: Device) -> None:
@@ -195,6 +212,8 @@ def test_nothing_is_checked_on_a_cpu_or_in_the_interpreter(device: Device, setti
     fused = search.rank(GLU, H100).plans[0]
     assert first_use.asked(fused, H100) and not first_use.asked(fused, target("avx2"))
     assert not any(plan.body.untried for plan in search.rank(GLU, target("avx2")).plans)
+    with planned_for(H100):  # as a plan of a model on a machine without it
+        assert not first_use.asked(fused, H100)
     settings(triton_interpret=True)
     assert isinstance(bound(), blockdiag_triton.FusedKernel) and not device.asked
 

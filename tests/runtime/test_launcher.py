@@ -73,6 +73,7 @@ def test_a_call_like_an_earlier_one_is_launched_at_once(compiler: Compiler) -> N
         (0, (X, X[4:].half(), 7, 16)),
         (0, (X.bfloat16(), X[4:], 7, 16)),
         (0, (X[1:], X[4:], 7, 16)),
+        (0, (X[2:], X[4:], 7, 16)),
         (0, (X, X[3:], 7, 16)),
     ],
 )
@@ -113,7 +114,7 @@ def test_the_interpreter_compiles_nothing(compiler: Compiler, monkeypatch: pytes
 
 
 def test_equal_specs_are_one_kernel() -> None:
-    plan = rank(parse("turn n=4096 h=768 b=8 bf16"), target("sm90")).plans[0]
+    plan: Any = rank(parse("turn n=4096 h=768 b=8 bf16"), target("sm90")).plans[0]
     one, other = (next(iter(plan.body.kernels(plan.problem))) for _ in range(2))
     made = interned(one)
     assert interned(other) is made and launcher(other) is launcher(one)
