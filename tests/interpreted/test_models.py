@@ -120,7 +120,14 @@ def block(norm: bool = True, **options: Any) -> MixerBlock:
 
 @pytest.mark.parametrize("dtype", list(BOUND))
 @pytest.mark.parametrize(
-    "options", [{}, {"short_kernel": 6}, {"bidirectional": False, "residual_long_conv": False}], ids=str
+    "options",
+    [
+        {},
+        {"short_kernel": 6},
+        {"bidirectional": False, "residual_long_conv": False},
+        {"bidirectional": False, "residual_long_conv": False, "monarch": {}},
+    ],
+    ids=str,
 )
 def test_a_layer_with_masks_in_every_place(options: dict[str, Any], dtype: torch.dtype) -> None:
     layer = block(**options).to(dtype)
