@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from m2gen.errors import M2GenError
+from m2gen.planner.fftconv.launches import FILTER
 from m2gen.planner.step import Launch
 
 if TYPE_CHECKING:
@@ -171,9 +172,6 @@ def _meter(found: Layer, limits: DeviceLimits) -> Any:
     return meter
 
 
-FILTER = "spectrum of the filter"
-
-
 def _planned(problem: Any, limits: DeviceLimits, gradients: bool) -> list[Launch]:
     """The launches of the plan for a problem: its forward pass, or its gradients."""
     from m2gen.runtime import executor
@@ -310,9 +308,10 @@ def _lines(found: Layer, limits: DeviceLimits, layers: int) -> Iterator[str]:
     ):
         if launches:
             yield f"{title}: {len(launches)} launches"
-            for one in launches:
+            for those in _alike(launches):
+                one, count = those[0], len(those)
                 figures = f"{duration(one.seconds):>9}  {one.bytes / 1e6:9.1f} MB  {one.flop / 1e9:8.1f} GFLOP"
-                yield f"  {figures}  {one.name}"
+                yield f"  {figures}  {one.name}{f', {count} times' if count > 1 else ''}"
             moved, seconds = totals(launches)
             against = f"{moved / least:.2f} times the least ({least / 1e6:.1f} MB)"
             yield f"  {duration(seconds):>9}  {moved / 1e6:9.1f} MB, {against}"
@@ -325,6 +324,14 @@ def _lines(found: Layer, limits: DeviceLimits, layers: int) -> Iterator[str]:
     rate = f"{tokens / seconds / 1e3:.0f} tokens a millisecond"
     yield f"{layers} layers, {tokens} tokens: {duration(seconds)} forward with filters kept, {rate}"
     yield "Every figure is an estimate of the cost model; embeddings and heads are not in it."
+
+
+def _alike(launches: Iterable[Launch]) -> Iterable[list[Launch]]:
+    """Equal ones together, in the order of the first of each."""
+    found: dict[Launch, list[Launch]] = {}
+    for one in launches:
+        found.setdefault(one, []).append(one)
+    return found.values()
 
 
 def totals(launches: Iterable[Launch]) -> tuple[float, float]:

@@ -11,6 +11,8 @@ from m2gen.planner.fftconv.cost import fused_estimates
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.step import Estimate, Launch
 
+FILTER = "spectrum of the filter"  # a launch, or those, that a filter which is kept does not need again
+
 
 def of_kernels(
     problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec, gradients: bool
@@ -24,7 +26,7 @@ def of_kernels(
 
 def _behind(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Iterator[Launch]:
     of_filter, _ = fused_estimates(problem, spec, limits)
-    yield _launch("spectrum of the filter", of_filter)
+    yield _launch(FILTER, of_filter)
 
     def conv(pre: bool, post: bool, transpose: bool) -> Launch:
         of, one = replace(problem, pre_gate=pre, post_gate=post), replace(spec, pre_gate=pre, post_gate=post)
