@@ -90,7 +90,7 @@ elif arguments.what == "lengths":
 elif arguments.what == "dispatch":
     from bench import dispatch
 
-    dispatch.main(arguments.rounds, arguments.out)
+    dispatch.main(arguments.rounds, arguments.out, arguments.only)
 elif arguments.what == "generate":
     from bench import generate
 

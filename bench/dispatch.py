@@ -121,13 +121,16 @@ def _calls(call: Callable[..., Any], tensors: list[Tensor]) -> dict[str, Callabl
     }
 
 
-def main(rounds: int, out: str | None) -> None:
-    """Microseconds of each operator."""
+def main(rounds: int, out: str | None, only: str | None = None) -> None:
+    """Microseconds of each operator, or of those with `only` in their names."""
     os.environ.setdefault("M2GEN_UNTRIED", "trust")
     torch.set_num_threads(1)
     found, results = provenance(), []
+    print("a call's own time on this CPU, planned for a GPU, its kernels' launches stubbed, one thread")
     with as_on_a_gpu():
         for name, (call, tensors) in cases().items():
+            if only is not None and only not in name:
+                continue
             calls = {what: _repeated(one) for what, one in _calls(call, tensors).items()}
             for one in calls.values():
                 one()
@@ -137,11 +140,12 @@ def main(rounds: int, out: str | None) -> None:
                 "forward, gradients follow": _less(times, "forward, gradients follow", "nothing forward"),
                 "backward": _less(times, "backward", "nothing backward"),
             }
-            row: dict[str, Any] = {"group": "dispatch on a GPU", "problem": name}
-            row["us"] = {what: summary(many) for what, many in own.items()}
-            row["times"] = rounded(times)
+            row: dict[str, Any] = {"group": "calls planned for a GPU, launches stubbed", "problem": name}
+            row["ms"] = {what: summary([us / 1e3 for us in many]) for what, many in own.items()}
+            row["ratio"] = {}
+            row["times"] = rounded({what: [us / 1e3 for us in many] for what, many in own.items()})
             results.append(row)
-            line = "  ".join(f"{what} {us['median']:6.1f} us" for what, us in row["us"].items())
+            line = "  ".join(f"{what} {1e3 * ms['median']:6.1f} us" for what, ms in row["ms"].items())
             print(f"{name:32} {line}", flush=True)
             write(out, found, results)
 

@@ -77,7 +77,8 @@ def layer_of(model: str, limits: DeviceLimits, sizes: Sizes, *, gradients: bool 
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
         longest = layer._rehearsed_length()
-        length, batch = (sizes.lengths or (longest,))[0], sizes.batches[0]
+        length = (sizes.lengths or (longest,))[0]
+        batch = sizes.batches[0] if sizes.batches else max(1, _TOKENS // length)
         found = Layer(model, length, batch)
         width = layer.attention.d_model
         x = torch.empty((batch, length, width), dtype=dtype, requires_grad=gradients)
@@ -179,8 +180,10 @@ def _planned(problem: Any, limits: DeviceLimits, gradients: bool) -> list[Launch
     plan = executor.planned(problem, limits, 1)
     steps = [] if gradients else plan.steps[:-1]  # before the one that gives the result: the filter's spectrum
     before = [Launch(FILTER, s.estimate.bytes, s.estimate.seconds, s.estimate.flop) for s in steps]
-    body = plan.body.launches(problem, limits, gradients)
-    return [*before, *(one for one in body if one.back == gradients)]
+    body = [one for one in plan.body.launches(problem, limits, gradients) if one.back == gradients]
+    if plan.body.untried is not None:
+        body = [one if one.name == FILTER else replace(one, name=f"{one.name} *") for one in body]
+    return [*before, *body]
 
 
 def _of_torch(func: Any, args: Any, kwargs: Any, out: Any, limits: DeviceLimits) -> list[Launch]:
@@ -291,9 +294,12 @@ def explained(
 
     asked = Sizes.of(lengths, batches or "1", dtype)
     layers = int(getattr(config_of(model), "num_hidden_layers", 0) or getattr(config_of(model), "n_layers", 1))
-    for length in asked.lengths or (0,):
-        for batch in asked.batches if batches else (max(1, _TOKENS // length) if length else 1,):
-            sizes = Sizes((length,) if length else (), (batch,), asked.dtype)
+    longest = getattr(config_of(model), "max_position_embeddings", None)
+    for length in asked.lengths or (None,):
+        if longest is not None and (length or 0) > longest:
+            yield f"{model} is made for {longest} tokens: planned as with max_position_embeddings={length}"
+        for batch in asked.batches if batches else (None,):
+            sizes = Sizes(() if length is None else (length,), () if batch is None else (batch,), asked.dtype)
             yield from _lines(layer_of(model, limits, sizes, gradients=backward), limits, layers)
 
 
@@ -320,10 +326,21 @@ def _lines(found: Layer, limits: DeviceLimits, layers: int) -> Iterator[str]:
         if those:
             moved, seconds = totals(those)
             yield f"{what}: {len(those)} launches, {moved / 1e6:.1f} MB, {duration(seconds)}"
-    seconds, tokens = layers * totals(found.forward)[1], found.batch * found.length
-    rate = f"{tokens / seconds / 1e3:.0f} tokens a millisecond"
-    yield f"{layers} layers, {tokens} tokens: {duration(seconds)} forward with filters kept, {rate}"
+    tokens = found.batch * found.length
+
+    def taken(what: str, launches: Iterable[Launch]) -> str:
+        seconds = layers * totals(launches)[1]
+        rate = f"{tokens / seconds / 1e3:.0f} tokens a millisecond"
+        return f"{layers} layers, {tokens} tokens: {duration(seconds)} {what}, {rate}"
+
+    yield taken("forward with filters kept", found.forward)
+    if found.backward:
+        moved, least = totals(found.launches)[0], found.least + found.least_back
+        yield f"forward and gradients: {moved / 1e6:.1f} MB, {moved / least:.2f} times the least"
+        yield taken("forward and gradients, filters made", [*found.launches, *found.of_filters])
     yield "Every figure is an estimate of the cost model; embeddings and heads are not in it."
+    if any(one.name.endswith(" *") for one in found.launches):
+        yield "* no device has run these kernels yet: they are checked before their first use (M2GEN_UNTRIED)"
 
 
 def _alike(launches: Iterable[Launch]) -> Iterable[list[Launch]]:

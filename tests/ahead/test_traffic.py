@@ -85,7 +85,8 @@ def test_what_an_operator_of_pytorch_moves_and_takes() -> None:
 def test_lines_of_a_model() -> None:
     """Batches of 32,768 tokens, and 12 times a layer."""
     lines = list(explained("80M", target("sm90"), lengths="512", batches="", dtype="bf16", backward=False))
-    assert lines[0] == "a layer of 80M on sm90, 64 sequences of 512 tokens"
+    assert lines[0] == "80M is made for 128 tokens: planned as with max_position_embeddings=512"
+    assert lines[1] == "a layer of 80M on sm90, 64 sequences of 512 tokens"
     seconds = 12 * totals(layer(512).forward)[1]
     total = next(line for line in lines if line.startswith("12 layers, 32768 tokens"))
     assert duration(seconds) in total and f"{TOKENS / seconds / 1e3:.0f} tokens a millisecond" in total

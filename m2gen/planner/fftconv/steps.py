@@ -17,7 +17,7 @@ from m2gen.planner.fftconv.formulas import FORMULAS, LEGEND, NOTES, monarch_stag
 from m2gen.planner.fftconv.launches import of_kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.transform import Transform
-from m2gen.planner.step import Body, Estimate, Launch, Reluctance, Step, Terms
+from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Reluctance, Step, Terms
 
 Part = Literal["filter", "conv"]
 
@@ -70,8 +70,7 @@ class Conv(Body[FftConvProblem]):
 
     def lines(self, problem: FftConvProblem) -> list[str]:
         of = self.transform
-        circle = problem.mode == "circular" and not self.fold
-        why = "the circle itself" if circle else f"at least {problem.linear_size} avoids wrap-around"
+        why = self._why(problem)
         folded = ", tail folded onto the head" if self.fold else ""
         found = [f"size      {self._places} ({why}{folded})", self._who(problem)]
         if of.kind == "monarch":
@@ -79,6 +78,12 @@ class Conv(Body[FftConvProblem]):
             found.append(f"order     {of.order}, radices {' x '.join(map(str, of.radices))}")
             found.append(f"blocks    {blocks}   (nblocks x out x in)")
         return found
+
+    def _why(self, problem: FftConvProblem) -> str:
+        """Why the transform is as long as it is."""
+        if problem.mode == "circular" and not self.fold:
+            return "the circle itself"
+        return f"at least {problem.linear_size} avoids wrap-around"
 
     @property
     def _places(self) -> str:
@@ -160,6 +165,16 @@ class FusedConv(Conv):
         spec = self.spec
         return f"{spec.ring} stack {spec.stack} warps {spec.num_warps} stages {spec.num_stages}"
 
+    @property
+    def untried(self) -> str | None:
+        """Those that add to their result are newer than the device that ran the others."""
+        return UNTRIED if self.spec.add else None
+
+    def _why(self, problem: FftConvProblem) -> str:
+        if self.spec.ring == "causal":
+            return f"at least {problem.n}: on the ring t^{self.transform.size} = i what wraps is imaginary"
+        return super(FusedConv, self)._why(problem)  # a dataclass with slots is made anew
+
     def _who(self, problem: FftConvProblem) -> str:
         return f"kernel    {self.spec.name}, {self.programs} programs, {self.spec.ring} ring"
 
@@ -209,6 +224,11 @@ class TurnedConv(FusedConv):
         return replace(self.turn.back, post=gated, add=added, inner=wide)
 
     @property
+    def untried(self) -> str:
+        """The turning kernels."""
+        return UNTRIED
+
+    @property
     def choice(self) -> str:
         return f"{super(TurnedConv, self).choice} turned"
 
@@ -218,10 +238,8 @@ class TurnedConv(FusedConv):
 
     def lines(self, problem: FftConvProblem) -> list[str]:
         turns = f"turned by {self.inward(problem.pre_gate).name}, back by {self._outward(problem).name}"
-        return [
-            *FusedConv.lines(self, problem),
-            f"layout    {turns} (compiled and interpreted, not yet run on a device)",
-        ]
+        found = super(TurnedConv, self).lines(problem)  # a dataclass with slots is made anew
+        return [*found, f"layout    channels are neighbours: {turns}"]
 
     def _outward(self, problem: FftConvProblem) -> TurnSpec:
         return self.outward(problem.post_gate, problem.add)
