@@ -264,7 +264,7 @@ def _least(layer: Any, rows: int, length: int, each: int) -> tuple[float, float]
     weights += sum(p.numel() * each for p in mixer.out_linear.parameters())
     filters = (1 + second) * (1 + mixer.bidirectional) * mixer.d_model * length * 4.0
     # in_linear u -> h; short convolutions h -> z, g; long ones z, g, u -> y; out_linear y -> a
-    forward, back = (1 + 3) + (3 + 2) + (2 + second + 1) + (1 + 1), 0.0
+    forward = (1 + 3) + (3 + 2) + (2 + second + 1) + (1 + 1)
     # out_linear: da -> dy, its weight (da, y); long: dy -> du, its filter (dy, u); dy, z, g -> dz, dg; short: h, dz, dg
     # -> dh; in_linear: dh and du -> du, its weight (dh, u)
     back = (2 + 2) + 4 * second + 5 + (5 + 3) + (3 + second + 1) + 4
@@ -293,8 +293,9 @@ def explained(
     from m2gen.ahead.models import Sizes, config_of
 
     asked = Sizes.of(lengths, batches or "1", dtype)
-    layers = int(getattr(config_of(model), "num_hidden_layers", 0) or getattr(config_of(model), "n_layers", 1))
-    longest = getattr(config_of(model), "max_position_embeddings", None)
+    config = config_of(model)
+    layers = int(getattr(config, "num_hidden_layers", 0) or getattr(config, "n_layers", 1))
+    longest = getattr(config, "max_position_embeddings", None)
     for length in asked.lengths or (None,):
         if longest is not None and (length or 0) > longest:
             yield f"{model} is made for {longest} tokens: planned as with max_position_embeddings={length}"
