@@ -26,12 +26,10 @@ def of_gradients(
 
 
 def _kernels(problem: ShortconvProblem, limits: DeviceLimits, back: ShortconvSpec, parts: int) -> Iterator[Launch]:
-    sizes = tiles.sizes_of(problem)
+    one = tiles.estimated(tiles.sizes_of(problem), back, limits)
     if back.part == "ds":
-        one = tiles.estimated(sizes, back, limits)
         yield Launch(back.name, one.bytes, one.seconds)
         return
-    one = tiles.estimated(sizes, back, limits)
     numbers = problem.channels * (back.sums if back.part == "mix_bwd" else problem.width + 1)
     adding = parts > 1
     sums = numbers * _SUM * (2 * parts + 1 if adding else 1)
