@@ -4,6 +4,7 @@ python -m bench cpu | models | products | short | lengths | generate | dispatch
                 [--rounds 9] [--threads 1] [--only NAME] [--out FILE]
 python -m bench gpu [--models] [--minutes 9] [--workers 12] [--row-seconds 60] [--note TEXT]
                 [--rounds 9] [--only NAME] [--out FILE] [--device cpu --tiny]
+python -m bench estimates [--target sm90] [--only NAME]
 python -m bench report FILES... [--out FOLDER]
 python -m bench compare OLD NEW
 """
@@ -20,11 +21,23 @@ parser = argparse.ArgumentParser(
 )
 parser.add_argument(
     "what",
-    choices=["cpu", "models", "products", "short", "lengths", "generate", "dispatch", "gpu", "report", "compare"],
+    choices=[
+        "cpu",
+        "models",
+        "products",
+        "short",
+        "lengths",
+        "generate",
+        "dispatch",
+        "gpu",
+        "estimates",
+        "report",
+        "compare",
+    ],
     help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal and "
     "Monarch products beside the library; the short convolution beside conv1d; kernels compiled for random lengths; "
-    "M2-GPT's time per token; what calls cost on a GPU beside kernels; the convolution or models on a GPU; a page with "
-    "pictures; what changed",
+    "M2-GPT's time per token; what calls cost on a GPU beside kernels; the convolution or models on a GPU; what "
+    "the convolution should take on one by the planner's estimates; a page with pictures; what changed",
 )
 parser.add_argument("files", nargs="*", help="of results: for report and compare")
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
@@ -41,6 +54,7 @@ parser.add_argument(
 )
 parser.add_argument("--batch", type=int, default=1, help="of generation")
 parser.add_argument("--causal", choices=["fft", "monarch"], default="fft", help="of generation")
+parser.add_argument("--target", default="sm90", help="of estimates: a GPU of the device table")
 on_gpu = parser.add_argument_group("on a GPU", "how to use it for fifteen minutes: bench/gpu.py")
 on_gpu.add_argument("--models", action="store_true", help="M2-BERT and others beside BERT, not the convolution")
 on_gpu.add_argument("--minutes", type=float, default=9.0, help="after which a run ends and says what it left out")
@@ -64,6 +78,10 @@ elif arguments.what == "models":
     from bench import models
 
     models.main(arguments.rounds, arguments.threads, arguments.out, arguments.only)
+elif arguments.what == "estimates":
+    from bench import estimates
+
+    estimates.main(arguments.target, arguments.only)
 elif arguments.what == "report":
     from bench import pictures
 
