@@ -18,6 +18,7 @@ from m2gen.kernels.spec import Resources
 from m2gen.kernels.survey import BARRIERS, operands_beside, tile
 
 RADICES = (16, 32, 64, 128)
+_FLAGS = ("pre_gate", "post_gate", "transpose", "skip", "add", "wrap", "full")
 COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "bf16_emulated": 4}
 
 
@@ -33,6 +34,7 @@ class FftConvSpec:
     skip     with "dk": the skip's gradient too (a forward kernel has the skip inside the filter's spectrum)
     add      with "fwd": a tensor is added to the result; its resources are those of the kernel without
     wrap     a circular problem on a longer ring: the input is read periodically, its first k - 1 outputs are dropped
+    full     every place of every tile holds a sample (`fills`), so that nothing is masked; same resources
     """
 
     part: Literal["fwd", "dk"]
@@ -49,6 +51,7 @@ class FftConvSpec:
     skip: bool = False
     add: bool = False
     wrap: bool = False
+    full: bool = False
     num_warps: int = 4
     num_stages: int = 2
 
@@ -69,7 +72,7 @@ class FftConvSpec:
     def name(self) -> str:
         """For example fftconv_fwd_n4096_r64x64_cyclic_bf16_fp16_pre_post_w8_s2."""
         stack = [f"stack{self.stack}"] if self.stack > 1 else []
-        flags = [word for word in ("pre_gate", "post_gate", "transpose", "skip", "add", "wrap") if getattr(self, word)]
+        flags = [word for word in _FLAGS if getattr(self, word)]
         words = [
             "fftconv",
             self.part,
@@ -130,6 +133,10 @@ class FftConvSpec:
     def batch_rows(self) -> int:
         """Batch rows in one tile: with an outer stage the stacked transforms are of one row."""
         return self.rows if self.staged else self.rows * self.stack
+
+    def fills(self, length: int, batch: int) -> bool:
+        """Whether sequences of `length` samples, `batch` of a channel, leave no place of a tile empty."""
+        return length == self.size and batch % self.batch_rows == 0 and not self.wrap
 
     @property
     def one_matrix(self) -> bool:

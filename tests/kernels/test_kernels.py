@@ -33,6 +33,7 @@ SPECS = [
     if not (part == "dk" and transpose) and not (ring == "causal" and wrap)
 ]
 SPECS += [replace(spec, skip=spec.part == "dk", add=spec.part == "fwd") for spec in SPECS]
+SPECS += [replace(spec, full=True) for spec in SPECS if not spec.wrap]
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
@@ -44,6 +45,11 @@ def test_a_template_sees_the_spec_and_nothing_else(path: Path) -> None:
 def test_a_name_spells_every_field() -> None:
     """Two specs that differ have names that differ: the name is the kernel's key for a profiler."""
     assert len({spec.name for spec in SPECS}) == len(SPECS)
+
+
+def test_a_full_kernel_masks_nothing() -> None:
+    for spec in SPECS:
+        assert ("mask=" in render(spec).text) == (not spec.full), spec
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)

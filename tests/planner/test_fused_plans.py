@@ -78,7 +78,7 @@ def test_staged_kernels_of_one_stage_are_not_planned_on_hopper() -> None:
             if isinstance(plan.body, FusedConv):
                 for spec in (plan.body.spec, plan.body.dk):
                     assert not (spec.staged and spec.num_stages == 1), plan
-        told |= {name for name, why in ranking.left_out if why == ONE_STAGE}
+        told |= {name.replace("_full", "") for name, why in ranking.left_out if why == ONE_STAGE}
         if ranking.left_out:
             assert ONE_STAGE in ranking.plans[0].explain(target("sm90"))
     assert illegal <= told

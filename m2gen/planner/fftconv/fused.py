@@ -46,6 +46,7 @@ class Fused:
         for spec in _specs(problem):
             dk = _gradient(spec.size, _any_radices(spec), limits)
             if dk is not None:
+                dk = replace(dk, full=dk.fills(problem.n, problem.b))
                 for one in variants(spec, limits):
                     yield _plan(problem, limits, one, dk)
                     if problem.layout == "BLH":
@@ -76,7 +77,7 @@ def _nothing_fits(problem: FftConvProblem, limits: DeviceLimits) -> str:
 
 def _any_radices(spec: FftConvSpec) -> FftConvSpec:
     """What the kernels of the filter's gradient on one ring have in common."""
-    return replace(spec, part="dk", n0=1, n1=16, n2=16, stack=1, pre_gate=False, post_gate=False, add=False)
+    return replace(spec, part="dk", n0=1, n1=16, n2=16, stack=1, pre_gate=False, post_gate=False, add=False, full=False)
 
 
 @lru_cache(maxsize=4096)
@@ -121,7 +122,7 @@ def _specs(problem: FftConvProblem) -> Iterator[FftConvSpec]:
     """Every choice of radices for every ring."""
     for ring, size, wrap in _rings(problem):
         for n0, n1, n2, stack in _radices(size):
-            yield FftConvSpec(
+            spec = FftConvSpec(
                 part="fwd",
                 ring="causal" if ring == "causal" else "cyclic",
                 n0=n0,
@@ -135,6 +136,7 @@ def _specs(problem: FftConvProblem) -> Iterator[FftConvSpec]:
                 add=problem.add,
                 wrap=wrap,
             )
+            yield replace(spec, full=spec.fills(problem.n, problem.b))
 
 
 def _radices(size: int) -> Iterator[tuple[int, int, int, int]]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from m2gen.config import config
+from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
@@ -152,6 +153,12 @@ class FusedKernel:
         the part reads or writes."""
         u = sequences[0]
         batch, channels, length = u.shape
+        if spec.full and not spec.fills(length, batch):
+            raise M2GenError(
+                f"{spec.name}, which masks nothing",
+                f"sequences of {length} samples, {batch} of a channel, which leave places of its tiles empty",
+                "run the plan on the sizes that it was made for",
+            )
         pointers = [*sequences, *spectra, *self._constants(spec, u)]  # in the order of the kernels' arguments
         if spec.staged:
             pointers.append(u.new_empty((programs, spec.scratch_bytes), dtype=torch.uint8).view(_TORCH[spec.compute]))

@@ -29,6 +29,7 @@ from m2gen.testing.tolerances import check
 
 _NUMBERS = 2**26  # in a tensor: larger problems are timed on fewer channels
 _BATCH, _CHANNELS = 3, 2  # of the small problem
+_TILES = (8, 4, 2)  # rows of a tile that several share
 _TERMS = 2**26  # products a channel that the reference may take
 
 
@@ -51,8 +52,9 @@ class FftConvCase(Case[FftConvProblem]):
 
     @staticmethod
     def small(problem: FftConvProblem) -> FftConvProblem:
-        """A few rows."""
-        return replace(problem, b=min(problem.b, _BATCH), h=min(problem.h, _CHANNELS))
+        """A few rows; where the batch fills tiles of a kernel (`FftConvSpec.full`), they do, too."""
+        filled = next((rows for rows in _TILES if problem.b % rows == 0), _BATCH)
+        return replace(problem, b=min(problem.b, filled), h=min(problem.h, _CHANNELS))
 
     @property
     def large(self) -> bool:
