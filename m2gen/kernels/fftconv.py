@@ -134,6 +134,12 @@ class FftConvSpec:
         """Batch rows in one tile: with an outer stage the stacked transforms are of one row."""
         return self.rows if self.staged else self.rows * self.stack
 
+    @property
+    def scales(self) -> bool:
+        """Whether the gradient that comes in is divided by a power of two before it is rounded: it may be of any size,
+        and half precision has but a small part of bfloat16's range."""
+        return self.dtype == "bf16" and self.compute == "fp16" and (self.transpose or self.part == "dk")
+
     def fills(self, length: int, batch: int) -> bool:
         """Whether sequences of `length` samples, `batch` of a channel, leave no place of a tile empty."""
         return length == self.size and batch % self.batch_rows == 0 and not self.wrap

@@ -60,7 +60,11 @@ def tile(spec: FftConvSpec) -> int:
 def operands_beside(spec: FftConvSpec, arch: str) -> float | None:
     """Operands in shared memory beside the matrices; None for a kernel that is not in the table."""
     entry = found(spec, arch)
-    return None if entry is None else tile(spec) * entry.tiles
+    if entry is None:
+        return None
+    # with one warp, a gradient that is scaled on its way to the product passes through a tile of its own
+    scaled = spec.rows if spec.scales and spec.part == "dk" and spec.num_warps == 1 else 0
+    return tile(spec) * (entry.tiles + scaled)
 
 
 def variants(spec: FftConvSpec, limits: DeviceLimits) -> Iterator[FftConvSpec]:

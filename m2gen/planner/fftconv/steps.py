@@ -257,7 +257,8 @@ class TurnedConv(FusedConv):
         forward = (self.spec, self.inward(problem.pre_gate), self._outward(problem))
         if not gradients:
             return forward
-        behind = [self.inward(gated, problem.skip) for gated in (problem.pre_gate, problem.post_gate)]  # u, dy
+        behind = [self.inward(problem.pre_gate, problem.skip)]  # u
+        behind += [self.inward(problem.post_gate, problem.skip or self.dk.scales)]  # dy
         behind += [self.outward(gated) for gated in {problem.pre_gate, problem.gates > 0}]  # du, the gates' gradients
         parts = self.parts(problem)
         return tuple(dict.fromkeys((*forward, parts["transpose"], parts["dk"], *behind)))

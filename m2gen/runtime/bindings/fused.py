@@ -56,15 +56,23 @@ class FusedKernel:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
         pre, post = x.pre_gate is not None, x.post_gate is not None
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
+        largest = self._largest(dy)
         if out.u is not None and spectrum is not None:
-            self._convolve(self._variant(True, post, pre), dy, x.post_gate, x.pre_gate, out.u, spectrum)
+            spec = self._variant(True, post, pre)
+            self._convolve(spec, dy, x.post_gate, x.pre_gate, out.u, spectrum, largest=largest)
         if out.pre_gate is not None and spectrum is not None:
-            self._convolve(self._variant(True, post, True), dy, x.post_gate, x.u, out.pre_gate, spectrum)
+            spec = self._variant(True, post, True)
+            self._convolve(spec, dy, x.post_gate, x.u, out.pre_gate, spectrum, largest=largest)
         if out.post_gate is not None and spectrum is not None:
             self._convolve(self._variant(False, pre, True), x.u, x.pre_gate, dy, out.post_gate, spectrum)
         if out.filter or out.skip is not None:
-            ahead, behind = self._filter_gradient(dy, x, out.skip)
+            ahead, behind = self._filter_gradient(dy, x, out.skip, largest)
             self.ring.write_gradients(ahead, slice(None), out.k, out.k_rev, behind)
+
+    def _largest(self, d: Tensor) -> Tensor | None:
+        """The largest size in d, where a kernel with an outer stage scales by it: it meets no row as a whole."""
+        staged = any(spec.staged for spec in (self.spec, self.dk))
+        return torch.linalg.vector_norm(d, torch.inf, dtype=torch.float32) if staged and self.dk.scales else None
 
     def _variant_of_dk(self, pre: bool, post: bool, skip: bool) -> FftConvSpec:
         """The kernel of the filter's gradient with other gates, or the skip's gradient."""
@@ -118,11 +126,14 @@ class FusedKernel:
         y: Tensor,
         spectrum: tuple[Tensor, Tensor],
         add: Tensor | None = None,
+        largest: Tensor | None = None,
     ) -> None:
         gates = (u if pre is None else pre, u if post is None else post)
-        self._launch(spec, self.programs, (u, *gates, y, *([] if add is None else [add])), spectrum)
+        self._launch(spec, self.programs, (u, *gates, y, *([] if add is None else [add])), spectrum, largest)
 
-    def _filter_gradient(self, dy: Tensor, x: Operands, skip: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _filter_gradient(
+        self, dy: Tensor, x: Operands, skip: Tensor | None, largest: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The gradient of every tap of the ring (H, size), in float32, for lags from 0 on and for negative ones; that
         of the skip (H,) is written to `skip`."""
         pre, post = x.pre_gate is not None, x.post_gate is not None
@@ -134,7 +145,7 @@ class FusedKernel:
         dkf = x.u.new_zeros((channels, sums, 2, stack, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
         gates = (x.u if x.pre_gate is None else x.pre_gate, dy if x.post_gate is None else x.post_gate)
         dskip = dkf.new_zeros((channels, sums))
-        self._launch(spec, programs, (x.u, *gates, dy), (dkf, dskip))
+        self._launch(spec, programs, (x.u, *gates, dy), (dkf, dskip), largest)
         if skip is not None:
             skip.copy_(dskip.sum(1))
         total = dkf.sum((1, 3)) if sums * stack > 1 else dkf.view(channels, 2, spec.n0, spec.n1, spec.n2)
@@ -147,10 +158,15 @@ class FusedKernel:
         return taps.real, -taps.imag
 
     def _launch(
-        self, spec: FftConvSpec, programs: int, sequences: tuple[Tensor, ...], spectra: tuple[Tensor, ...]
+        self,
+        spec: FftConvSpec,
+        programs: int,
+        sequences: tuple[Tensor, ...],
+        spectra: tuple[Tensor, ...],
+        largest: Tensor | None = None,
     ) -> None:
         """Launch with (u, pre, post, result or dy, and add where there is one) and their strides; `spectra` are what
-        the part reads or writes."""
+        the part reads or writes, `largest` is that of the gradient which comes in."""
         u = sequences[0]
         batch, channels, length = u.shape
         if spec.full and not spec.fills(length, batch):
@@ -160,6 +176,8 @@ class FusedKernel:
                 "run the plan on the sizes that it was made for",
             )
         pointers = [*sequences, *spectra, *self._constants(spec, u)]  # in the order of the kernels' arguments
+        if spec.staged and spec.scales and largest is not None:
+            pointers.append(largest)
         if spec.staged:
             pointers.append(u.new_empty((programs, spec.scratch_bytes), dtype=torch.uint8).view(_TORCH[spec.compute]))
         work = (channels, programs) if spec.staged else (programs // channels,)
@@ -201,11 +219,12 @@ class TurnedKernel(FusedKernel):
         filters = out.filter or out.skip is not None
         wide = out.skip is not None
         z = self._in(x.u, x.pre_gate, wide) if filters or out.post_gate is not None else None
-        d = self._in(dy, x.post_gate, wide) if filters or out.input else None
+        d = self._in(dy, x.post_gate, wide or self.dk.scales) if filters or out.input else None
+        largest = None if d is None else self._largest(d)
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
         if d is not None and out.input and spectrum is not None:
             c = self._own(d, out.pre_gate is not None or x.pre_gate is not None, x.u.dtype)
-            self._convolve(self._variant(True, False, False), d, None, None, c, spectrum)
+            self._convolve(self._variant(True, False, False), d, None, None, c, spectrum, largest=largest)
             if out.u is not None:
                 self._out(c, out.u, x.pre_gate)
             if out.pre_gate is not None:
@@ -215,7 +234,8 @@ class TurnedKernel(FusedKernel):
             self._convolve(self.spec, z, None, None, c, spectrum)
             self._out(c, out.post_gate, dy)
         if z is not None and d is not None and filters:
-            ahead, behind = self._filter_gradient(d, replace(x, u=z, pre_gate=None, post_gate=None), out.skip)
+            own = replace(x, u=z, pre_gate=None, post_gate=None)
+            ahead, behind = self._filter_gradient(d, own, out.skip, largest)
             self.ring.write_gradients(ahead, slice(None), out.k, out.k_rev, behind)
 
     def _in(self, x: Tensor, gate: Tensor | None, wide: bool = False) -> Tensor:
