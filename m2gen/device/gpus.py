@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from m2gen.device.row import GIB, KIB, MIB, DeviceLimits
 
 _CUDA = "CUDA programming guide, technical specifications per compute capability [unverified]"
@@ -16,7 +18,33 @@ _GPU_RULES = (
         "elementwise",
         "fitted to 12 layers of M2-BERT on an H100, 2026-11-26, torch 2.11: 46 ms; taken for all",
     ),
+    (
+        "follow_seconds, product_seconds",
+        "fitted to 81 kernels on an H100, 2026-11-26, Triton 3.6; of others as many cycles, not fitted",
+    ),
+    (
+        "fetch_seconds, unpiped_seconds, program_seconds, scratch_seconds, strided_seconds",
+        "fitted to the same; taken for all, not fitted there",
+    ),
+    ("l1_bytes", _CUDA),
+    ("l2_keeps", "the L2 cache, or where it has two halves one of them"),
 )
+# m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json --target sm90 --print
+_H100 = {
+    "follow_seconds": 0.85e-9,
+    "product_seconds": 0.21e-6,
+    "fetch_seconds": 1.2e-6,
+    "unpiped_seconds": 0.5e-6,
+    "program_seconds": 7.5e-6,
+    "scratch_seconds": 22e-9,
+    "strided_seconds": 0.26e-6,
+}
+_CYCLES, _H100_CLOCK = ("follow_seconds", "product_seconds"), 1.98e9  # what goes with the clock
+
+
+def _latencies(clock: float) -> dict[str, Any]:
+    """Those of an H100, in a device of another clock."""
+    return {name: value * (_H100_CLOCK / clock if name in _CYCLES else 1) for name, value in _H100.items()}
 
 
 def _gpu(
@@ -31,12 +59,16 @@ def _gpu(
     l2: tuple[int, float],
     memory_bytes: int,
     shared_bytes: int,
+    clock: float,
+    l1_bytes: int,
+    l2_keeps: int | None = None,
     sources: tuple[tuple[str, str], ...],
     registers: int = 65536,
     on_chip: str = _CUDA,
     matrix32: float | None = None,
 ) -> DeviceLimits:
-    """A GPU's row: the figures of its data sheet, and the rules that hold for every GPU filled in."""
+    """A GPU's row: the figures of its data sheet, and the rules that hold for every GPU filled in. `clock` is the boost
+    clock that vector32 counts with."""
     l2_bytes, l2_bandwidth = l2
     return DeviceLimits(
         arch=arch,
@@ -59,6 +91,9 @@ def _gpu(
         call_seconds=5e-6,
         memory_bytes=memory_bytes,
         elementwise=0.45,
+        l1_bytes=l1_bytes,
+        l2_keeps=l2_bytes if l2_keeps is None else l2_keeps,
+        **_latencies(clock),
         shared_bytes=shared_bytes,
         registers=registers,
         sources=(*sources, ("shared_bytes, registers", on_chip), *_GPU_RULES),
@@ -77,6 +112,8 @@ GPUS = (
         l2=(40 * MIB, 5e12),
         memory_bytes=80 * 10**9,
         shared_bytes=163 * KIB,
+        clock=1.41e9,
+        l1_bytes=192 * KIB,
         sources=(
             ("cores, matrix16, vector32, fp64_ratio, dram_bandwidth, memory_bytes", "NVIDIA A100 data sheet"),
             ("L2 size; L2 bandwidth", "NVIDIA Ampere white paper; estimated, 2.5 times DRAM"),
@@ -93,6 +130,8 @@ GPUS = (
         l2=(6 * MIB, 2e12),
         memory_bytes=24 * GIB,
         shared_bytes=99 * KIB,
+        clock=1.695e9,
+        l1_bytes=128 * KIB,
         sources=(
             ("vector32, L2 size", "NVIDIA GA102 white paper"),
             (
@@ -113,6 +152,8 @@ GPUS = (
         l2=(72 * MIB, 4e12),
         memory_bytes=24 * GIB,
         shared_bytes=99 * KIB,
+        clock=2.52e9,
+        l1_bytes=128 * KIB,
         sources=(
             (
                 "cores, matrix16 (32-bit sums), vector32, fp64_ratio, dram_bandwidth, memory_bytes",
@@ -132,6 +173,9 @@ GPUS = (
         l2=(50 * MIB, 5.5e12),
         memory_bytes=80 * 10**9,
         shared_bytes=227 * KIB,
+        clock=1.98e9,
+        l1_bytes=256 * KIB,
+        l2_keeps=25 * MIB,
         sources=(
             ("cores, matrix16, vector32, fp64_ratio, dram_bandwidth, memory_bytes, L2 size", "NVIDIA H100 data sheet"),
             ("L2 bandwidth", "estimated"),
@@ -148,6 +192,8 @@ GPUS = (
         l2=(96 * MIB, 15e12),
         memory_bytes=180 * 10**9,
         shared_bytes=227 * KIB,
+        clock=2.1e9,
+        l1_bytes=256 * KIB,
         sources=(
             ("matrix16, vector32, fp64_ratio", "NVIDIA Blackwell architecture brief, HGX B200"),
             ("cores, dram_bandwidth", "third-party specification pages; the data sheet says 8e12 at most"),
@@ -166,6 +212,8 @@ GPUS = (
         l2=(96 * MIB, 7e12),
         memory_bytes=32 * GIB,
         shared_bytes=99 * KIB,
+        clock=2.41e9,
+        l1_bytes=128 * KIB,
         sources=(
             ("cores, vector32, dram_bandwidth, memory_bytes, L2 size", "NVIDIA GeForce RTX 5090 specifications"),
             (
@@ -188,6 +236,8 @@ GPUS = (
         shared_bytes=64 * KIB,
         registers=131072,
         on_chip="AMD CDNA 3 documents [unverified]",
+        clock=2.1e9,
+        l1_bytes=96 * KIB,
         sources=(
             ("cores, dram_bandwidth, memory_bytes", "AMD MI300X data sheet and ROCm architecture pages"),
             (

@@ -14,6 +14,16 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 SCALARS = ("native_numbers", "native_across", "native_call", "call_seconds", "matrix32")
 CURVES = ("native_shares", "native_passes", "native_streams", "fft_rates", "fft_rows", "bandwidths")
 PAIRS = ("fft_mixed",)
+# those of a GPU's row, beside what is in the formulas for all (planner/fftconv/launch_cost.py)
+LATENCIES = (
+    "follow_seconds",
+    "product_seconds",
+    "fetch_seconds",
+    "unpiped_seconds",
+    "program_seconds",
+    "scratch_seconds",
+    "strided_seconds",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +51,16 @@ class DeviceLimits:
     elementwise: float = 1.0  # share of a bandwidth that the library's elementwise kernels reach
     shared_bytes: int = 0  # per block (GPU)
     registers: int = 0  # 32-bit registers per multiprocessor (GPU)
+    l1_bytes: int = 0  # of a multiprocessor, shared memory's part of it among them (GPU)
+    l2_keeps: int = 1  # bytes in use at once that stay in the L2 cache: of one in two halves one half (GPU)
+    # seconds of a generated kernel's programs (GPU), planner/fftconv/launch_cost.py:
+    follow_seconds: float = 0.0  # from an instruction of a warp to the next
+    product_seconds: float = 0.0  # that a product takes to go through shared memory, its barriers among them
+    fetch_seconds: float = 0.0  # that a tile waits for its data
+    unpiped_seconds: float = 0.0  # more where nothing is fetched ahead
+    program_seconds: float = 0.0  # that a program takes to begin and end
+    scratch_seconds: float = 0.0  # that a thread takes for each byte which it writes to memory and reads again
+    strided_seconds: float = 0.0  # that a thread takes for each number whose neighbours in memory are others'
     vector_bytes: int = 0  # vector register (CPU)
     native_rate: float = 0.0  # operations/s of generated C++ transforms in float32 (CPU)
     native_shares: tuple[tuple[int, float], ...] = ((1, 1.0),)  # (points of a ring, share of that rate), between by log
@@ -91,7 +111,7 @@ def refitted(row: DeviceLimits, constants: Mapping[str, Any]) -> DeviceLimits:
     changed: dict[str, Any] = {}
     for name, value in constants.items():
         own = getattr(row, name, None)
-        if name in SCALARS:
+        if name in SCALARS or (row.kind == "gpu" and name in LATENCIES):
             changed[name] = _positive(name, value)
         elif name in CURVES and [at for at, _ in value] == [at for at, _ in own or ()]:
             changed[name] = tuple((int(at), _positive(name, figure)) for at, figure in value)

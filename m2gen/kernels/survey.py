@@ -30,7 +30,7 @@ FAMILIES = {  # architectures for which the compiler chooses the same layouts
     "gfx942": "mfma",
 }
 BARRIERS = {"sm100": 64}  # bytes at most, of the tensor cores' own barriers
-_ROOM = 1024  # bytes that the driver keeps of each block's shared memory
+ROOM = 1024  # bytes that the driver keeps of each block's shared memory
 _MOST_WARPS, _MOST_BLOCKS = 64, 32  # on a multiprocessor
 
 
@@ -87,12 +87,19 @@ def _fitting(spec: FftConvSpec, limits: DeviceLimits) -> Iterator[FftConvSpec]:
             yield one
 
 
-def blocks(spec: FftConvSpec, limits: DeviceLimits) -> int:
-    """Blocks of a surveyed kernel that a multiprocessor holds at once, with their scratch in the L2 cache."""
+def held(spec: FftConvSpec, limits: DeviceLimits) -> int:
+    """Blocks of a surveyed kernel that a multiprocessor holds at once."""
     entry, needs = found(spec, limits.arch), spec.resources(limits.arch)
     if entry is None:
         return 1
     by_registers = limits.registers // (-(-entry.registers // 8) * 8 * needs.threads)
-    by_shared = (limits.shared_bytes + _ROOM) // (needs.shared_bytes + _ROOM)
-    by_l2 = limits.bandwidths[0][0] // (limits.cores * spec.scratch_bytes) if spec.staged else _MOST_BLOCKS
-    return max(1, min(by_registers, by_shared, by_l2, _MOST_WARPS // spec.num_warps, _MOST_BLOCKS))
+    by_shared = (limits.shared_bytes + ROOM) // (needs.shared_bytes + ROOM)
+    return max(1, min(by_registers, by_shared, _MOST_WARPS // spec.num_warps, _MOST_BLOCKS))
+
+
+def blocks(spec: FftConvSpec, limits: DeviceLimits) -> int:
+    """How many of them are to be there: with an outer stage only those whose scratch the L2 cache holds."""
+    if not spec.staged:
+        return held(spec, limits)
+    by_l2 = limits.bandwidths[0][0] // (limits.cores * spec.scratch_bytes)
+    return max(1, min(held(spec, limits), by_l2))

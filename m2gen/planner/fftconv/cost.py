@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec, idle
-from m2gen.kernels.survey import blocks, found
+from m2gen.kernels.survey import found, held
 from m2gen.planner.factor import largest_prime
 from m2gen.planner.fftconv.formulas import (
-    BARRIERS,
     BLUESTEIN_ABOVE,
-    FETCH,
     FORMULAS,
-    SECTOR,
-    SECTORS_TWICE,
-    SPILL,
     WORKING_SETS,
     Values,
     monarch_stage,
     transform_work,
     user_bytes,
 )
+from m2gen.planner.fftconv.launch_cost import (
+    follow,
+    lost,
+    scratch_wait,
+    spill_factor,
+    strided_wait,
+    tile_waits,
+)
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.programs import most_tiles, programs
 from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.step import NUMBERS, Estimate
 
@@ -54,10 +59,22 @@ def working_sets(problem: FftConvProblem, transform: Transform, *channels: int) 
     return [float(bytes_of(sizes, some)) for some in channels]
 
 
-def fused_values(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits, turned: bool = False) -> Values:
-    """The numbers of a fused kernel's steps; float32 products are three in TF32, at half the 16-bit rate each.
-    `turned`: its sequences are turned before and after."""
-    entry = found(spec, limits.arch)
+def fused_values(
+    problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits, turned: bool = False, count: int = 0
+) -> Values:
+    """The numbers of a fused kernel's steps, launched with `count` programs (0: as many as planned for it); float32
+    products are three in TF32, at half the 16-bit rate each. `turned`: its sequences are turned before and after."""
+    count = count or programs(problem, limits, spec)
+    of = _of_kernel(spec, limits)
+    resident = min(count, limits.cores * of.held)  # programs at once
+    scratch, waits = float(resident * spec.scratch_bytes), of.waits
+    if problem.layout == "BLH" and not turned:
+        numbers = problem.n * spec.batch_rows * (2 + problem.gates + problem.add)  # of a tile
+        scratch += resident * numbers * DTYPES[spec.dtype].bytes
+        waits += strided_wait(numbers, at_once(spec), scratch, of.threads, limits)
+    if spec.staged:
+        moved = 8 * spec.size * COMPUTE_BYTES[spec.compute]
+        waits += scratch_wait(moved, scratch, of.threads, limits)
     return _sizes(problem, Transform("monarch", spec.size, spec.radices), problem.h)._replace(
         W=limits.bandwidth(spec.size * 8 * limits.cores),
         D=limits.dram_bandwidth,
@@ -71,19 +88,51 @@ def fused_values(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimit
         Q=COMPUTE_BYTES[spec.compute],
         X=limits.matrix16 / (6 if spec.compute == "fp32" else 1),
         V=limits.vector32,
-        A=spec.resources().threads,
-        I=entry.instructions + SPILL * entry.spills if entry else 0,
-        l=(BARRIERS + (FETCH if spec.num_stages == 1 else 0)) * max(1, sum(spec.loops)),
+        A=of.threads,
+        I=of.instructions,
+        f=of.follow,
+        l=waits,
         m=limits.cores,
-        O=blocks(spec, limits),
-        Z=1.0 if turned or problem.layout == "BHL" else _by_strides(spec),
+        O=of.held,
+        q=count,
+        u=most_tiles(problem, spec, count),
+        o=limits.program_seconds,
+        a=lost(scratch, limits) if spec.staged else 0.0,
         w=DTYPES[read(problem, spec)].bytes + DTYPES[written(problem)].bytes if turned else 0,
     )
 
 
-def _by_strides(spec: FftConvSpec) -> float:
-    """Times the bytes of its sequences that a kernel moves which reads them across."""
-    return SECTOR / DTYPES[spec.dtype].bytes * (2 if spec.size > SECTORS_TWICE else 1)
+class _Kernel(NamedTuple):
+    """What a kernel's tile costs whatever the problem."""
+
+    instructions: float
+    follow: float
+    waits: float
+    threads: int
+    held: int
+
+
+@lru_cache(maxsize=16384)
+def _of_kernel(spec: FftConvSpec, limits: DeviceLimits) -> _Kernel:
+    entry, needs, at_once = found(spec, limits.arch), spec.resources(limits.arch), held(spec, limits)
+    threads = spec.resources().threads
+    passes, inner = (2 if spec.part == "fwd" else 1), (4 if spec.part == "fwd" else 2)
+    products = passes * spec.loops[0] + inner * spec.loops[1] if spec.staged else inner
+    spills = entry.spills if entry else 0
+    return _Kernel(
+        (entry.instructions if entry else 0)
+        + spills * spill_factor(spills, threads, at_once, needs.shared_bytes, limits),
+        follow(threads, limits),
+        tile_waits(products, spec.num_stages, limits, staged=spec.staged),
+        threads,
+        at_once,
+    )
+
+
+def at_once(spec: FftConvSpec) -> float:
+    """Numbers of a tile that a thread reads together."""
+    tile = spec.rows * (spec.n0 * spec.columns if spec.staged else spec.held * spec.n2)
+    return tile / spec.resources().threads
 
 
 def read(problem: FftConvProblem, spec: FftConvSpec) -> str:
@@ -98,13 +147,22 @@ def written(problem: FftConvProblem) -> str:
 
 
 def fused_estimates(
-    problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits, turned: bool = False
+    problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits, turned: bool = False, count: int = 0
 ) -> tuple[Estimate, Estimate]:
-    """What the filter's spectrum and the fused convolution cost."""
-    numbers = fused_values(problem, spec, limits, turned)
-    costs = (FORMULAS["turned" if turned else "fused", step](numbers, NUMBERS) for step in ("filter", "conv"))
-    of_filter, of_conv = (Estimate(*map(float, cost)) for cost in costs)
+    """What the filter's spectrum and the fused convolution cost; of a kernel of the filter's gradient, its launch."""
+    numbers = fused_values(problem, spec, limits, turned, count)
+    steps = ("turned" if turned else "fused", "filter"), _step(spec, turned)
+    of_filter, of_conv = (Estimate(*map(float, FORMULAS[step](numbers, NUMBERS))) for step in steps)
     return of_filter, of_conv
+
+
+def fused_seconds(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits, count: int = 0) -> float:
+    """The seconds of a fused kernel's launch alone."""
+    return float(FORMULAS[_step(spec, False)](fused_values(problem, spec, limits, False, count), NUMBERS).seconds)
+
+
+def _step(spec: FftConvSpec, turned: bool) -> tuple[str, str]:
+    return ("turned" if turned else "fused"), ("dk" if spec.part == "dk" else "conv")
 
 
 def native_values(problem: FftConvProblem, spec: FftConvCppSpec, channels: int, limits: DeviceLimits) -> Values:

@@ -6,15 +6,16 @@ A formula is a function of `Values` and an `Arithmetic`. On numbers it plans, in
 Symbols: B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and of a
 computed real number, G gates, K 1 with a skip, E 1 where something is added, p order, r a radix, R2 the sum of r^2, T
 FLOP of the library's real transform. Device constants: F FFT rate, M matrix rate, U matrix unit, W bandwidth of
-temporaries (at the working set), D bandwidth of the user's tensors, t cost of a call, P memory passes of the
-library's FFT. Of a fused kernel: n1 and n2 its radices, n0 that of an outer stage through memory (S 1 with one, else
-0), R batch rows in a tile, s transforms stacked in a product, Q bytes of its operand, X rate of its products, V
-vector rate, A threads of a block, I instructions that a warp issues for a tile (one that spills counts 16), l seconds
-that a tile waits for memory and barriers, m multiprocessors, O blocks that each holds at once, Z times their
-bytes that sequences with channels as neighbours take, w bytes of a number of tensors that were turned, as input and as
-result. Of a native kernel: J operations for each point of a transform, what a pass costs beyond its FLOP among them,
-X rate of them, L 1 where the user's numbers are gathered into rows (another dtype, a gate, something added, or
-channels as neighbours), Y numbers gathered a second.
+temporaries (at the working set), D bandwidth of the user's tensors, t cost of a call, P memory passes of the library's
+FFT. Of a fused kernel: n1 and n2 its radices, n0 that of an outer stage through memory (S 1 with one, else 0), R batch
+rows in a tile, s transforms stacked in a product, Q bytes of its operand, X rate of its products, V vector rate, A
+threads of a block, I instructions that a warp issues for a tile (one that spills counts as several), f seconds from one
+to the next, l seconds that a tile waits for memory, products and scratch, m multiprocessors, O blocks that each holds
+at once, q programs, u tiles that one does, o seconds that it takes to begin and end, a the share of scratch that no
+cache keeps, w bytes of a number of tensors that were turned, as input and as result. Of a native kernel: J operations
+for each point of a transform, what a pass costs beyond its FLOP among them, X rate of them, L 1 where the user's
+numbers are gathered into rows (another dtype, a gate, something added, or channels as neighbours), Y numbers gathered a
+second.
 
 Monarch. One complex transform is p stages of N/r blocks r x r: 8 N r FLOP a stage, 6 N per twiddle between two. With
 equal real blocks r = N^(1/p) that is the 2 p N^(1+1/p) FLOP of Monarch matrices times 4 for complex numbers. A block
@@ -22,7 +23,7 @@ smaller than the matrix unit gets r/U of its rate: the shape of FlashFFTConv's c
 not checked against the paper; its constants are not used).
 Library. A real transform of an even size is 5/2 N log2 N FLOP (a complex one of half the size), of an odd one a
 complex one of all N. Where a prime passes 13, Bluestein: that complex transform as three of m points, a power of two.
-Every figure is an estimate; none was fitted on a device but those of rows in device/cpus.py that say so.
+Every figure is an estimate; none was fitted on a device but those of rows in device/ that say so.
 """
 
 from __future__ import annotations
@@ -30,19 +31,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from m2gen.planner.fftconv.launch_cost import STREAMED, Together, together
 from m2gen.planner.step import Arithmetic, Cost
 
 # as `explain` prints them below the formulas
 LEGEND = (
-    "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a "
-    "computed number, G gates, K skip, E 1 where something is added, p order, r radix, R2 sum of r^2, T FLOP of a "
-    "real FFT, F FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost "
-    "of a call, P passes of the FFT, n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a "
-    "tile, s transforms stacked, Q bytes of an operand, X rate of its products, V vector rate, A threads of a block, I "
-    "instructions that a warp issues for a tile, l seconds that a tile waits, m multiprocessors, O blocks that each "
-    "holds at once, Z times their bytes that sequences take by strides, w bytes of a turned number read and written, J "
-    "operations a point of a native transform, X their rate, L 1 where numbers are gathered into rows, Y numbers a "
-    "second"
+    "B batch, H channels, n sequence, N transform size, C channels a chunk, e and c bytes of a user's and a computed "
+    "number, G gates, K skip, E 1 where something is added, p order, r radix, R2 sum of r^2, T FLOP of a real FFT, F "
+    "FFT rate, M matrix rate, U matrix unit, W bandwidth of temporaries, D of the user's tensors, t cost of a call, P "
+    "passes of the FFT, n0, n1, n2 a fused kernel's radices, S 1 with an outer stage, R batch rows in a tile, s "
+    "transforms stacked, Q bytes of an operand, X rate of its products, V vector rate, A threads of a block, I "
+    "instructions that a warp issues for a tile, f seconds from one to the next, l seconds that a tile waits for "
+    "memory, products and scratch, m multiprocessors, O blocks that each holds at once, q programs, u tiles that one "
+    "does, o seconds that it takes to begin and end, a share of scratch that no cache keeps, w bytes of a turned "
+    "number read and written, J operations a point of a native transform, X their rate, L 1 where numbers are "
+    "gathered into rows, Y numbers a second"
 )
 NOTES = (
     "Every figure is an estimate of the cost model. A block smaller than the matrix unit gets r/U of its rate: the "
@@ -93,7 +96,11 @@ class Values(NamedTuple):
     O: Any = 1  # noqa: E741
     L: Any = 0
     Y: Any = 1.0
-    Z: Any = 1
+    f: Any = 0.0
+    q: Any = 1
+    u: Any = 1
+    o: Any = 0.0
+    a: Any = 0.0
     w: Any = 0
 
 
@@ -194,19 +201,6 @@ def monarch_stage(v: Values, a: Arithmetic, r: Any, step: str) -> Cost:
     )
 
 
-# Of a fused kernel: what a launch loses to its ends, how much slower than issue a lone block's instructions follow
-# one another, the seconds a tile waits at its barriers and, where nothing prefetches it, for its data, and the share of
-# what goes on beside the slowest that shows all the same. An instruction that spills counts as many: few warps hide it.
-# To be fitted.
-_ENDS, _FOLLOW, BARRIERS, FETCH, _SHOWS, SPILL = 1.15, 1.7, 0.3e-6, 0.5e-6, 0.1, 16
-# Z, how many times the bytes of sequences a launch moves that reads them by strides, as where channels are neighbours:
-# for each number a sector of memory, and on rings past 2048 points twice. Fitted to an H100 (2026-11-26), 25 M numbers
-# of 16 bits, on average of gated and plain: 0.89, 0.92, 1.75 and 1.69 ms at 512, 1024, 2048 and 4096, on cyclic rings
-# of twice that.
-SECTOR, SECTORS_TWICE = 32, 2048
-_SCHEDULED = 128  # threads that a multiprocessor issues for at once
-
-
 def fused_filter(v: Values, a: Arithmetic) -> Cost:
     """One library FFT of every filter, the copies that place its taps before and put it into the kernel's order and
     dtype behind, and what finds its largest bin."""
@@ -222,7 +216,14 @@ def fused_filter(v: Values, a: Arithmetic) -> Cost:
 
 def fused_conv(v: Values, a: Arithmetic) -> Cost:
     """One launch, on the user's tensors."""
-    return _fused(v, a, user_bytes(v))
+    return _fused(v, a, user_bytes(v) + 2 * v.H * v.N * v.Q)
+
+
+def fused_dk(v: Values, a: Arithmetic) -> Cost:
+    """The launch of the filter's gradient: it reads u, dy and the gates, and writes float32 sums of bins, on chip each
+    program its own. Two analyses side by side are as many products as an analysis and its inverse."""
+    sums = 8 * v.N * ((1 - v.S) * v.q * v.s + v.S * v.H)
+    return _fused(v, a, user_bytes(v) + sums)
 
 
 def turned_conv(v: Values, a: Arithmetic) -> Cost:
@@ -230,33 +231,45 @@ def turned_conv(v: Values, a: Arithmetic) -> Cost:
     for each number. A turn in front of it multiplies by the first gate, one behind it by the second, and adds."""
     own = v.B * v.H * v.n * v.w
     turns = user_bytes(v) + own
-    return _fused(v, a, own).plus(Cost(bytes=turns, launches=2, working_set=own, seconds=turns / v.D + 2 * v.t))
+    return _fused(v, a, own + 2 * v.H * v.N * v.Q).plus(
+        Cost(bytes=turns, launches=2, working_set=own, seconds=turns / (STREAMED * v.D) + 2 * v.t)
+    )
 
 
-def _fused(v: Values, a: Arithmetic, sequences: Any) -> Cost:
-    """One launch that moves `sequences` bytes of sequences.
+def _fused(v: Values, a: Arithmetic, moved: Any) -> Cost:
+    """One launch that moves `moved` bytes of sequences and spectra.
 
-    A tile of s N points is 2 products with A1, of s diagonal blocks, and 2 with B2: 8 R s N n1 + 16 s N n2 FLOP. With
-    an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and scratch is written twice and read twice. Memory,
-    matrix units and issue go on side by side; one block's tiles follow one another, and only O of them overlap.
+    A tile of s N points is 2 products with A1, block-diagonal but done whole, and 2 with B2: 8 R s^2 N n1 + 16 s N n2
+    FLOP. With an outer stage A1 acts on complex rows, A0 takes 8 R N n0 more, and scratch is written twice and read
+    twice, or the filter's gradient's, which is twice as much, once. Seconds: launch_cost.py.
     """
     tiles = v.H * a.ceiling(v.B / v.R)
     on_chip = (1 - v.S) * v.s * (8 * v.R * v.n1 + 16 * v.n2)
     flop = tiles * v.N * (on_chip + v.S * (8 * v.R * v.n0 + 16 * v.s * v.n1 + 16 * v.n2))
-    scratch = v.S * tiles * v.N * (8 * v.Q + 16)
-    moved = sequences + 2 * v.H * v.N * v.Q
-    read = moved + (v.Z - 1) * sequences
-    issue = 2 * tiles * v.I / v.V  # seconds for each thread of a block
-    alone = flop / v.X + _FOLLOW * issue * a.maximum(v.A, _SCHEDULED) + tiles * v.l / v.m
-    units = a.maximum(flop / v.X, issue * v.A)
+    scratch = v.S * tiles * v.N * 8 * v.Q
+    launch = Together(
+        moved=moved + v.a * scratch,
+        flop=flop,
+        instructions=v.I,
+        tiles=tiles,
+        own=v.u,
+        programs=v.q,
+        threads=v.A,
+        follow=v.f,
+        waits=v.l,
+        begins=v.o,
+        bandwidth=STREAMED * v.D,
+        matrix=v.X,
+        vector=v.V,
+        cores=v.m,
+        held=v.O,
+    )
     return Cost(
         flop=flop,
         bytes=moved + scratch,
         launches=1,
         working_set=v.Q * (2 * v.R * v.s * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
-        seconds=_ENDS * (a.maximum(a.maximum(read / v.D, units), alone / v.O) + _SHOWS * (units + alone / v.O))
-        + scratch / v.W
-        + v.t,
+        seconds=together(launch, a) + v.t,
     )
 
 
@@ -288,6 +301,7 @@ FORMULAS: dict[tuple[str, str], Callable[[Values, Arithmetic], Cost]] = {
     ("monarch", "conv"): monarch_conv,
     ("fused", "filter"): fused_filter,
     ("fused", "conv"): fused_conv,
+    ("fused", "dk"): fused_dk,
     ("turned", "filter"): fused_filter,
     ("turned", "conv"): turned_conv,
     ("native", "filter"): native_filter,

@@ -11,9 +11,10 @@ from functools import lru_cache
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
-from m2gen.kernels.survey import blocks, left_out, variants
-from m2gen.planner.fftconv.cost import fused_estimates
+from m2gen.kernels.survey import left_out, variants
+from m2gen.planner.fftconv.cost import fused_estimates, fused_seconds
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.programs import programs
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, TurnedConv
 from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.languages import no_triton
@@ -23,7 +24,6 @@ from m2gen.planner.turn.tiles import TurnSizes, candidates
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # bfloat16 tensors: half precision inside rounds less
 OUTER = (1, 32, 64)  # 1: no outer stage
 SMALLEST, LARGEST, STAGED_FROM, ON_CHIP = 2**8, 2**16, 2**13, 2**13
-_WAVES = 2  # times the programs that all multiprocessors hold at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Fused:
 
     def candidates(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[Plan]:
         for spec in _specs(problem):
-            dk = _gradient(spec.size, _any_radices(spec), limits)
+            dk = _gradient(problem, spec.size, _any_radices(spec), limits)
             if dk is not None:
                 dk = replace(dk, full=dk.fills(problem.n, problem.b))
                 for one in variants(spec, limits):
@@ -80,24 +80,28 @@ def _any_radices(spec: FftConvSpec) -> FftConvSpec:
     return replace(spec, part="dk", n0=1, n1=16, n2=16, stack=1, pre_gate=False, post_gate=False, add=False, full=False)
 
 
-@lru_cache(maxsize=4096)
-def _gradient(size: int, like: FftConvSpec, limits: DeviceLimits) -> FftConvSpec | None:
-    """The kernel of the filter's gradient on a ring: the cheapest by the estimate of a convolution, if there is one.
+@lru_cache(maxsize=1024)
+def _gradient(problem: FftConvProblem, size: int, like: FftConvSpec, limits: DeviceLimits) -> FftConvSpec | None:
+    """The kernel of the filter's gradient on a ring that is cheapest for the problem, if there is one.
 
     It need not have the radices of the forward kernel: the two need not agree on the order of the bins.
     """
-    choices = [
+    straight = problem if problem.layout == "BHL" else replace(problem, layout="BHL")  # by strides is never the best
+    return min(
+        _gradients(size, like, limits),
+        key=lambda one: (fused_seconds(straight, one, limits), one.name),
+        default=None,
+    )
+
+
+@lru_cache(maxsize=256)
+def _gradients(size: int, like: FftConvSpec, limits: DeviceLimits) -> tuple[FftConvSpec, ...]:
+    """Every kernel of the filter's gradient on a ring."""
+    return tuple(
         one
         for n0, n1, n2, stack in _radices(size)
         for one in variants(replace(like, n0=n0, n1=n1, n2=n2, stack=stack), limits)
-    ]
-    return min(choices, key=lambda one: _effort(one, limits), default=None)
-
-
-def _effort(spec: FftConvSpec, limits: DeviceLimits) -> tuple[float, str]:
-    """The estimate of a large batch, in which only the kernel's own figures differ, and the name."""
-    of_conv = fused_estimates(FftConvProblem(n=spec.size, h=limits.cores, b=64, dtype=spec.dtype), spec, limits)[1]
-    return of_conv.seconds, spec.name
+    )
 
 
 def _power_of_two(least: int) -> int:
@@ -152,7 +156,7 @@ def _radices(size: int) -> Iterator[tuple[int, int, int, int]]:
 def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
     of_filter, of_conv = fused_estimates(problem, spec, limits)
     transform = Transform("monarch", spec.size, spec.radices)
-    conv = FusedConv(of_conv, transform, 1, False, spec, dk, _programs(problem, limits, spec))
+    conv = FusedConv(of_conv, transform, 1, False, spec, dk, programs(problem, limits, spec))
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
 
 
@@ -162,15 +166,6 @@ def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk
     of_filter, of_conv = fused_estimates(problem, plain, limits, turned=True)
     transform = Transform("monarch", spec.size, spec.radices)
     turn = candidates(TurnSizes(problem.b, problem.n, problem.h, problem.dtype), limits)[0].spec
-    programs = _programs(problem, limits, plain)
-    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, programs, turn)
+    count = programs(problem, limits, plain)
+    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
-
-
-def _programs(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec) -> int:
-    """On chip: a whole number for each channel. Staged: what all multiprocessors hold at once, one scratch each."""
-    tiles = -(-problem.b // spec.batch_rows)
-    if spec.staged:
-        return min(problem.h * tiles, limits.cores * blocks(spec, limits))
-    wanted = _WAVES * limits.cores * blocks(spec, limits)
-    return problem.h * max(1, min(tiles, wanted // problem.h))
