@@ -246,7 +246,13 @@ def demo(minutes: float, seed: int) -> None:
 @click.option("--budget", default=600.0, show_default=True, help="Seconds that it may take, about.")
 @click.option("--threads", type=int, help="Of torch; default as torch chooses.")
 @click.option("--again", is_flag=True, help="Problems that were tuned before, too.")
-@click.option("--fit", is_flag=True, help="Then fit this CPU's constants of the cost model; measures with one thread.")
+@click.option(
+    "--fit", is_flag=True, help="Then fit this device's constants of the cost model; a CPU's with one thread."
+)
+@click.option(
+    "--from", "results", multiple=True, help="With --fit: a benchmark's measured kernels of a GPU, not wisdom."
+)
+@click.option("--target", help="With --from: the GPU's row, such as sm90; prints.  [default: the device at hand]")
 @click.option("--print", "only_print", is_flag=True, help="With --fit: print the constants, keep nothing.")
 def tune(
     problem: tuple[str, ...],
@@ -259,6 +265,8 @@ def tune(
     threads: int | None,
     again: bool,
     fit: bool,
+    results: tuple[str, ...],
+    target: str | None,
     only_print: bool,
 ) -> None:
     """Measure which plan is fastest for each PROBLEM on this device, and remember it.
@@ -268,6 +276,7 @@ def tune(
     m2gen tune --corpus --budget 600
     m2gen tune --model path/to/m2-bert --lengths 2048,8192 --batches 4
     m2gen tune --fit
+    m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json --target sm90
     Every result is kept at once: a tuning that is stopped goes on where it was.
     """
     import torch
@@ -277,6 +286,8 @@ def tune(
     from m2gen.planner.problems import parse_all
     from m2gen.runtime.planning import limits_of
 
+    if (results and not fit) or (target and not results):
+        raise click.UsageError("--target goes with --from, and --from with --fit")
     if threads or fit:
         torch.set_num_threads(1 if fit else threads or 1)
     limits, console = limits_of(), _console()
@@ -286,8 +297,13 @@ def tune(
         raise click.UsageError("give a PROBLEM, --corpus, --model or --fit")
     for line in tuning.summary(tuning.run(asked, budget, again, console)) if asked else ():
         console.print(line)
-    for line in tuning.fit(limits, keep=not only_print) if fit else ():
-        console.print(line)
+    if results:
+        row = limits if target is None else limits_of(target)
+        lines = tuning.fit_kernels(row, results, keep=not only_print and target is None)
+    else:
+        lines = tuning.fit(limits, keep=not only_print) if fit else iter(())
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
 
 
 @main.group(context_settings=_CONTEXT)

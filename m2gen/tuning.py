@@ -116,33 +116,66 @@ def summary(totals: Totals) -> Iterator[str]:
 
 
 def fit(limits: DeviceLimits, keep: bool) -> Iterator[str]:
-    """Fit the device's constants to what was measured on this processor with one thread; lines that tell.
+    """Fit the device's constants to what was tuned here, of a CPU with one thread; lines that tell.
 
     `keep`: into the user's wisdom; else only the row is printed. Raises WisdomError where nothing was measured.
     """
     from m2gen.cache import wisdom as store
-    from m2gen.runtime.build.cpu import processor
     from m2gen.runtime.measure import fit as fitting
+    from m2gen.runtime.measure.wisdom import circumstances
 
-    if limits.kind != "cpu":
-        raise WisdomError(f"a fit of {limits.arch}", "only rows of CPUs are fitted", "run it on a CPU")
+    here = circumstances(limits, 1)
     known = [
-        entry for entry in store.known(limits.arch) if (entry.key.threads, entry.key.processor) == (1, processor())
+        entry
+        for entry in store.known(limits.arch)
+        if (entry.key.threads, entry.key.processor) == (here.threads, here.processor)
     ]
     data = fitting.samples(known, limits)
     if not data:
-        raise WisdomError(
-            "a fit", "nothing was measured here with one thread", "run m2gen tune --corpus --threads 1 first"
-        )
+        how = "with one thread" if limits.kind == "cpu" else f"on {here.processor}"
+        threads = " --threads 1" if limits.kind == "cpu" else ""
+        raise WisdomError("a fit", f"nothing was measured here {how}", f"run m2gen tune --corpus{threads} first")
     after = fitting.fitted(data, limits)
     yield f"{len(data)} measured plans of {len(known)} problems"
     yield f"before: {told(fitting.quality(known, limits))}"
     yield f"after:  {told(fitting.quality(known, after))}"
     yield fitting.printed(after, limits)
     if keep:
-        constants = {name: getattr(after, name) for name in fitting.FITTED}
-        today = datetime.now(timezone.utc).date().isoformat()
-        yield f"kept in {store.put_constants(limits.arch, processor(), constants, today)}"
+        yield _kept(after, here.processor)
+
+
+def fit_kernels(limits: DeviceLimits, paths: Sequence[str], keep: bool) -> Iterator[str]:
+    """Fit a GPU's constants to measured kernels, results of a benchmark; lines that tell. `keep`: for this very card.
+
+    Raises WisdomError for files that are no such results, or of another device.
+    """
+    from m2gen.runtime.measure import fit as fitting
+    from m2gen.runtime.measure import kernel_samples as kernels
+    from m2gen.runtime.measure.wisdom import circumstances
+
+    if limits.kind != "gpu":
+        raise WisdomError(
+            f"a fit of {limits.arch} to measured kernels", "they are a GPU's", "name its row, such as --target sm90"
+        )
+    data = kernels.read(paths, limits)
+    after = fitting.fitted(data, limits)
+    yield f"{len(data)} measured kernels of {len({sample.problem for sample in data})} problems"
+    yield f"before: {kernels.quality(data, limits)}"
+    yield f"after:  {kernels.quality(data, after)}"
+    yield f"each problem by a fit to the others: {kernels.quality_left_out(data, limits)}"
+    yield fitting.printed(after, limits) or "the row's constants are these already"
+    if keep:
+        yield _kept(after, circumstances(limits, 1).processor)
+
+
+def _kept(row: DeviceLimits, name: str) -> str:
+    """Keep a fitted row's constants for the processor or card called `name`."""
+    from m2gen.cache import wisdom as store
+    from m2gen.runtime.measure.fit import constants
+
+    found = {constant: getattr(row, constant) for constant in constants(row)}
+    today = datetime.now(timezone.utc).date().isoformat()
+    return f"kept in {store.put_constants(row.arch, name, found, today)}"
 
 
 def told(quality: Quality) -> str:

@@ -27,17 +27,17 @@ _GPU_RULES = (
         "fitted to the same; taken for all, not fitted there",
     ),
     ("l1_bytes", _CUDA),
-    ("l2_keeps", "the L2 cache, or where it has two halves one of them"),
+    ("l2_halves", "NVIDIA Ampere and Hopper white papers; one where nothing is known of parts"),
 )
 # m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json --target sm90 --print
 _H100 = {
-    "follow_seconds": 0.85e-9,
-    "product_seconds": 0.21e-6,
-    "fetch_seconds": 1.2e-6,
-    "unpiped_seconds": 0.5e-6,
-    "program_seconds": 7.5e-6,
-    "scratch_seconds": 22e-9,
-    "strided_seconds": 0.26e-6,
+    "follow_seconds": 7.34e-10,
+    "product_seconds": 1.15e-07,
+    "fetch_seconds": 1.89e-06,
+    "unpiped_seconds": 3.64e-07,
+    "program_seconds": 6.45e-06,
+    "scratch_seconds": 2.46e-08,
+    "strided_seconds": 2.77e-07,
 }
 _CYCLES, _H100_CLOCK = ("follow_seconds", "product_seconds"), 1.98e9  # what goes with the clock
 
@@ -61,7 +61,7 @@ def _gpu(
     shared_bytes: int,
     clock: float,
     l1_bytes: int,
-    l2_keeps: int | None = None,
+    l2_halves: int = 1,
     sources: tuple[tuple[str, str], ...],
     registers: int = 65536,
     on_chip: str = _CUDA,
@@ -92,7 +92,7 @@ def _gpu(
         memory_bytes=memory_bytes,
         elementwise=0.45,
         l1_bytes=l1_bytes,
-        l2_keeps=l2_bytes if l2_keeps is None else l2_keeps,
+        l2_halves=l2_halves,
         **_latencies(clock),
         shared_bytes=shared_bytes,
         registers=registers,
@@ -114,6 +114,7 @@ GPUS = (
         shared_bytes=163 * KIB,
         clock=1.41e9,
         l1_bytes=192 * KIB,
+        l2_halves=2,
         sources=(
             ("cores, matrix16, vector32, fp64_ratio, dram_bandwidth, memory_bytes", "NVIDIA A100 data sheet"),
             ("L2 size; L2 bandwidth", "NVIDIA Ampere white paper; estimated, 2.5 times DRAM"),
@@ -175,7 +176,7 @@ GPUS = (
         shared_bytes=227 * KIB,
         clock=1.98e9,
         l1_bytes=256 * KIB,
-        l2_keeps=25 * MIB,
+        l2_halves=2,
         sources=(
             ("cores, matrix16, vector32, fp64_ratio, dram_bandwidth, memory_bytes, L2 size", "NVIDIA H100 data sheet"),
             ("L2 bandwidth", "estimated"),

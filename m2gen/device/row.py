@@ -52,7 +52,7 @@ class DeviceLimits:
     shared_bytes: int = 0  # per block (GPU)
     registers: int = 0  # 32-bit registers per multiprocessor (GPU)
     l1_bytes: int = 0  # of a multiprocessor, shared memory's part of it among them (GPU)
-    l2_keeps: int = 1  # bytes in use at once that stay in the L2 cache: of one in two halves one half (GPU)
+    l2_halves: int = 1  # parts of the L2 cache, each of which keeps what its own multiprocessors use (GPU)
     # seconds of a generated kernel's programs (GPU), planner/fftconv/launch_cost.py:
     follow_seconds: float = 0.0  # from an instruction of a warp to the next
     product_seconds: float = 0.0  # that a product takes to go through shared memory, its barriers among them

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -80,11 +81,16 @@ def left_out(spec: FftConvSpec, limits: DeviceLimits) -> Iterator[tuple[FftConvS
             yield one, why
 
 
-def _fitting(spec: FftConvSpec, limits: DeviceLimits) -> Iterator[FftConvSpec]:
-    for warps, stages in KNOBS:
-        one = replace(spec, num_warps=warps, num_stages=stages)
-        if found(one, limits.arch) is not None and one.resources(limits.arch).shared_bytes <= limits.shared_bytes:
-            yield one
+def _fitting(spec: FftConvSpec, limits: DeviceLimits) -> tuple[FftConvSpec, ...]:
+    return _that_fit(spec, limits.arch, limits.shared_bytes)
+
+
+@lru_cache(maxsize=8192)
+def _that_fit(spec: FftConvSpec, arch: str, shared_bytes: int) -> tuple[FftConvSpec, ...]:
+    knobs = (replace(spec, num_warps=warps, num_stages=stages) for warps, stages in KNOBS)
+    return tuple(
+        one for one in knobs if found(one, arch) is not None and one.resources(arch).shared_bytes <= shared_bytes
+    )
 
 
 def held(spec: FftConvSpec, limits: DeviceLimits) -> int:

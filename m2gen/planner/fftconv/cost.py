@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from m2gen.device.limits import DeviceLimits
+from m2gen.device.limits import DeviceLimits, target
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec, idle
@@ -65,13 +66,14 @@ def fused_values(
     """The numbers of a fused kernel's steps, launched with `count` programs (0: as many as planned for it); float32
     products are three in TF32, at half the 16-bit rate each. `turned`: its sequences are turned before and after."""
     count = count or programs(problem, limits, spec)
-    of = _of_kernel(spec, limits)
+    of = _of_kernel(spec, limits.arch, limits.registers, limits.shared_bytes)
     resident = min(count, limits.cores * of.held)  # programs at once
-    scratch, waits = float(resident * spec.scratch_bytes), of.waits
+    scratch = float(resident * spec.scratch_bytes)
+    waits = tile_waits(of.products, spec.num_stages, limits, spec.staged, getattr(spec, "full", False))
     if problem.layout == "BLH" and not turned:
         numbers = problem.n * spec.batch_rows * (2 + problem.gates + problem.add)  # of a tile
         scratch += resident * numbers * DTYPES[spec.dtype].bytes
-        waits += strided_wait(numbers, at_once(spec), scratch, of.threads, limits)
+        waits += strided_wait(numbers, of.at_once, scratch, of.threads, limits)
     if spec.staged:
         moved = 8 * spec.size * COMPUTE_BYTES[spec.compute]
         waits += scratch_wait(moved, scratch, of.threads, limits)
@@ -89,8 +91,8 @@ def fused_values(
         X=limits.matrix16 / (6 if spec.compute == "fp32" else 1),
         V=limits.vector32,
         A=of.threads,
-        I=of.instructions,
-        f=of.follow,
+        I=of.instructions + of.spills * spill_factor(of.spills, of.threads, of.held, of.shared_bytes, limits),
+        f=follow(of.threads, limits),
         l=waits,
         m=limits.cores,
         O=of.held,
@@ -103,36 +105,32 @@ def fused_values(
 
 
 class _Kernel(NamedTuple):
-    """What a kernel's tile costs whatever the problem."""
+    """What there is to know of a kernel whatever the problem and the constants."""
 
-    instructions: float
-    follow: float
-    waits: float
+    instructions: int
+    spills: int
+    shared_bytes: int
     threads: int
     held: int
+    products: int  # that follow one another in a tile
+    at_once: float  # numbers of a tile that a thread reads together
 
 
 @lru_cache(maxsize=16384)
-def _of_kernel(spec: FftConvSpec, limits: DeviceLimits) -> _Kernel:
-    entry, needs, at_once = found(spec, limits.arch), spec.resources(limits.arch), held(spec, limits)
-    threads = spec.resources().threads
-    passes, inner = (2 if spec.part == "fwd" else 1), (4 if spec.part == "fwd" else 2)
-    products = passes * spec.loops[0] + inner * spec.loops[1] if spec.staged else inner
-    spills = entry.spills if entry else 0
+def _of_kernel(spec: FftConvSpec, arch: str, registers: int, shared_bytes: int) -> _Kernel:
+    """For devices of an architecture that differ in registers and shared memory alone."""
+    limits = replace(target(arch), registers=registers, shared_bytes=shared_bytes)
+    entry, threads = found(spec, arch), spec.resources().threads
+    passes, inner = (2, 4) if spec.part == "fwd" else (1, 2)  # two analyses go side by side
     return _Kernel(
-        (entry.instructions if entry else 0)
-        + spills * spill_factor(spills, threads, at_once, needs.shared_bytes, limits),
-        follow(threads, limits),
-        tile_waits(products, spec.num_stages, limits, staged=spec.staged),
-        threads,
-        at_once,
+        instructions=entry.instructions if entry else 0,
+        spills=entry.spills if entry else 0,
+        shared_bytes=spec.resources(arch).shared_bytes,
+        threads=threads,
+        held=held(spec, limits),
+        products=passes * spec.loops[0] + inner * spec.loops[1] if spec.staged else inner,
+        at_once=spec.rows * (spec.n0 * spec.columns if spec.staged else spec.held * spec.n2) / threads,
     )
-
-
-def at_once(spec: FftConvSpec) -> float:
-    """Numbers of a tile that a thread reads together."""
-    tile = spec.rows * (spec.n0 * spec.columns if spec.staged else spec.held * spec.n2)
-    return tile / spec.resources().threads
 
 
 def read(problem: FftConvProblem, spec: FftConvSpec) -> str:

@@ -21,12 +21,14 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.planner.step import NUMBERS, Arithmetic
 
 STREAMED = 0.9  # share of the data sheet's memory bandwidth that a copy reaches: 3.02 of 3.35 TB/s on an H100
-SPILL = 8  # instructions that one which spills counts as: few warps hide it
-THRASH = 1.0  # and by how much more where the L1 cache that shared memory leaves does not hold what is spilled
+SPILL = 12  # instructions that one which spills counts as: few warps hide it
+THRASH = 0.33  # and by how much more where the L1 cache that shared memory leaves does not hold what is spilled
 SPILLED = 4 / 3  # bytes a thread keeps for each instruction that spills: written once, read twice
-GROUPS = 1.8  # how much slower instructions follow one another in a block of two warp groups, which wait for each other
-MISSED = 0.5  # how much longer a number of scratch takes that the L2 cache does not keep
-STRIDED_MISSED = 30  # the same for one read by strides: each of a sector's numbers fetches it again
+GROUPS = 2.4  # how much slower instructions follow one another in a block of two warp groups, which wait for each other
+FULL = 0.75  # share of the wait for data that is left where nothing is masked (1024 points: 0.271 ms, 0.220 without)
+KEPT = 0.7  # share of an L2 cache, or of its half, that keeps what is written and read again: the rest streams through
+MISSED = 0.3  # how much longer a number of scratch takes that the L2 cache does not keep
+STRIDED_MISSED = 2.2  # the same for one read by strides, whose sector is fetched for each of its numbers
 ADDRESSES = 32  # numbers that a thread reads by strides at once; with more, addresses take its registers
 _GROUP = 128  # threads of a warp group
 
@@ -76,6 +78,7 @@ class TileLaunch(NamedTuple):
     products: int = 4  # of a tile that wait for one another: 4 of a convolution, 2 of two analyses side by side
     scratch: float = 0.0  # bytes of its own memory that a tile writes and reads again, all together
     resident: float = 0.0  # bytes of such memory in use at once by all programs that run
+    full: bool = False  # nothing is masked
     own: int = 0  # tiles of the program that has most; 0: as even as can be
     narrower: float = 1.0  # how much slower than 16-bit products those are: 6 as three of TF32
 
@@ -83,7 +86,7 @@ class TileLaunch(NamedTuple):
 def tile_seconds(launch: TileLaunch, limits: DeviceLimits) -> float:
     """Seconds of the launch, its call included."""
     spilled = spill_factor(launch.spills, launch.threads, launch.blocks, launch.shared_bytes, limits)
-    waits = tile_waits(launch.products, launch.stages, limits, staged=launch.scratch > 0)
+    waits = tile_waits(launch.products, launch.stages, limits, launch.scratch > 0, launch.full)
     waits += scratch_wait(launch.scratch, launch.resident, launch.threads, limits)
     numbers = Together(
         moved=launch.moved + launch.tiles * launch.scratch * lost(launch.resident, limits),
@@ -123,17 +126,19 @@ def spill_factor(spills: int, threads: int, blocks: int, shared_bytes: int, limi
     return SPILL * (1 + THRASH * max(0.0, 1 - left / (SPILLED * spills * threads * blocks)))
 
 
-def tile_waits(products: int, stages: int, limits: DeviceLimits, staged: bool = False) -> float:
-    """Seconds a tile waits for products one after another, and for memory, longer where nothing is fetched ahead. With an
-    outer stage memory is in what scratch takes."""
-    fetched = 0.0 if staged else limits.fetch_seconds + (limits.unpiped_seconds if stages == 1 else 0.0)
+def tile_waits(products: int, stages: int, limits: DeviceLimits, staged: bool = False, full: bool = False) -> float:
+    """Seconds a tile waits for products one after another, and for memory, more where nothing is fetched ahead, less
+    where nothing is masked; with an outer stage memory is in what scratch takes."""
+    if staged:
+        return products * limits.product_seconds
+    fetched = limits.fetch_seconds * (FULL if full else 1.0) + (limits.unpiped_seconds if stages == 1 else 0.0)
     return products * limits.product_seconds + fetched
 
 
 def lost(resident: float, limits: DeviceLimits) -> float:
     """The share of `resident` bytes in use at once that the L2 cache does not keep: of one in two halves each keeps
     what its own multiprocessors use."""
-    return max(0.0, 1 - limits.l2_keeps / resident) if resident else 0.0
+    return max(0.0, 1 - KEPT * limits.bandwidths[0][0] / limits.l2_halves / resident) if resident else 0.0
 
 
 def scratch_wait(scratch: float, resident: float, threads: int, limits: DeviceLimits) -> float:

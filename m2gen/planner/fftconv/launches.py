@@ -9,6 +9,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.fftconv.cost import fused_estimates
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.programs import of_gradient
 from m2gen.planner.step import Estimate, Launch
 
 FILTER = "spectrum of the filter"  # a launch, or those, that a filter which is kept does not need again
@@ -39,7 +40,8 @@ def _behind(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk
     if problem.post_gate:
         yield conv(problem.pre_gate, True, False)
     taps = replace(dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
-    yield _launch(taps.name, fused_estimates(problem, taps, limits)[1])
+    count = of_gradient(problem, limits, spec, taps)
+    yield _launch(taps.name, fused_estimates(problem, taps, limits, count=count)[1])
     yield _launch("taps of the filter's gradient", of_filter)  # summed, transformed back and placed: as many bytes
 
 

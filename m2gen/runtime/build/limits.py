@@ -68,7 +68,7 @@ def default_device() -> torch.device:
 def _cpu() -> DeviceLimits:
     if config().triton_interpret:
         return replace(target("sm90"), description="Triton's interpreter on this CPU (TRITON_INTERPRET=1)")
-    row = _fitted(target(local_arch()))
+    row = _fitted(target(local_arch()), processor())
     log.once(f"this CPU is planned for as {row.arch} ({row.description})")
     return replace(
         row,
@@ -78,9 +78,9 @@ def _cpu() -> DeviceLimits:
     )
 
 
-def _fitted(row: DeviceLimits) -> DeviceLimits:
-    """The row with the constants that `m2gen tune --fit` found for this very processor, where it did."""
-    found = wisdom.constants(row.arch, processor())
+def _fitted(row: DeviceLimits, name: str) -> DeviceLimits:
+    """The row with the constants that `m2gen tune --fit` found for this very processor or card, where it did."""
+    found = wisdom.constants(row.arch, name)
     try:
         return refitted(row, found)
     except (ValueError, TypeError) as error:
@@ -108,7 +108,7 @@ def _memory() -> int:
 def _gpu(device: torch.device) -> DeviceLimits:
     found = torch.cuda.get_device_properties(device)
     name = getattr(found, "gcnArchName", "") if torch.version.hip else ""
-    row = nearest_gpu(name.split(":")[0] or f"sm{found.major}{found.minor}")
+    row = _fitted(nearest_gpu(name.split(":")[0] or f"sm{found.major}{found.minor}"), found.name)
     shared = getattr(found, "shared_memory_per_block_optin", row.shared_bytes) or row.shared_bytes
     return replace(
         row,

@@ -1,34 +1,51 @@
-"""The constants of a CPU's row fitted to what tuning measured: robust least squares of log(estimate / measured).
+"""The constants of a device's row fitted to what was measured: robust least squares of log(estimate / measured).
 
 Each constant is moved by a factor; factors near 1 are preferred a little, so that what no measurement depends on stays
-as it was. Iteratively reweighted (Huber), Levenberg-Marquardt, the cost model itself being the function that is fitted.
+as it was. Iteratively reweighted, Levenberg-Marquardt, the cost model itself being the function that is fitted. A CPU's
+measured plans are many, and outliers among them count less (Huber). A GPU's kernels are few, each a kind of its own,
+and none is to be estimated much too low or too high: large errors count more (power 2.5).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from m2gen.cache.wisdom import Entry
-from m2gen.device.row import CURVES, PAIRS, SCALARS, DeviceLimits
+from m2gen.device.row import CURVES, LATENCIES, PAIRS, SCALARS, DeviceLimits
 from m2gen.errors import M2GenError
 from m2gen.planner import search
 from m2gen.planner.choice import by_choice
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
 
-FITTED = (*SCALARS, *CURVES, *PAIRS)
 _PRIOR = 0.1  # weight of log(factor) beside the errors
-_OUTLIER = 0.25  # errors of the logarithm beyond count linearly
-_ORDER = 3.0  # weight of how a plan compares with others of its problem and solver: that is what choices depend on
+_OUTLIER = 0.25  # of a CPU, errors of the logarithm beyond count linearly
+_LARGE = 0.2  # of a GPU, those beyond count more than their squares, the others less
+# weight of how a plan compares with others of its problem and solver: that is what choices depend on
+_ORDER = {"cpu": 3.0, "gpu": 1.0}
 _ROUNDS = 60
 _STEP = 1e-3
 
 Vector = Any  # numpy's arrays, whose types say nothing here
+
+
+class Measured(Protocol):
+    """Something that was timed, and what the cost model says of it."""
+
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def group(self) -> str:
+        """The same for those that stand for one choice."""
+
+    def expected(self, limits: DeviceLimits) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,18 @@ class Sample:
     plan: Plan
     seconds: float
     weight: float
+
+    @property
+    def group(self) -> str:
+        return f"{self.plan.problem} {self.plan.solver}"
+
+    def expected(self, limits: DeviceLimits) -> float:
+        return self.plan.expected(limits)
+
+
+def constants(limits: DeviceLimits) -> tuple[str, ...]:
+    """The names of a row's constants that are fitted."""
+    return LATENCIES if limits.kind == "gpu" else (*SCALARS, *CURVES, *PAIRS)
 
 
 def samples(entries: Sequence[Entry], limits: DeviceLimits) -> list[Sample]:
@@ -62,12 +91,12 @@ def _plans(entry: Entry, limits: DeviceLimits) -> dict[str, Plan]:
     return {name: replace(plan, problem=timed) for name, plan in plans.items()}
 
 
-def fitted(data: Sequence[Sample], limits: DeviceLimits) -> DeviceLimits:
+def fitted(data: Sequence[Measured], limits: DeviceLimits) -> DeviceLimits:
     """The row whose estimates are nearest to the measurements."""
     logs = np.zeros(len(_values(limits)))
     errors, damping = _errors(data, limits, logs), 1e-2
     for _ in range(_ROUNDS):
-        root = _weights(data, errors)
+        root = _weights(data, errors, limits.kind)
         slopes = np.stack(
             [(_errors(data, limits, logs + _STEP * unit) - errors) / _STEP for unit in np.eye(len(logs))], 1
         )
@@ -86,51 +115,58 @@ def fitted(data: Sequence[Sample], limits: DeviceLimits) -> DeviceLimits:
     return _rounded(_with(limits, logs))
 
 
-def _weights(data: Sequence[Sample], errors: Vector) -> Vector:
-    """The root of each sample's weight, Huber's for outliers."""
+def _weights(data: Sequence[Measured], errors: Vector, kind: str) -> Vector:
+    """The root of each sample's weight: of a CPU Huber's for outliers, of a GPU more for large errors."""
     own = np.array([sample.weight for sample in data] * 2)
-    return np.sqrt(own * np.minimum(1.0, _OUTLIER / np.maximum(np.abs(errors), 1e-9)))
+    if kind == "cpu":
+        return np.sqrt(own * np.minimum(1.0, _OUTLIER / np.maximum(np.abs(errors), 1e-9)))
+    large = np.sqrt(np.abs(errors) / _LARGE)
+    large[len(data) :] = 1.0  # the order counts as it is
+    return np.sqrt(own * large)
 
 
 def _loss(errors: Vector, root: Vector, logs: Vector) -> float:
     return float(((errors * root) ** 2).sum() + ((_PRIOR * logs) ** 2).sum())
 
 
-def _errors(data: Sequence[Sample], limits: DeviceLimits, logs: Vector) -> Vector:
+def _errors(data: Sequence[Measured], limits: DeviceLimits, logs: Vector) -> Vector:
     """log(estimate / measured) of every sample, then how it differs from the mean of its problem and solver."""
     row = _with(limits, logs)
-    errors = np.array([math.log(sample.plan.expected(row) / sample.seconds) for sample in data])
-    _, group = np.unique([f"{sample.plan.problem} {sample.plan.solver}" for sample in data], return_inverse=True)
+    errors = np.array([math.log(sample.expected(row) / sample.seconds) for sample in data])
+    _, group = np.unique([sample.group for sample in data], return_inverse=True)
     means = np.bincount(group, errors) / np.bincount(group)
-    return np.concatenate([errors, _ORDER * (errors - means[group])])
+    return np.concatenate([errors, _ORDER[limits.kind] * (errors - means[group])])
 
 
 def _values(limits: DeviceLimits) -> list[float]:
-    """Every constant that is fitted, in the order of FITTED."""
-    flat: list[float] = [getattr(limits, name) for name in SCALARS]
-    for name in CURVES:
-        flat += [value for _, value in getattr(limits, name)]
-    return [*flat, *(value for name in PAIRS for value in getattr(limits, name))]
+    """Every constant that is fitted, in the order of `constants`."""
+    flat: list[float] = []
+    for name in constants(limits):
+        value = getattr(limits, name)
+        flat += [one for _, one in value] if name in CURVES else list(value) if name in PAIRS else [value]
+    return flat
 
 
 def _with(limits: DeviceLimits, logs: Vector) -> DeviceLimits:
     """The row with every constant times exp of its logarithm."""
     factors = iter(np.exp(logs).tolist())
-    changed: dict[str, Any] = {name: getattr(limits, name) * next(factors) for name in SCALARS}
-    for name in CURVES:
-        changed[name] = tuple((at, value * next(factors)) for at, value in getattr(limits, name))
-    for name in PAIRS:
-        changed[name] = tuple(value * next(factors) for value in getattr(limits, name))
-    return replace(limits, **changed)
+    return _changed(limits, lambda value: value * next(factors))
 
 
 def _rounded(row: DeviceLimits) -> DeviceLimits:
     """Three digits: more would pretend."""
-    changed: dict[str, Any] = {name: float(f"{getattr(row, name):.3g}") for name in SCALARS}
-    for name in CURVES:
-        changed[name] = tuple((at, float(f"{value:.3g}")) for at, value in getattr(row, name))
-    for name in PAIRS:
-        changed[name] = tuple(float(f"{value:.3g}") for value in getattr(row, name))
+    return _changed(row, lambda value: float(f"{value:.3g}"))
+
+
+def _changed(row: DeviceLimits, change: Callable[[float], float]) -> DeviceLimits:
+    """The row with every constant changed, in the order of `constants`."""
+    changed: dict[str, Any] = {}
+    for name in constants(row):
+        value = getattr(row, name)
+        if name in CURVES:
+            changed[name] = tuple((at, change(figure)) for at, figure in value)
+        else:
+            changed[name] = tuple(change(figure) for figure in value) if name in PAIRS else change(value)
     return replace(row, **changed)
 
 
@@ -179,6 +215,6 @@ def _alike(choice: str) -> str:
 
 
 def printed(limits: DeviceLimits, before: DeviceLimits) -> str:
-    """The constants that changed, as lines of device/limits.py."""
-    names = [name for name in FITTED if getattr(limits, name) != getattr(before, name)]
+    """The constants that changed, as lines of device/cpus.py or gpus.py."""
+    names = [name for name in constants(limits) if getattr(limits, name) != getattr(before, name)]
     return "\n".join(f"{name}={getattr(limits, name)!r}," for name in names)
