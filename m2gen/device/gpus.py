@@ -31,13 +31,13 @@ _GPU_RULES = (
 )
 # m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json --target sm90 --print
 _H100 = {
-    "follow_seconds": 7.34e-10,
-    "product_seconds": 1.15e-07,
-    "fetch_seconds": 1.89e-06,
-    "unpiped_seconds": 3.64e-07,
-    "program_seconds": 6.45e-06,
-    "scratch_seconds": 2.46e-08,
-    "strided_seconds": 2.77e-07,
+    "follow_seconds": 7.22e-10,
+    "product_seconds": 9.34e-08,
+    "fetch_seconds": 2.05e-06,
+    "unpiped_seconds": 3.5e-07,
+    "program_seconds": 6e-06,
+    "scratch_seconds": 2.52e-08,
+    "strided_seconds": 1.58e-07,
 }
 _CYCLES, _H100_CLOCK = ("follow_seconds", "product_seconds"), 1.98e9  # what goes with the clock
 

@@ -82,7 +82,7 @@ def test_without_need_nothing_moves() -> None:
     known = entries(ROW)
     assert fit.quality(known, ROW).mean_regret == 1.0
     row = fit.fitted(fit.samples(known, ROW), ROW)
-    for name in fit.FITTED:
+    for name in fit.constants(ROW):
         assert np.array(getattr(row, name)) == pytest.approx(np.array(getattr(ROW, name)), rel=0.02)
 
 
@@ -114,12 +114,12 @@ def test_constants_that_mean_nothing_are_left_out(
     said: list[str] = []
     monkeypatch.setattr(limits.log, "fallback", said.append)
     monkeypatch.setattr(limits.wisdom, "constants", lambda arch, processor: constants)
-    assert limits._fitted(ROW) == ROW and len(said) == 1
+    assert limits._fitted(ROW, "p") == ROW and len(said) == 1
 
 
 def test_fitted_constants_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = {name: getattr(TRUTH, name) for name in fit.FITTED}
+    constants = {name: getattr(TRUTH, name) for name in fit.constants(ROW)}
     monkeypatch.setattr(limits.wisdom, "constants", lambda arch, processor: constants)
-    assert limits._fitted(ROW) == TRUTH
+    assert limits._fitted(ROW, "p") == TRUTH
     assert "native_call=" in fit.printed(TRUTH, ROW)
     assert cpu.processor() and torch.get_num_threads() == 1

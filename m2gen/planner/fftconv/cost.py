@@ -23,6 +23,8 @@ from m2gen.planner.fftconv.formulas import (
     user_bytes,
 )
 from m2gen.planner.fftconv.launch_cost import (
+    STREAMED,
+    WRITTEN,
     follow,
     lost,
     scratch_wait,
@@ -71,15 +73,16 @@ def fused_values(
     scratch = float(resident * spec.scratch_bytes)
     waits = tile_waits(of.products, spec.num_stages, limits, spec.staged, getattr(spec, "full", False))
     if problem.layout == "BLH" and not turned:
-        numbers = problem.n * spec.batch_rows * (2 + problem.gates + problem.add)  # of a tile
-        scratch += resident * numbers * DTYPES[spec.dtype].bytes
-        waits += strided_wait(numbers, of.at_once, scratch, of.threads, limits)
+        numbers, moved = _across(problem, spec)
+        scratch += resident * moved
+        spread = problem.n * problem.h * DTYPES[spec.dtype].bytes
+        waits += strided_wait(numbers, of.at_once, spread, scratch, of.threads, limits)
     if spec.staged:
         moved = 8 * spec.size * COMPUTE_BYTES[spec.compute]
         waits += scratch_wait(moved, scratch, of.threads, limits)
     return _sizes(problem, Transform("monarch", spec.size, spec.radices), problem.h)._replace(
         W=limits.bandwidth(spec.size * 8 * limits.cores),
-        D=limits.dram_bandwidth,
+        D=STREAMED * limits.dram_bandwidth,
         t=limits.call_seconds,
         n1=spec.n1,
         n2=spec.n2,
@@ -102,6 +105,13 @@ def fused_values(
         a=lost(scratch, limits) if spec.staged else 0.0,
         w=DTYPES[read(problem, spec)].bytes + DTYPES[written(problem)].bytes if turned else 0,
     )
+
+
+def _across(problem: FftConvProblem, spec: FftConvSpec) -> tuple[float, float]:
+    """Numbers of a tile's sequences, one that is written as several, and their bytes."""
+    places, writes = problem.n * spec.batch_rows, int(spec.part == "fwd")
+    reads = 2 + problem.gates + problem.add - writes
+    return places * (reads + WRITTEN * writes), places * (reads + writes) * DTYPES[spec.dtype].bytes
 
 
 class _Kernel(NamedTuple):

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from m2gen.planner.fftconv.launch_cost import STREAMED, Together, together
+from m2gen.planner.fftconv.launch_cost import Together, together
 from m2gen.planner.step import Arithmetic, Cost
 
 # as `explain` prints them below the formulas
@@ -232,7 +232,7 @@ def turned_conv(v: Values, a: Arithmetic) -> Cost:
     own = v.B * v.H * v.n * v.w
     turns = user_bytes(v) + own
     return _fused(v, a, own + 2 * v.H * v.N * v.Q).plus(
-        Cost(bytes=turns, launches=2, working_set=own, seconds=turns / (STREAMED * v.D) + 2 * v.t)
+        Cost(bytes=turns, launches=2, working_set=own, seconds=turns / v.D + 2 * v.t)
     )
 
 
@@ -258,7 +258,7 @@ def _fused(v: Values, a: Arithmetic, moved: Any) -> Cost:
         follow=v.f,
         waits=v.l,
         begins=v.o,
-        bandwidth=STREAMED * v.D,
+        bandwidth=v.D,
         matrix=v.X,
         vector=v.V,
         cores=v.m,

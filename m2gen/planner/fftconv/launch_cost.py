@@ -22,14 +22,17 @@ from m2gen.planner.step import NUMBERS, Arithmetic
 
 STREAMED = 0.9  # share of the data sheet's memory bandwidth that a copy reaches: 3.02 of 3.35 TB/s on an H100
 SPILL = 12  # instructions that one which spills counts as: few warps hide it
-THRASH = 0.33  # and by how much more where the L1 cache that shared memory leaves does not hold what is spilled
+THRASH = 0.4  # and by how much more where the L1 cache that shared memory leaves does not hold what is spilled
 SPILLED = 4 / 3  # bytes a thread keeps for each instruction that spills: written once, read twice
-GROUPS = 2.4  # how much slower instructions follow one another in a block of two warp groups, which wait for each other
+GROUPS = 2.3  # how much slower instructions follow one another in a block of two warp groups, which wait for each other
 FULL = 0.75  # share of the wait for data that is left where nothing is masked (1024 points: 0.271 ms, 0.220 without)
 KEPT = 0.7  # share of an L2 cache, or of its half, that keeps what is written and read again: the rest streams through
 MISSED = 0.3  # how much longer a number of scratch takes that the L2 cache does not keep
-STRIDED_MISSED = 2.2  # the same for one read by strides, whose sector is fetched for each of its numbers
-ADDRESSES = 32  # numbers that a thread reads by strides at once; with more, addresses take its registers
+# Of a number read by strides, whose neighbours in memory are other channels':
+STRIDED_MISSED = 1.3  # how much longer it takes where the L2 cache does not keep its sector for the others
+WRITTEN = 3  # reads that writing one counts as: a part of a sector is written, 16 times over
+ADDRESSES = 32  # how many a thread has at once; with more, addresses take its registers
+FAR, PAGE = 1.6, 2 * 2**20  # how much longer they take where a sequence is spread over more memory than a page
 _GROUP = 128  # threads of a warp group
 
 
@@ -146,7 +149,10 @@ def scratch_wait(scratch: float, resident: float, threads: int, limits: DeviceLi
     return limits.scratch_seconds * scratch / threads * (1 + MISSED * lost(resident, limits))
 
 
-def strided_wait(numbers: float, at_once: float, resident: float, threads: int, limits: DeviceLimits) -> float:
-    """Seconds a tile waits for `numbers` that are read or written by strides, `at_once` of them by a thread."""
-    slower = max(1.0, at_once / ADDRESSES) * (1 + STRIDED_MISSED * lost(resident, limits))
-    return limits.strided_seconds * numbers / threads * slower
+def strided_wait(
+    numbers: float, at_once: float, spread: float, resident: float, threads: int, limits: DeviceLimits
+) -> float:
+    """Seconds a tile waits for `numbers` that are read by strides, `at_once` of them by a thread, of sequences that are
+    spread over `spread` bytes of memory."""
+    slower = max(1.0, at_once / ADDRESSES) * (FAR if spread > PAGE else 1.0)
+    return limits.strided_seconds * numbers / threads * slower * (1 + STRIDED_MISSED * lost(resident, limits))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.kernels.survey import blocks, held
+from m2gen.kernels.survey import blocks
 from m2gen.planner.fftconv.problem import FftConvProblem
 
 _WAVES = 2  # times the programs that all multiprocessors hold at once
@@ -12,13 +12,11 @@ _WAVES = 2  # times the programs that all multiprocessors hold at once
 
 def programs(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec) -> int:
     """On chip: a whole number for each channel. Staged: what all multiprocessors hold at once, one scratch each; of the
-    filter's gradient at most one for each channel, and those whose scratch the L2 cache does not hold, too: on an H100
-    twice as many with 69 MB of it were faster."""
-    if spec.staged and spec.part == "dk":
-        return min(problem.h, limits.cores * held(spec, limits))
+    filter's gradient at most one for each channel."""
     tiles = -(-problem.b // spec.batch_rows)
     if spec.staged:
-        return min(problem.h * tiles, limits.cores * blocks(spec, limits))
+        items = problem.h if spec.part == "dk" else problem.h * tiles
+        return min(items, limits.cores * blocks(spec, limits))
     wanted = _WAVES * limits.cores * blocks(spec, limits)
     return problem.h * max(1, min(tiles, wanted // problem.h))
 
