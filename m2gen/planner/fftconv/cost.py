@@ -71,7 +71,7 @@ def fused_values(
     of = _of_kernel(spec, limits.arch, limits.registers, limits.shared_bytes)
     resident = min(count, limits.cores * of.held)  # programs at once
     scratch = float(resident * spec.scratch_bytes)
-    waits = tile_waits(of.products, spec.num_stages, limits, spec.staged, getattr(spec, "full", False))
+    waits = tile_waits(of.products, spec.num_stages, limits, spec.staged, spec.full)
     if problem.layout == "BLH" and not turned:
         numbers, moved = _across(problem, spec)
         scratch += resident * moved
