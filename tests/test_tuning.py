@@ -18,6 +18,7 @@ from m2gen.runtime.build import cpu, limits
 from m2gen.runtime.measure import tune, wisdom
 from m2gen.runtime.measure.timer import Samples
 
+MEASURED = str(Path(__file__).parents[1] / "bench" / "results" / "2026-11-26-gpu-kernels-h100.json")
 TINY = "fftconv n=40 h=3 b=1 fp32 causal"
 
 
@@ -86,10 +87,31 @@ def test_fit_keeps_constants_for_this_processor(folder: Path) -> None:
     assert row == limits.target("avx512"), "the table itself is as it was"
 
 
+def test_a_gpu_is_fitted_to_a_file_of_measured_kernels(folder: Path) -> None:
+    """Of a named row only the constants are printed: the card is not here."""
+    done = run("tune", "--fit", "--from", MEASURED, "--target", "sm90")
+    assert done.exit_code == 0, done.output
+    for part in (
+        "81 measured kernels",
+        "before: estimates off by",
+        "after:",
+        "by a fit to the others",
+        "product_seconds=",
+    ):
+        assert part in done.output
+    assert not list(folder.glob("*.limits.json"))
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
         (("tune",), 2, "give a PROBLEM"),
+        (("tune", "--from", "x.json"), 2, "--from with --fit"),
+        (("tune", "--fit", "--target", "sm90"), 2, "--target goes with --from"),
+        (("tune", "--fit", "--from", "nowhere.json", "--target", "sm90"), 2, "cannot be read"),
+        (("tune", "--fit", "--from", MEASURED, "--target", "sm80"), 2, "measured on NVIDIA H100"),
+        (("tune", "--fit", "--from", MEASURED, "--target", "avx2"), 2, "Name its row"),
+        (("tune", "--fit", "--from", MEASURED), 2, "Name its row"),
         (("tune", "fftconv n=0"), 2, "from 1 to 2^40"),
         (("wisdom", "forget"), 2, "--all"),
         (("wisdom", "merge", "nowhere.json", "--out", "x.json"), 2, "no such file"),

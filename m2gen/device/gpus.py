@@ -20,7 +20,7 @@ _GPU_RULES = (
     ),
     (
         "follow_seconds, product_seconds",
-        "fitted to 81 kernels on an H100, 2026-11-26, Triton 3.6; of others as many cycles, not fitted",
+        "fitted to 99 launches of kernels on an H100, 2026-11-26, Triton 3.6; of others as many cycles, not fitted",
     ),
     (
         "fetch_seconds, unpiped_seconds, program_seconds, scratch_seconds, strided_seconds",
@@ -29,14 +29,15 @@ _GPU_RULES = (
     ("l1_bytes", _CUDA),
     ("l2_halves", "NVIDIA Ampere and Hopper white papers; one where nothing is known of parts"),
 )
-# m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json --target sm90 --print
+# m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json \
+#     --from bench/results/2026-11-26-gpu-profile-h100.json --target sm90
 _H100 = {
-    "follow_seconds": 7.22e-10,
-    "product_seconds": 9.34e-08,
-    "fetch_seconds": 2.05e-06,
-    "unpiped_seconds": 3.5e-07,
-    "program_seconds": 6e-06,
-    "scratch_seconds": 2.52e-08,
+    "follow_seconds": 7.48e-10,
+    "product_seconds": 1.56e-07,
+    "fetch_seconds": 1.67e-06,
+    "unpiped_seconds": 4.06e-07,
+    "program_seconds": 5.67e-06,
+    "scratch_seconds": 2.3e-08,
     "strided_seconds": 1.58e-07,
 }
 _CYCLES, _H100_CLOCK = ("follow_seconds", "product_seconds"), 1.98e9  # what goes with the clock

@@ -10,7 +10,7 @@ and seconds that memory, matrix units and issue take together; the launch takes 
 root of the sum of fourth powers. One formula for numbers and for symbols (explain.py).
 
 Constants of a device stand in its row (device/gpus.py); those here are taken for all, fitted with them to the kernels
-of bench/results/2026-11-26-gpu-kernels-h100.json (`m2gen tune --fit --from` says how well).
+of bench/results/2026-11-26-gpu-kernels-h100.json and -profile-h100.json (`m2gen tune --fit --from` says how well).
 """
 
 from __future__ import annotations
