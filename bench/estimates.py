@@ -2,7 +2,7 @@
 and flash-fft-conv; nothing is run.
 
 B = 64 and H = 768 as in flash-fft-conv's README. Long sequences have fewer rows and channels, as theirs had, and all
-figures of a line are then of these. The floor is each tensor once over the memory's bandwidth: forward u, gates and the
+figures of a line are then of these. The floor is each tensor once at the rate of a copy: forward u, gates and the
 result, for the gradients those, the result's gradient and the gradients (of seven tensors with both gates). The
 filter's spectrum is made in the call, and its gradient counts as a gradient.
 
@@ -19,6 +19,7 @@ from typing import Any
 
 from m2gen.device.limits import DeviceLimits, target
 from m2gen.dtypes import DTYPES
+from m2gen.planner.fftconv.launch_cost import STREAMED
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import plan
@@ -39,7 +40,7 @@ def problem(n: int, words: str) -> FftConvProblem:
 
 def floors(of: FftConvProblem, limits: DeviceLimits) -> tuple[float, float]:
     """Seconds forward, and of the gradients."""
-    tensor = of.b * of.h * of.n * DTYPES[of.dtype].bytes / limits.dram_bandwidth
+    tensor = of.b * of.h * of.n * DTYPES[of.dtype].bytes / (STREAMED * limits.dram_bandwidth)
     return tensor * (2 + of.gates), tensor * (3 + 2 * of.gates)
 
 
