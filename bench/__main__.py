@@ -2,6 +2,7 @@
 
 python -m bench cpu | models | products | short | lengths | generate | dispatch
                 [--rounds 9] [--threads 1] [--only NAME] [--out FILE]
+python -m bench first-call [--rounds 3] [--only NAME] [--out FILE]
 python -m bench gpu [--models] [--minutes 9] [--workers 12] [--row-seconds 60] [--note TEXT]
                 [--rounds 9] [--only NAME] [--out FILE] [--device cpu --tiny]
 python -m bench estimates [--target sm90] [--only NAME]
@@ -29,6 +30,7 @@ parser.add_argument(
         "lengths",
         "generate",
         "dispatch",
+        "first-call",
         "gpu",
         "estimates",
         "report",
@@ -36,8 +38,9 @@ parser.add_argument(
     ],
     help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal and "
     "Monarch products beside the library; the short convolution beside conv1d; kernels compiled for random lengths; "
-    "M2-GPT's time per token; what calls cost on a GPU beside kernels; the convolution or models on a GPU; what "
-    "the convolution should take on one by the planner's estimates; a page with pictures; what changed",
+    "M2-GPT's time per token; what calls cost on a GPU beside kernels; what a first call compiles for one; the "
+    "convolution or models on a GPU; what the convolution should take on one by the planner's estimates; a page with "
+    "pictures; what changed",
 )
 parser.add_argument("files", nargs="*", help="of results: for report and compare")
 parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
@@ -109,6 +112,10 @@ elif arguments.what == "dispatch":
     from bench import dispatch
 
     dispatch.main(arguments.rounds, arguments.out, arguments.only)
+elif arguments.what == "first-call":
+    from bench import first_call
+
+    first_call.main(min(arguments.rounds, 3), arguments.out, arguments.only)
 elif arguments.what == "generate":
     from bench import generate
 

@@ -188,8 +188,8 @@ def compile(problem: tuple[str, ...], out: str, target: tuple[str, ...], **wante
     m2gen compile --model 80M-2k-retrieval --lengths 512,2048 --batches 1,8 --target avx512 --out kernels
     M2GEN_COMPILED_DIR=kernels python serve.py
 
-    CPU kernels run as they are, on any CPU of the target. For GPUs there are sources, assembly and machine code to be
-    looked at: Triton compiles what it runs, and keeps it in a cache of its own.
+    CPU kernels run as they are, on any CPU of the target. Those for GPUs are put into Triton's cache where a call would
+    compile one, if the same version of Triton made them for a launch like it; this needs no GPU.
     """
     from m2gen.ahead.command import run
 

@@ -78,14 +78,15 @@ def _trial() -> str:
 
 
 def _ahead() -> str:
-    """The folder of `m2gen compile` in use, and how many kernels it has for this CPU."""
+    """The folder of `m2gen compile` in use, and how many kernels it has for this CPU, or for GPUs."""
     from m2gen.cache import compiled
     from m2gen.config import config
     from m2gen.runtime.build.ahead import runnable
+    from m2gen.runtime.build.specialised import TARGETS
 
     folder = config().compiled_dir
     try:
-        found = compiled.opened(folder, runnable()) if folder else []
+        found = (compiled.opened(folder, runnable()) or compiled.opened(folder, tuple(TARGETS))) if folder else []
     except M2GenError as error:
         return f"refused: {error}"
     return (

@@ -40,7 +40,7 @@ IN_RUNTIME = {
     "binding": {"bindings"},
     "measure": {"binding", "bindings", "build"},
     "planning": {"measure", "build"},
-    "beside": {"build"},
+    "beside": {"build", "measure"},
     "posed": {"bindings"},
     "executor": {"beside", "binding", "bindings", "measure", "build", "posed"},
 }

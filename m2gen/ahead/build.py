@@ -24,6 +24,7 @@ from m2gen.version import __version__
 
 if TYPE_CHECKING:
     from m2gen.kernels.spec import KernelSpec
+    from m2gen.runtime.build.launched import Launched
 
 _SUFFIX = {"source": "py", "amdgcn": "s"}  # of texts that are not called like their files
 Tell = Callable[[str, str], None]  # a kernel's name, and what became of it
@@ -48,7 +49,7 @@ def build(out: Path, target: str, wanted: Wanted, tell: Tell) -> Result:
     """
     limits = planning.limits_of(target)
     maker = _gpu if limits.kind == "gpu" else _cpu
-    tool = "Triton, for inspection" if limits.kind == "gpu" else _tool(limits.arch)
+    tool = _triton() if limits.kind == "gpu" else _tool(limits.arch)
     folder = _folder(out, limits.arch)  # not before there is a compiler
     manifest = compiled.read(folder) or Manifest(limits.arch, __version__, tool)
     manifest.m2gen, manifest.compiler = __version__, tool
@@ -72,18 +73,23 @@ def build(out: Path, target: str, wanted: Wanted, tell: Tell) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A kernel, and how the tensors lie in memory that it is first called with."""
+    """A kernel under its name, and what it is made of; for a GPU the launch that it is specialised to."""
 
     spec: KernelSpec
-    layout: str = "BHL"
+    name: str
+    text: str
+    launch: Launched | None = None
 
-    @property
-    def name(self) -> str:
-        return self.spec.name
+    @classmethod
+    def of(cls, spec: KernelSpec) -> _Job:
+        return cls(spec, spec.name, render(spec).text)
 
-    @property
-    def text(self) -> str:
-        return render(self.spec).text
+    @classmethod
+    def of_launch(cls, launch: Launched, arch: str) -> _Job:
+        from m2gen.runtime.build.ahead import name_and_text
+        from m2gen.runtime.build.specialised import specialised
+
+        return cls(launch.spec, *name_and_text(launch, specialised(launch, arch)), launch)
 
 
 def _folder(out: Path, arch: str) -> Path:
@@ -106,14 +112,20 @@ def _plan_all(manifest: Manifest, wanted: Wanted, target: str, limits: DeviceLim
     jobs: dict[str, _Job] = {}
     for problem, who in wanted.problems.items():
         chosen = planning.plan(problem, target)
-        own = [
-            _Job(spec, chosen.body.layout(problem)) for spec in chosen.body.kernels(problem, problem in wanted.trained)
-        ]
+        own = _jobs_of(chosen, limits, problem in wanted.trained)
         _note(manifest, str(problem), chosen, own, who)
         jobs |= {job.name: job for job in own if job.name not in jobs}
     if limits.kind == "cpu":
-        jobs[DispatchSpec().name] = _Job(DispatchSpec())  # which every kernel needs
+        jobs[DispatchSpec().name] = _Job.of(DispatchSpec())  # which every kernel needs
     return list(jobs.values())
+
+
+def _jobs_of(plan: Plan, limits: DeviceLimits, gradients: bool) -> list[_Job]:
+    if limits.kind == "cpu":
+        return [_Job.of(spec) for spec in plan.body.kernels(plan.problem, gradients)]
+    from m2gen.runtime.measure.rehearsed import launches
+
+    return [_Job.of_launch(one.on(limits.arch), limits.arch) for one in launches(plan, limits, gradients)]
 
 
 def _note(manifest: Manifest, problem: str, plan: Plan, jobs: list[_Job], who: list[str]) -> None:
@@ -125,6 +137,12 @@ def _note(manifest: Manifest, problem: str, plan: Plan, jobs: list[_Job], who: l
     entry.steps = steps
     entry.kernels = list(dict.fromkeys((*entry.kernels, *(job.name for job in jobs))))
     entry.of = list(dict.fromkeys((*entry.of, *who)))
+
+
+def _triton() -> str:
+    import triton
+
+    return f"Triton {triton.__version__}"
 
 
 def _tool(arch: str) -> str:
@@ -152,11 +170,13 @@ def _cpu(jobs: list[_Job], arch: str) -> _Made:
 
 
 def _gpu(jobs: list[_Job], arch: str) -> _Made:
-    """Each job with its source, assembly and machine code, or with why there is none."""
+    """Each job with its source, assembly, machine code and what Triton says of it, or with why there is none."""
+    from m2gen.runtime.build.background import cores
     from m2gen.runtime.build.cross_compile import Job, compile_all
 
-    fused = [job for job in jobs if job.spec.template.startswith("triton/")]
-    launches = [Job(job.spec, arch, "BLH" if job.layout == "BLH" else "BHL") for job in fused]  # type: ignore[arg-type]
-    for job, made in zip(fused, compile_all(launches), strict=True):
+    launches = [Job(job.launch.spec, arch, arguments=job.launch.arguments) for job in jobs if job.launch is not None]
+    made_of = compile_all(launches, processes=max(1, min(cores(), len(launches))))
+    for job, made in zip(jobs, made_of, strict=True):
         files = {f".{_SUFFIX.get(kind, kind)}": text.encode() for kind, text in made.texts.items()}
-        yield job, made.error or {**files, **{f".{kind}": content for kind, content in made.binary.items()}}
+        files |= {f".{kind}": content for kind, content in made.binary.items()}
+        yield job, made.error or {**files, ".json": made.told}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from m2gen.device.limits import DeviceLimits
-    from m2gen.kernels.spec import KernelSpec
     from m2gen.modules.rehearsal import Rehearses
 
 _ALIKE = 3  # of a run of layers that are alike: its first, one between two others, its last
@@ -32,8 +31,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """How many problems were met; of their kernels how many were `compiled`, were `there` before, and `failed`. What
-    Triton's cache on disk had counts as compiled."""
+    """How many problems were met; of their kernels how many were `compiled`, were `there` before, and `failed`."""
 
     problems: int
     compiled: int
@@ -65,7 +63,7 @@ def rehearse(
     The model stays as it is: weights, gradients, buffers, random state, mode, kept filters. Its modules' hooks are not
     run, so what they do to shapes or dtypes is not seen.
 
-    On a GPU Triton's cache is filled by processes that start anew: guard a script by `if __name__ == "__main__"`.
+    On a GPU Triton's cache is filled by processes of their own.
 
     Args:
         model: an M2-BERT with any head, M2-GPT, M2-ViT, a SequenceMixer or a MixerBlock. All have this as a method.
@@ -270,18 +268,14 @@ def _compile(wanted: Wanted, limits: DeviceLimits) -> tuple[int, int, int]:
     import torch
 
     from m2gen.runtime import executor
-    from m2gen.runtime.build.ready import make_ready
     from m2gen.runtime.measure import wisdom
+    from m2gen.runtime.measure.ready import make_ready
 
     threads = torch.get_num_threads()
     for problem in wanted.problems:  # rigor "measure" gets to know more with every one
         executor.planned(problem, limits, threads)
-    kernels: dict[KernelSpec, str] = {}  # with how the tensors lie in memory that it is first called with
-    for problem in wanted.problems:
-        body = executor.settled(problem, limits, threads).body
-        for spec in body.kernels(problem, problem in wanted.trained):
-            kernels.setdefault(spec, problem.layout)
-    made = make_ready(kernels, limits)
+    plans = [(executor.settled(problem, limits, threads), problem in wanted.trained) for problem in wanted.problems]
+    made = make_ready(plans, limits)
     for problem in wanted.problems:
         executor.bound(problem, limits, threads, wisdom.generation())
     return made

@@ -1,7 +1,9 @@
-"""Folders of kernels compiled ahead by `m2gen compile`, for machines that have no compiler: read, never written.
+"""Folders of kernels compiled ahead by `m2gen compile`, for machines that have no compiler, or where nobody is to wait
+for one: read, never written.
 
     <folder>/<target>/manifest.json    problems, their plans, the kernels of each, and the digest of every file
-    <folder>/<target>/<kernel>.so      beside its source; for a GPU its assembly and machine code, to be looked at
+    <folder>/<target>/<kernel>.so      beside its source; for a GPU machine code, what Triton says of it (.json), and
+                                       assembly, to be looked at
 
 A kernel is found by its source's text, so one of another version of m2gen is never taken. The target's folder and the
 binary must belong to the user or to root, as in an image of a container, and nobody else may write to them; a binary
@@ -108,14 +110,14 @@ def whole(folder: Path, kernel: Kernel | None, text: str) -> bool:
         return False
 
 
-def find(folder: str, targets: Iterable[str], name: str, text: str) -> Path | None:
+def find(folder: str, targets: Iterable[str], name: str, text: str, suffix: str = ".so") -> Path | None:
     """The binary of a source in one of the targets' folders, its digest checked just now; None, with one line in the
     log, where there is none. Raises ConfigError for a folder without any of the targets, or that others can change."""
     for place, manifest in opened(folder, tuple(targets)):
         kernel = manifest.kernels.get(name)
         if kernel is None or kernel.source != _digest(text.encode()):
             continue
-        file = place / f"{name}.so"
+        file = place / f"{name}{suffix}"
         why = _changeable(file) if file.is_file() else "it is missing"
         if why is None and not whole(place, kernel, text):
             why = "it is not what its digest says"
@@ -136,7 +138,7 @@ def planned(folder: str, targets: Iterable[str], problem: str) -> dict[str, Any]
 
 @lru_cache(maxsize=8)
 def opened(folder: str, targets: tuple[str, ...]) -> list[tuple[Path, Manifest]]:
-    """The targets' folders that are there."""
+    """The targets' folders that are there; none in a folder for GPUs where CPUs are asked for, or the other way."""
     root = store.expanded(folder)
     if root is None:
         none = "there is no home folder"
@@ -145,8 +147,8 @@ def opened(folder: str, targets: tuple[str, ...]) -> list[tuple[Path, Manifest]]
     if not root.is_dir():
         make = f"run m2gen compile --target {targets[0]} --out {folder}, or unset it"
         raise ConfigError(f"M2GEN_COMPILED_DIR={folder}", "there is no such folder", make)
-    if not found:
-        there = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    there = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    if not found and (not there or any(_of_gpu(one) == _of_gpu(targets[0]) for one in there)):
         raise ConfigError(
             f"M2GEN_COMPILED_DIR={folder}",
             f"it has kernels for {', '.join(there) or 'nothing'}, and this machine runs {', '.join(targets)}",
@@ -156,6 +158,10 @@ def opened(folder: str, targets: tuple[str, ...]) -> list[tuple[Path, Manifest]]
         if why := _changeable(place):
             raise ConfigError(f"the kernels compiled ahead in {place}", why, "own it and run chmod -R go-w on it")
     return found
+
+
+def _of_gpu(target: str) -> bool:
+    return target.startswith(("sm", "gfx"))
 
 
 def _changeable(path: Path) -> str | None:

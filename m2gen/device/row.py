@@ -72,6 +72,12 @@ class DeviceLimits:
     native_call: float = 0.0  # seconds of one call; 0: call_seconds
     languages: tuple[str, ...] = ("cpp",)  # that generated kernels can be written in for it
     sources: tuple[tuple[str, str], ...] = ()  # (fields, where the figure is from)
+    exact: str = ""  # the architecture of the device at hand where it is another than the row's: code is made for it
+
+    @property
+    def compiled_for(self) -> str:
+        """The architecture that compilers are told."""
+        return self.exact or self.arch
 
     def __hash__(self) -> int:
         """Of what differs between devices: it is asked at every call."""

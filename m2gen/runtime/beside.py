@@ -12,12 +12,12 @@ from m2gen import log
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import CompileError
 from m2gen.planner.plan import Plan
-from m2gen.runtime.build.ready import make_ready, there
+from m2gen.runtime.measure.ready import make_ready, there
 
 
 def missing(chosen: Plan, limits: DeviceLimits) -> bool:
     """Whether a kernel of the plan has to be compiled, one of its gradients' too."""
-    return not there(chosen.body.kernels(chosen.problem), limits)
+    return not there(chosen, limits)
 
 
 class Beside:
@@ -38,10 +38,9 @@ class Beside:
         self._thread.start()
 
     def _make(self, limits: DeviceLimits, bind: Callable[[Plan], Any]) -> None:
-        problem = self._chosen.problem
         try:
             plan = self._settle(self._chosen)
-            make_ready(dict.fromkeys(plan.body.kernels(problem), problem.layout), limits)
+            make_ready([(plan, True)], limits)
             self._made.set_result(bind(plan))
         except BaseException as error:  # a call will say it
             self._made.set_exception(error)

@@ -64,6 +64,11 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
 }
 
 
+def bound_anew(chosen: Plan) -> Any:
+    """The same, which keeps nothing of other calls, nor they of its."""
+    return _bound(chosen.problem, chosen.body)
+
+
 @lru_cache(maxsize=4096)
 def kernel_of(chosen: Plan) -> Any:
     """The computation of a plan, bound once; what it can be asked depends on the op.

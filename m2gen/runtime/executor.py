@@ -27,7 +27,7 @@ from m2gen.runtime.bindings.shortconv import Mixed, MixGradients, heard
 from m2gen.runtime.bindings.spectral import Gradients, Operands, SpectralKernel
 from m2gen.runtime.build import ahead
 from m2gen.runtime.build.limits import live
-from m2gen.runtime.measure import first_use, tune, wisdom
+from m2gen.runtime.measure import first_use, ready, tune, wisdom
 
 
 def planned(problem: Problem, limits: DeviceLimits, threads: int) -> Plan:
@@ -51,7 +51,7 @@ def bound(problem: Problem, limits: DeviceLimits, threads: int, generation: int)
             log.once(f"{problem}: its kernels are being compiled, others compute meanwhile")
             meanwhile = _without_kernels(problem, limits)
             return beside.Beside(chosen, limits, kernel_of, meanwhile, partial(first_use.sound, limits=limits))
-        return kernel_of(first_use.sound(chosen, limits))
+        return kernel_of(ready.expect(first_use.sound(chosen, limits), limits))
     except CompileError as error:
         log.fallback(f"{problem} is done without generated C++: {error}")
         return _without_kernels(problem, limits)

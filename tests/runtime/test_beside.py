@@ -73,10 +73,9 @@ def test_another_computes_until_kernels_are_there(text: str, monkeypatch: pytest
 
 
 def test_what_is_there_is_used_at_once() -> None:
-    kernel_of(rank(parse(PROBLEMS[1]), live(CPU)).plans[0])  # its product; gradients' kernels as well:
-    beside.make_ready(
-        dict.fromkeys(rank(parse(PROBLEMS[1]), live(CPU)).plans[0].body.kernels(parse(PROBLEMS[1])), ""), live(CPU)
-    )
+    plan = rank(parse(PROBLEMS[1]), live(CPU)).plans[0]
+    kernel_of(plan)  # its product; gradients' kernels as well:
+    beside.make_ready([(plan, True)], live(CPU))
     assert not isinstance(bound(PROBLEMS[1]), beside.Beside)
 
 

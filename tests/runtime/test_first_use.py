@@ -232,12 +232,12 @@ def test_beside_another_computes_until_the_check_is_done(
     device.says = late
     compiled: list[Any] = []
     monkeypatch.setattr(beside, "there", lambda *_: True)
-    monkeypatch.setattr(beside, "make_ready", lambda kernels, limits: compiled.extend(kernels))
+    monkeypatch.setattr(beside, "make_ready", lambda plans, limits: compiled.extend(plans))
     kernel = bound()
     assert isinstance(kernel._now(), blockdiag.LibraryKernel) and kernel.step.own_gradients is False
     done.set()
     kernel._thread.join(60)
-    assert kernel.step == good.body and compiled == list(good.body.kernels(GLU))
+    assert kernel.step == good.body and [(plan.body, trained) for plan, trained in compiled] == [(good.body, True)]
     executor.forget()
     assert not isinstance(bound(), beside.Beside), "nothing is left to wait for"
 

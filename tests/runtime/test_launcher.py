@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,7 +13,13 @@ from m2gen.planner.search import rank
 from m2gen.runtime.build import triton_kernel
 from m2gen.runtime.build.triton_kernel import Launcher, interned, launcher
 
-SPEC: Any = SimpleNamespace(num_warps=4, num_stages=3)
+
+class Spec(NamedTuple):
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+SPEC: Any = Spec()
 X = torch.zeros(64)  # PyTorch aligns what it allocates
 CALL = (X, X[4:], 7, 16)
 

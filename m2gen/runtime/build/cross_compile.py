@@ -1,32 +1,31 @@
-"""Compile kernels for GPUs that are not here, and read off what their compilers made of them.
+"""Compile kernels for GPUs that need not be here, and read off what their compilers made of them.
 
-Each compilation runs in a worker process with a time limit: a kernel that spills badly keeps the assembler busy for
-minutes, and a compiler that dies must not take the caller with it. What fails is a result too.
+Each compilation runs in a worker process with a time limit (m2gen/runtime/build/workers.py). What fails is a result,
+too.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from m2gen.codegen.render import render
-from m2gen.errors import CompileError
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.spec import TritonSpec
+from m2gen.runtime.build.launched import Argument, Launched
+from m2gen.runtime.build.specialised import BINARIES, Specialised, files_of, made_up, specialised
+from m2gen.runtime.build.specialised import TARGETS as TARGETS
+from m2gen.runtime.build.triton_source import load
+from m2gen.runtime.build.workers import Failed, Worker
 from m2gen.runtime.machine_code import resources as machine_code
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-TARGETS = {**{f"sm{cc}": ("cuda", cc, 32) for cc in (80, 86, 89, 90, 100, 120)}, "gfx942": ("hip", "gfx942", 64)}
+SERVES = "m2gen.runtime.build.cross_compile:serve_one"
 MMA = {
     "wgmma": r"wgmma\.mma_async",
     "tcgen05": r"tcgen05\.mma",
@@ -59,6 +58,7 @@ class Compiled:
     traps: int = 0  # a kernel that stops at once: a compiler's way of not saying that it cannot
     texts: dict[str, str] = field(default_factory=dict, repr=False)  # source, ttir, ptx and sass or amdgcn
     binary: dict[str, bytes] = field(default_factory=dict, repr=False)  # cubin or hsaco
+    told: bytes = field(default=b"", repr=False)  # what Triton says of it and needs to load it, as JSON
 
     @property
     def matrix_unit(self) -> str:
@@ -68,23 +68,41 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A kernel and the launch it is specialised to, as the just-in-time compiler would: lengths a multiple of 16."""
+    """A kernel and the launch it is specialised to, as the just-in-time compiler would."""
 
     spec: FftConvSpec | TritonSpec
     arch: str
     layout: Layout = "BHL"
+    arguments: tuple[Argument, ...] = ()  # of a launch that is known; else `typical` ones
+    look: bool = True  # False: into Triton's cache, and no more
+    what: Specialised | None = field(default=None, compare=False, repr=False)  # where that was found out before
+
+    @property
+    def ready(self) -> Job:
+        """The same, its specialisation found out here: a worker need not load torch for it."""
+        return replace(self, what=specialised(self.launch, self.arch))
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def launch(self) -> Launched:
+        if self.arguments:
+            return Launched(self.spec, self.arguments)
+        return typical(self.spec, load(self.spec).arg_names, self.layout)
 
 
 def compile_all(jobs: Iterable[Job], *, timeout: float = 120.0, processes: int = 2) -> Iterator[Compiled]:
     """The jobs' results in their order; a job that takes longer than `timeout` seconds is stopped and says so."""
-    idle: SimpleQueue[_Worker] = SimpleQueue()
+    idle: SimpleQueue[Worker] = SimpleQueue()
     for _ in range(processes):
-        idle.put(_Worker())
+        idle.put(Worker(SERVES))
 
     def run(job: Job) -> Compiled:
         worker = idle.get()
         try:
-            return worker.compile(job, timeout)
+            return done_by(worker, job, timeout)
         finally:
             idle.put(worker)
 
@@ -96,93 +114,41 @@ def compile_all(jobs: Iterable[Job], *, timeout: float = 120.0, processes: int =
             idle.get().stop()
 
 
+def done_by(worker: Worker, job: Job, timeout: float) -> Compiled:
+    """The worker's result, or why there is none."""
+    try:
+        found: Compiled = worker.do(job, timeout)
+        return found
+    except Failed as error:
+        return Compiled(job.arch, job.spec.name, error=error.why, seconds=error.seconds)
+
+
 def compile_one(job: Job, *, timeout: float = 120.0) -> Compiled:
     """One job's result."""
     return next(iter(list(compile_all([job], timeout=timeout, processes=1))))
 
 
-class _Worker:
-    """A process that compiles; started when first needed, and again after it was stopped or died."""
-
-    def __init__(self) -> None:
-        self._process: Any = None
-        self._pipe: Connection | None = None
-
-    def compile(self, job: Job, timeout: float) -> Compiled:
-        start = time.perf_counter()
-        pipe = self._pipe or self._start()
-        try:
-            pipe.send(job)
-            if pipe.poll(timeout):
-                result: Compiled = pipe.recv()
-                return result
-            why = f"not done after {timeout:.0f} s"
-        except (EOFError, OSError):
-            why = "the compiler died"
-        self.stop()
+def serve_one(job: Job) -> Compiled:
+    """What a worker does with a job: what fails is a result, too."""
+    start = time.perf_counter()
+    try:
+        return _compile(job)
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
         return Compiled(job.arch, job.spec.name, error=why, seconds=time.perf_counter() - start)
-
-    def _start(self) -> Connection:
-        context = get_context("spawn")  # a fork of a process with threads may hang
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-        return self._pipe
-
-    def stop(self) -> None:
-        """End the worker and the assembler it may be waiting for."""
-        if self._process is None or self._pipe is None:
-            return
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # gone already, or not yet a group of its own
-            self._process.kill()
-        self._process.join()
-        self._pipe.close()
-        self._process = self._pipe = None
-
-
-def _serve(pipe: Connection) -> None:
-    """A worker's life: a job in, a result out."""
-    os.setpgrp()
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            return
-        start = time.perf_counter()
-        try:
-            result = _compile(job)
-        except Exception as error:
-            why = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-            result = Compiled(job.arch, job.spec.name, error=why, seconds=time.perf_counter() - start)
-        pipe.send(result)
 
 
 def _compile(job: Job) -> Compiled:
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    if not hasattr(triton, "knobs"):
-        raise CompileError(
-            f"{job.spec.name} for {job.arch}",
-            f"triton {triton.__version__} cannot be told to compile for a GPU that is not here",
-            "install triton 3.4 or newer (it comes with torch 2.8 or newer)",
-        )
-    triton.knobs.runtime.interpret = False  # before the kernel's module is loaded
-    from m2gen.runtime.build.triton_kernel import load
-
-    spec, kernel, start = job.spec, load(job.spec), time.perf_counter()
-    signature, constants, attributes = specialise(spec, kernel.arg_names, job.layout)
-    binary = triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget(*TARGETS[job.arch]),
-        options={"num_warps": spec.num_warps, "num_stages": spec.num_stages},
-    )
+    if hasattr(triton, "knobs"):
+        triton.knobs.runtime.interpret = False  # before the kernel's module is loaded
+    what, start = job.what or specialised(job.launch, job.arch), time.perf_counter()
+    binary = triton.compile(what.source, target=what.target, options=what.options)
     seconds = time.perf_counter() - start
-    assembly = str(binary.asm.get("ptx") or binary.asm["amdgcn"])
+    if not job.look:
+        return Compiled(job.arch, job.spec.name, seconds=seconds)
+    spec, assembly = job.spec, str(binary.asm.get("ptx") or binary.asm["amdgcn"])
     texts = {"source": render(spec).text, "ttir": str(binary.asm["ttir"])}
     texts["ptx" if "ptx" in binary.asm else "amdgcn"] = assembly
     if "hsaco" in binary.asm:
@@ -198,32 +164,22 @@ def _compile(job: Job) -> Compiled:
         mma=tuple((kind, len(re.findall(pattern, assembly))) for kind, pattern in MMA.items()),
         traps=len(re.findall(r"\btrap\b|s_trap", assembly)),
         texts=texts,
-        binary={kind: binary.asm[kind] for kind in ("cubin", "hsaco") if kind in binary.asm},
+        binary={kind: binary.asm[kind] for kind in BINARIES if kind in binary.asm},
+        told=_told(what),
     )
 
 
-def specialise(
-    spec: FftConvSpec | TritonSpec, arguments: Iterable[str], layout: Layout = "BHL"
-) -> tuple[dict[str, str], dict[str, int], dict[tuple[int], list[list[object]]]]:
-    """Signature, constants, attributes of a launch on dense tensors: the stride that is 1 is a constant, pointers,
-    lengths and the other strides are multiples of 16."""
-    signature: dict[str, str] = {}
-    constants: dict[str, int] = {}
-    attributes: dict[tuple[int], list[list[object]]] = {}
-    arguments = list(arguments)
-    special = _of_fftconv(spec, arguments, layout) if isinstance(spec, FftConvSpec) else spec.launched()
-    for place, name in enumerate(arguments):
-        kind = special.get(name, "")
-        if kind == "1":
-            signature[name], constants[name] = "constexpr", 1
-            continue
-        if name.endswith("_ptr"):
-            signature[name] = "*" + (kind or spec.dtype)
-        else:
-            signature[name] = "i64" if name.startswith("stride_") else "i32"
-        if kind != "any":
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
+def _told(what: Specialised) -> bytes:
+    """The JSON beside the binary in Triton's cache; nothing where that has been cleared meanwhile."""
+    found = [path for name, path in files_of(what).items() if name.endswith(".json")]
+    return Path(found[0]).read_bytes() if found else b""
+
+
+def typical(spec: FftConvSpec | TritonSpec, names: list[str], layout: Layout = "BHL") -> Launched:
+    """A launch on dense tensors, of sizes that are not known: the stride that is 1 is a constant, pointers, lengths and
+    the other strides are multiples of 16."""
+    special = _of_fftconv(spec, names, layout) if isinstance(spec, FftConvSpec) else spec.launched()
+    return Launched(spec, made_up(spec, names, special))
 
 
 def _of_fftconv(spec: FftConvSpec, arguments: Iterable[str], layout: Layout) -> dict[str, str]:

@@ -108,7 +108,8 @@ def _memory() -> int:
 def _gpu(device: torch.device) -> DeviceLimits:
     found = torch.cuda.get_device_properties(device)
     name = getattr(found, "gcnArchName", "") if torch.version.hip else ""
-    row = _fitted(nearest_gpu(name.split(":")[0] or f"sm{found.major}{found.minor}"), found.name)
+    exact = name.split(":")[0] or f"sm{found.major}{found.minor}"
+    row = _fitted(nearest_gpu(exact), found.name)
     shared = getattr(found, "shared_memory_per_block_optin", row.shared_bytes) or row.shared_bytes
     return replace(
         row,
@@ -117,6 +118,7 @@ def _gpu(device: torch.device) -> DeviceLimits:
         languages=row.languages if find_spec("triton") else (),
         memory_bytes=found.total_memory,
         shared_bytes=shared,
+        exact=exact,
     )
 
 

@@ -1,19 +1,18 @@
-"""A spec to a kernel that can be launched: render, store, import. The only importer of triton."""
+"""A spec to a kernel that can be launched."""
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 
-from m2gen.cache import store
-from m2gen.codegen.render import render
 from m2gen.config import config
-from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.kernels.spec import KernelSpec, TritonSpec
+from m2gen.kernels.spec import TritonSpec
+from m2gen.runtime.build import beforehand
+from m2gen.runtime.build.launched import note
+from m2gen.runtime.build.triton_source import load
 
 S = TypeVar("S", bound="FftConvSpec | TritonSpec")
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -22,19 +21,6 @@ DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 def emulated(dtype: torch.dtype) -> bool:
     """Whether Triton's interpreter runs the kernels and its bfloat16 arithmetic, which is wrong, must be avoided."""
     return config().triton_interpret and dtype == torch.bfloat16
-
-
-@lru_cache(maxsize=1024)
-def load(spec: KernelSpec) -> Any:
-    """The kernel of a spec, from its source file: triton reads the text behind a function."""
-    source = render(spec)
-    path = store.put(source.name, source.digest, source.text)
-    found = importlib.util.spec_from_file_location(f"m2gen_generated.{source.name}", path)
-    if found is None or found.loader is None:
-        raise M2GenError(f"the kernel {source.name}", f"python finds no loader for {path}", "report this as a bug")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return getattr(module, source.name)
 
 
 def launch(spec: FftConvSpec | TritonSpec, programs: int, *arguments: Any) -> None:
@@ -70,12 +56,27 @@ class Launcher:
         if compiled is not None:
             compiled[programs, 1, 1](*arguments)
             return
-        spec = self.spec
-        compiled = load(spec)[(programs,)](*arguments, num_warps=spec.num_warps, num_stages=spec.num_stages)
+        compiled = self._first(device, programs, arguments)
         if compiled is not None:  # the interpreter compiles nothing
             if len(self._known) >= self.MOST:
                 self._known.clear()
             self._known[key] = compiled
+
+    def _first(self, device: int, programs: int, arguments: tuple[Any, ...]) -> Any:
+        """The same by way of Triton, which compiles where its cache has nothing; what was launched."""
+        spec = self.spec
+        if arguments[0].is_meta:
+            note(spec, arguments)
+            return None
+        if device >= 0:
+            beforehand.before(spec, device, arguments)
+        try:
+            return load(spec)[(programs,)](*arguments, num_warps=spec.num_warps, num_stages=spec.num_stages)
+        except RuntimeError as error:
+            told = beforehand.captured(spec, error)
+            if told is None:
+                raise
+            raise told from error
 
 
 _quick: dict[int, Launcher] = {}  # by the identity of their specs, which they keep alive

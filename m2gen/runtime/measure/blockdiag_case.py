@@ -40,6 +40,13 @@ class BlockDiagCase(RowsCase[BlockDiagProblem]):
         y: Tensor = kernel.product(self.x, self.weight, self.bias, self.residual)
         return y
 
+    def back(self, kernel: Any, y: Tensor) -> None:
+        of = self.problem
+        if kernel.step.own_gradients:
+            kernel.gradients(y, self.x, self.weight, self.bias, [True, True, of.bias])
+        else:
+            kernel.outer(y.new_empty((of.rows, of.n_out)), self.x)
+
     def opposite(self) -> BlockDiagCase:
         other = copy(self)
         other.x = -self.x

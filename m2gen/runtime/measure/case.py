@@ -47,6 +47,9 @@ class Case(Generic[P]):
         """The forward pass."""
         raise NotImplementedError
 
+    def back(self, kernel: Any, y: Tensor) -> None:
+        """Every gradient that the kernel makes, of any given one: which kernels run is what is asked, no results."""
+
     def opposite(self) -> Case[P]:
         """The same problem with the opposite answer: a result left over from another call would be wrong."""
         raise NotImplementedError

@@ -64,6 +64,9 @@ class FftConvCase(Case[FftConvProblem]):
         y: Tensor = kernel.forward(self.x)
         return y
 
+    def back(self, kernel: Any, y: Tensor) -> None:
+        self._backward(kernel, y)
+
     def opposite(self) -> FftConvCase:
         other = copy(self)
         other._take(self.args | {name: -self.args[name] for name in ("u", "add") if name in self.args})

@@ -39,6 +39,9 @@ class MonarchCase(RowsCase[MonarchProblem]):
         y: Tensor = kernel.product(self.x, self.factors)
         return y
 
+    def back(self, kernel: Any, y: Tensor) -> None:
+        kernel.gradients(y, self.x, self.factors, [True] * (1 + len(self.factors)))
+
     def opposite(self) -> MonarchCase:
         other = copy(self)
         other.x = -self.x

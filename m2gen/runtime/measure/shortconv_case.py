@@ -66,6 +66,16 @@ class ShortconvCase(Case[ShortconvProblem]):
     def _mixed(self) -> Mixed:
         return Mixed(self.x, self.weight, self.bias, self.offset, self.mask)
 
+    def back(self, kernel: Any, y: Tensor) -> None:
+        of, dy = self.problem, self._empty()
+        wide = torch.promote_types(self.x.dtype, torch.float32)
+        if not of.gated:
+            sums = torch.empty(of.h, of.width + 1, dtype=wide, device=self.device)
+            kernel.weight_gradients(self.x, dy, self.left, sums)
+        elif kernel.mix_gradients(dy, dy, self._mixed, [True] * 4, torch.empty_like(self.x)) is None:
+            ds = torch.empty_like(self.x, dtype=wide)
+            kernel.behind(dy, dy, heard(self.x, self.offset, self.mask), self.weight, self.bias, ds)
+
     def opposite(self) -> ShortconvCase:
         """Other numbers: two streams' product would keep its sign, and so would a bias."""
         other = copy(self)

@@ -12,6 +12,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +27,9 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.stored import plan_from_json
+from m2gen.runtime.build.cpp_kernel import gradients_follow
+from m2gen.runtime.build.limits import live
+from m2gen.runtime.measure import ready
 from m2gen.runtime.measure.cases import case_of
 from m2gen.testing.poison import poisoned
 
@@ -111,13 +116,24 @@ def answer(request: dict[str, Any]) -> None:
     unfinished.rename(place)
 
 
+@contextmanager
+def _gradients_follow() -> Iterator[None]:
+    """Inside, kernels of gradients are compiled beside those of the forward pass."""
+    before = gradients_follow.set(True)
+    try:
+        yield
+    finally:
+        gradients_follow.reset(before)
+
+
 def judged(plan: Plan, measured: Problem, device: torch.device) -> str | None:
     """Why a plan fails or is wrong, here and now: forward and every gradient on a few rows of the problem, then on all
     of `measured`; of a large one a sample of the result, and that gradients are numbers."""
     kind = case_of(measured)
     try:
-        with poisoned():
+        with poisoned(), _gradients_follow():
             for problem in (kind.small(measured), measured):
+                ready.expect(replace(plan, problem=problem), live(device))
                 case = kind(problem, device)
                 look = "wrong_in_a_sample" if case.large else "wrong_somewhere"
                 for one in (case, case.opposite()):  # what the first left in memory is wrong for the second

@@ -1,0 +1,104 @@
+"""What a first forward and backward pass compiles for a GPU, which need not be here: `python -m bench first-call`.
+
+Each row is a process that starts anew, with a cache of Triton's that is empty, from when its own modules are loaded:
+one kernel after the other, as a program does it that calls them; and the first one there, the others beside it in other
+processes, as m2gen does it. "first" is when the first result could be computed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from bench.timing import provenance, write
+
+PROBLEMS = (
+    "fftconv n=1024 h=768 b=64 bf16 causal gated",
+    "fftconv n=4096 h=768 b=64 fp16 circular gated",
+    "fftconv n=4096 h=768 b=64 bf16 causal gated",
+    "fftconv n=8192 h=768 b=64 bf16 causal gated",
+    "fftconv n=32768 h=768 b=16 bf16 causal gated",
+    "fftconv n=1048576 h=192 b=2 bf16 causal gated",
+)
+WAYS = ("one after the other", "beside one another")
+
+
+def compiled(text: str, target: str, way: str) -> dict[str, Any]:
+    """In a process of its own: seconds to the first kernel and to the last, and the number of kernels."""
+    import torch  # noqa: F401 - the program's own
+
+    from m2gen.planner.problems import parse
+    from m2gen.runtime import planning
+    from m2gen.runtime.build import beforehand
+    from m2gen.runtime.build.background import Background
+    from m2gen.runtime.build.cross_compile import SERVES, serve_one
+    from m2gen.runtime.measure import rehearsed
+
+    problem, limits = parse(text), planning.limits_of(target)
+    plan = planning.plan(problem, target)
+    rehearsed.jobs(plan, limits, True)
+    rehearsed.launches.cache_clear()  # what an operator's first call loads of PyTorch has been loaded
+    begun = time.perf_counter()
+    first, *rest = rehearsed.jobs(plan, limits, True)
+    beside = Background(SERVES)
+    if way == WAYS[1]:
+        beside.begin([job.ready for job in rest])
+    _do(serve_one, first)
+    seconds = time.perf_counter() - begun
+    for job in rest:
+        beside.needed(job)
+        if not beforehand.there(job):
+            _do(serve_one, job)
+    return {"first": seconds, "all": time.perf_counter() - begun, "kernels": 1 + len(rest), "plan": str(plan)}
+
+
+def _do(serve_one: Any, job: Any) -> None:
+    if why := serve_one(job).error:
+        raise RuntimeError(f"{job.name}: {why}")
+
+
+def main(rounds: int, out: str | None, only: str | None, target: str = "sm90") -> None:
+    """Every problem, or those with `only` in them."""
+    found, results = provenance(), []
+    print(f"compiling for {target} what a forward and a backward pass need, nothing cached, {os.cpu_count()} cores")
+    for text in PROBLEMS:
+        if only is not None and only not in text:
+            continue
+        times: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+        why = ""
+        for _ in range(rounds):
+            for way in WAYS:
+                done, why = _alone(text, target, way)
+                if done is not None:
+                    times[way].append(done)
+        row: dict[str, Any] = {"group": "first call", "problem": text, "times": times, "why": why}
+        results.append(row)
+        cells = []
+        for way, many in times.items():
+            if many:
+                first, last = (statistics.median(one[what] for one in many) for what in ("first", "all"))
+                cells.append(f"{way}: first {first:5.2f} s, all {many[0]['kernels']} {last:5.2f} s")
+        print(f"{text:48} {'   '.join(cells) or why}", flush=True)
+        write(out, found, results)
+
+
+def _alone(text: str, target: str, way: str) -> tuple[dict[str, Any] | None, str]:
+    with tempfile.TemporaryDirectory(prefix="m2gen-first-call-") as folder:
+        code = f"import json; from bench.first_call import compiled; print(json.dumps(compiled{(text, target, way)!r}))"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"TRITON_CACHE_DIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found, ""
