@@ -2,12 +2,13 @@
 
 A kernel that spills badly keeps the assembler busy for minutes, and a compiler that dies must not take the caller with
 it. A process starts anew, so that it shares neither threads nor a GPU's context with this one, and it does not import
-the program's main module. It ends with its pipe, and so with this process whatever becomes of that.
+the program's main module. It ends with this process, whatever becomes of that.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import subprocess
@@ -15,16 +16,21 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from threading import Lock, Thread
 from typing import Any
 from weakref import WeakSet
 
 # what the other process does first: it imports what this one would
 _BEGIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from m2gen.runtime.build.workers import serve; serve(int(sys.argv[2]), sys.argv[3])"
+    "from m2gen.runtime.build.workers import serve; serve(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
 )
+
+
+_LOOK_AGAIN = 1.0  # seconds
 
 
 class Failed(Exception):
@@ -60,13 +66,16 @@ class Worker:
         raise Failed(why, time.perf_counter() - start)
 
     def _start(self) -> Connection:
-        import json
-
         ours, theirs = Pipe()
-        with theirs:
-            command = [sys.executable, "-c", _BEGIN, json.dumps(sys.path), str(theirs.fileno()), self._function]
+        words = [json.dumps(sys.path), str(theirs.fileno()), self._function, str(os.getpid())]
+        with theirs, _lock:
+            if _ended:
+                raise OSError("this process ends")
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+                [sys.executable, "-c", _BEGIN, *words],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
             )
         self._pipe = ours
         return ours
@@ -89,10 +98,9 @@ class Worker:
             self._pipe = None
 
 
-def serve(descriptor: int, function: str) -> None:
+def serve(descriptor: int, function: str, parent: int) -> None:
     """A worker's life."""
-    from importlib import import_module
-
+    Thread(target=_watch, args=(parent,), daemon=True).start()
     module, name = function.split(":")
     call: Callable[[Any], Any] = getattr(import_module(module), name)
     pipe = Connection(descriptor)
@@ -108,15 +116,28 @@ def serve(descriptor: int, function: str) -> None:
             return
 
 
+def _watch(parent: int) -> None:
+    """End with the process that asks, also in the middle of a job, and the assembler with it."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_AGAIN)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
 _all: WeakSet[Worker] = WeakSet()
+_lock, _ended = Lock(), False
 
 
 def _stop_all() -> None:
+    global _ended
+    with _lock:
+        _ended = True  # threads that have jobs left start nothing any more
     for worker in list(_all):
         worker.stop()
 
 
 def _forget_all() -> None:
+    global _lock
+    _lock = Lock()
     for worker in list(_all):
         worker.forget()
 
