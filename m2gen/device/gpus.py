@@ -32,12 +32,12 @@ _GPU_RULES = (
 # m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json \
 #     --from bench/results/2026-11-26-gpu-profile-h100.json --target sm90
 _H100 = {
-    "follow_seconds": 7.48e-10,
-    "product_seconds": 1.56e-07,
-    "fetch_seconds": 1.67e-06,
-    "unpiped_seconds": 4.06e-07,
-    "program_seconds": 5.67e-06,
-    "scratch_seconds": 2.3e-08,
+    "follow_seconds": 7.33e-10,
+    "product_seconds": 1.66e-07,
+    "fetch_seconds": 1.7e-06,
+    "unpiped_seconds": 4.1e-07,
+    "program_seconds": 6.75e-06,
+    "scratch_seconds": 2.29e-08,
     "strided_seconds": 1.58e-07,
 }
 _CYCLES, _H100_CLOCK = ("follow_seconds", "product_seconds"), 1.98e9  # what goes with the clock

@@ -254,6 +254,7 @@ def values(problem: FftConvProblem, transform: Transform, channels: int, limits:
         limits.dram_bandwidth,
         limits.call_seconds,
         math.ceil(math.log(max(points, 2)) / math.log(limits.fft_pass_points)) if transform.kind == "fft" else 1.0,
+        o=limits.program_seconds,
     )
 
 

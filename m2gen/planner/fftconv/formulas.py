@@ -150,7 +150,8 @@ def library_conv(v: Values, a: Arithmetic) -> Cost:
         seconds=a.maximum(2 * rows * v.T / v.F, passes / v.W)
         + elementwise / v.W
         + user_bytes(v) / v.D
-        + launches * v.t,
+        + launches * v.t
+        + v.o,  # of the last launch; those before it end while others are called
     )
 
 
@@ -174,7 +175,7 @@ def monarch_conv(v: Values, a: Arithmetic) -> Cost:
         bytes=user_bytes(v) + elementwise,
         launches=launches,
         working_set=monarch_set(v, v.C),
-        seconds=elementwise / v.W + user_bytes(v) / v.D + launches * v.t,
+        seconds=elementwise / v.W + user_bytes(v) / v.D + launches * v.t + v.o,
     ).plus(_twiddles(v, 2 * rows, 2 * calls))
 
 
@@ -263,13 +264,14 @@ def _fused(v: Values, a: Arithmetic, moved: Any) -> Cost:
         vector=v.V,
         cores=v.m,
         held=v.O,
+        call=v.t,
     )
     return Cost(
         flop=flop,
         bytes=moved + scratch,
         launches=1,
         working_set=v.Q * (2 * v.R * v.s * v.n1 * v.n1 + 4 * v.n2 * v.n2),  # the matrices A1 and B2
-        seconds=together(launch, a) + v.t,
+        seconds=together(launch, a),
     )
 
 

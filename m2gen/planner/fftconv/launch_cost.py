@@ -54,15 +54,16 @@ class Together(NamedTuple):
     vector: Any  # float32 rate, two for each thread's instruction
     cores: Any
     held: Any  # blocks of a multiprocessor at once
+    call: Any  # seconds of the call, which goes on while the device does what was called before
 
 
 def together(of: Together, a: Arithmetic) -> Any:
-    """Seconds of the launch but for its call."""
+    """Seconds of the launch."""
     issue = 2 * of.instructions / of.vector  # a tile's, for each thread of a block
     tile = of.instructions * of.follow + of.flop / of.tiles * of.cores / of.matrix + of.waits
     alone = a.ceiling(of.programs / (of.cores * of.held)) * (of.own * tile + of.begins)
     memory, units = of.moved / of.bandwidth, of.flop / of.matrix
-    return (alone**4 + memory**4 + units**4 + (of.tiles * issue * of.threads) ** 4) ** 0.25
+    return (alone**4 + memory**4 + units**4 + (of.tiles * issue * of.threads) ** 4 + of.call**4) ** 0.25
 
 
 class TileLaunch(NamedTuple):
@@ -87,7 +88,7 @@ class TileLaunch(NamedTuple):
 
 
 def tile_seconds(launch: TileLaunch, limits: DeviceLimits) -> float:
-    """Seconds of the launch, its call included."""
+    """Seconds of the launch."""
     spilled = spill_factor(launch.spills, launch.threads, launch.blocks, launch.shared_bytes, limits)
     waits = tile_waits(launch.products, launch.stages, limits, launch.scratch > 0, launch.full)
     waits += scratch_wait(launch.scratch, launch.resident, launch.threads, limits)
@@ -107,8 +108,9 @@ def tile_seconds(launch: TileLaunch, limits: DeviceLimits) -> float:
         vector=limits.vector32,
         cores=limits.cores,
         held=launch.blocks,
+        call=limits.call_seconds,
     )
-    return float(together(numbers, NUMBERS)) + limits.call_seconds
+    return float(together(numbers, NUMBERS))
 
 
 def streaming_seconds(moved: float, limits: DeviceLimits, launches: int = 1) -> float:
