@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from m2gen.errors import PlanError
@@ -63,6 +63,11 @@ class Plan:
     def expected(self, limits: DeviceLimits) -> float:
         """The seconds that `limits` let one expect of the plan, which may have been made with others."""
         return self.body.expected(self.problem, limits)
+
+    def plainer(self, limits: DeviceLimits) -> Plan | None:
+        """The same with fewer generated kernels beside the main one; None where there are none beside it."""
+        steps = self.body.plainer(self.problem, limits)
+        return None if steps is None else replace(self, steps=steps)
 
     def __str__(self) -> str:
         return f'(plan "{self.problem}" {self.arch} {self.solver} {" ".join(map(str, self.steps))})'

@@ -58,7 +58,7 @@ def ranked(solvers: Iterable[Solver], problem: Problem, limits: DeviceLimits) ->
     for solver in solvers:
         reason = solver.reject(problem, limits)
         if reason is None:
-            plans += solver.candidates(problem, limits)
+            plans += (_allowed(plan, limits) for plan in solver.candidates(problem, limits))
         else:
             rejections.append((solver.name, reason))
         left_out += solver.left_out(problem, limits)
@@ -72,6 +72,12 @@ def ranked(solvers: Iterable[Solver], problem: Problem, limits: DeviceLimits) ->
 def cheapest_of(solvers: tuple[Solver, ...], problem: Problem, limits: DeviceLimits) -> Plan | None:
     """The plan that stands first; None where there is no legal one."""
     return next(iter(ranked(solvers, problem, limits).plans), None)
+
+
+def _allowed(plan: Plan, limits: DeviceLimits) -> Plan:
+    """The plan, where M2GEN_UNTRIED says so without what no device has run and it can do without."""
+    avoids = plan.body.untried is not None and config().untried == "avoid"
+    return (plan.plainer(limits) or plan) if avoids else plan
 
 
 def _reluctance(plan: Plan) -> Reluctance | None:

@@ -162,6 +162,11 @@ class Body(Step[P]):
         """The step that keeps from call to call what this one makes anew, or the other way; None without one."""
         return None
 
+    def plainer(self, problem: P, limits: DeviceLimits) -> tuple[Step[P], ...] | None:
+        """The steps of a plan that leaves out generated kernels which are not its main one, for where those are wrong
+        or not to be used; None without any."""
+        return None
+
     def lines(self, problem: P) -> list[str]:
         """Sizes and blocks, for `explain`."""
         raise NotImplementedError

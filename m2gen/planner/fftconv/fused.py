@@ -13,6 +13,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
 from m2gen.kernels.survey import left_out, variants
 from m2gen.planner.fftconv.cost import fused_estimates, fused_seconds
+from m2gen.planner.fftconv.filters import kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.programs import programs
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, TurnedConv
@@ -154,18 +155,20 @@ def _radices(size: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
-    of_filter, of_conv = fused_estimates(problem, spec, limits)
+    filters = kernels(problem, spec, dk, limits)
+    of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, spec, limits))
     transform = Transform("monarch", spec.size, spec.radices)
-    conv = FusedConv(of_conv, transform, 1, False, spec, dk, programs(problem, limits, spec))
-    return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
+    conv = FusedConv(of_conv, transform, 1, False, spec, dk, programs(problem, limits, spec), filters=filters)
+    return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))
 
 
 def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
     """The plan that turns its tensors; the kernel's resources are those of the gated one, of which the survey knows."""
     plain = replace(spec, pre_gate=False, post_gate=False, add=False)
-    of_filter, of_conv = fused_estimates(problem, plain, limits, turned=True)
+    filters = kernels(problem, plain, dk, limits)
+    of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, plain, limits, turned=True))
     transform = Transform("monarch", spec.size, spec.radices)
     turn = candidates(TurnSizes(problem.b, problem.n, problem.h, problem.dtype), limits)[0].spec
     count = programs(problem, limits, plain)
-    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn)
-    return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, Transform("fft", spec.size, ())), conv))
+    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters)
+    return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))

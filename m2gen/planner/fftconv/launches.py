@@ -8,6 +8,7 @@ from dataclasses import replace
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.fftconv.cost import fused_estimates
+from m2gen.planner.fftconv.filters import FilterKernels, estimate
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.programs import of_gradient
 from m2gen.planner.step import Estimate, Launch
@@ -16,17 +17,26 @@ FILTER = "spectrum of the filter"  # a launch, or those, that a filter which is 
 
 
 def of_kernels(
-    problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec, gradients: bool
+    problem: FftConvProblem,
+    limits: DeviceLimits,
+    spec: FftConvSpec,
+    dk: FftConvSpec,
+    gradients: bool,
+    filters: FilterKernels,
 ) -> tuple[Launch, ...]:
     """The convolution and, with `gradients`, those of every operand; the spectrum of the filter is a step of its own,
     and is made again for the gradients."""
     forward = _launch(spec.name, fused_estimates(problem, spec, limits)[1])
-    behind = _behind(replace(problem, add=False), limits, replace(spec, add=False), dk) if gradients else ()
+    plain, of_plain = replace(problem, add=False), replace(spec, add=False)
+    behind = _behind(plain, limits, of_plain, dk, filters) if gradients else ()
     return (forward, *(replace(one, back=True) for one in behind))
 
 
-def _behind(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Iterator[Launch]:
-    of_filter, _ = fused_estimates(problem, spec, limits)
+def _behind(
+    problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec, filters: FilterKernels
+) -> Iterator[Launch]:
+    of_filter, _ = filters.estimates(problem, limits, fused_estimates(problem, spec, limits))
+    of_taps = estimate(filters.back, problem, limits) if filters.back else of_filter  # by PyTorch: as many bytes
     yield _launch(FILTER, of_filter)
 
     def conv(pre: bool, post: bool, transpose: bool) -> Launch:
@@ -42,7 +52,7 @@ def _behind(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk
     taps = replace(dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
     count = of_gradient(problem, limits, spec, taps)
     yield _launch(taps.name, fused_estimates(problem, taps, limits, count=count)[1])
-    yield _launch("taps of the filter's gradient", of_filter)  # summed, transformed back and placed: as many bytes
+    yield _launch("taps of the filter's gradient", of_taps)  # summed, transformed back and placed
 
 
 def _launch(name: str, of: Estimate) -> Launch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import log2
 from typing import ClassVar, Literal
@@ -11,8 +11,10 @@ from typing import ClassVar, Literal
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
+from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.fftconv import cost
+from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.formulas import FORMULAS, LEGEND, NOTES, monarch_stage, transform_work
 from m2gen.planner.fftconv.launches import of_kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -20,6 +22,7 @@ from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Reluctance, Step, Terms
 
 Part = Literal["filter", "conv"]
+_Triton = FftConvSpec | TurnSpec | SpectrumSpec
 
 _LEAST_THREE = 384  # points of a ring; below, 2^k alone: a call's fixed cost is most of it
 # times that another ring has to be faster: short sequences are those of many lengths, and compiling takes the same
@@ -148,13 +151,14 @@ class SpectralConv(Conv):
 class FusedConv(Conv):
     """One generated Triton kernel that does the whole convolution, run by `programs` programs, a channel each.
 
-    `dk` is the kernel of the filter's gradient, on the same ring. A tail is never folded: a wrapped kernel reads the
-    circle periodically instead.
+    `dk` is the kernel of the filter's gradient, on the same ring; `filters` are those that make the filter's spectrum
+    and take its gradient back to taps. A tail is never folded: a wrapped kernel reads the circle periodically instead.
     """
 
     spec: FftConvSpec
     dk: FftConvSpec
     programs: int
+    filters: FilterKernels = field(default=FilterKernels(), kw_only=True)
 
     @property
     def choice(self) -> str:
@@ -167,8 +171,20 @@ class FusedConv(Conv):
 
     @property
     def untried(self) -> str | None:
-        """Those that add to their result are newer than the device that ran the others."""
-        return UNTRIED if self.spec.add else None
+        """Those that add to their result, and those of the filter, are newer than the device that ran the others."""
+        return UNTRIED if self.spec.add or self.filters.forward else None
+
+    def plainer(
+        self, problem: FftConvProblem, limits: DeviceLimits
+    ) -> tuple[Step[FftConvProblem], Body[FftConvProblem]] | None:
+        """With PyTorch's FFT in place of the filter's kernels."""
+        if not self.filters.forward:
+            return None
+        conv = replace(self, filters=FilterKernels(why="no device has run a kernel for it"))
+        return FilterSpectrum(conv.estimates(problem, limits)[0], Transform("fft", self.spec.size, ())), conv
+
+    def lines(self, problem: FftConvProblem) -> list[str]:
+        return [*super(FusedConv, self).lines(problem), self.filters.line]  # a dataclass with slots is made anew
 
     def _why(self, problem: FftConvProblem) -> str:
         if self.spec.ring == "causal":
@@ -178,26 +194,30 @@ class FusedConv(Conv):
     def _who(self, problem: FftConvProblem) -> str:
         return f"kernel    {self.spec.name}, {self.programs} programs, {self.spec.ring} ring"
 
-    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | TurnSpec]:
-        """The kernel of the forward pass "fwd", of the input's gradient "transpose", and of the filter's "dk"."""
+    def parts(self, problem: FftConvProblem) -> dict[str, _Triton]:
+        """The kernel of the forward pass "fwd", of the input's gradient "transpose", and of the filter's "dk"; those of
+        the filter under their own parts."""
         spec = self.spec
         return {
             "fwd": spec,
             "transpose": replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate, add=False),
             "dk": replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip),
+            **self.filters.parts,
         }
 
-    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | TurnSpec, ...]:
-        return tuple(self.parts(problem).values()) if gradients else (self.spec,)
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[_Triton, ...]:
+        return tuple(self.parts(problem).values()) if gradients else (self.spec, *self.filters.forward)
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
-        return Terms(cost.fused_values(problem, self.spec, limits), FORMULAS["fused", part])
+        return self.filters.terms(part, problem, limits) or Terms(
+            cost.fused_values(problem, self.spec, limits), FORMULAS["fused", part]
+        )
 
     def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
-        return cost.fused_estimates(problem, self.spec, limits)
+        return self.filters.estimates(problem, limits, cost.fused_estimates(problem, self.spec, limits))
 
     def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
-        return of_kernels(problem, limits, self.spec, self.dk, gradients)
+        return of_kernels(problem, limits, self.spec, self.dk, gradients, self.filters)
 
     def __str__(self) -> str:
         return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"
@@ -244,33 +264,38 @@ class TurnedConv(FusedConv):
     def _outward(self, problem: FftConvProblem) -> TurnSpec:
         return self.outward(problem.post_gate, problem.add)
 
-    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | TurnSpec]:
+    def parts(self, problem: FftConvProblem) -> dict[str, _Triton]:
         return {
             "fwd": self.spec,
             "transpose": replace(self.spec, transpose=True),
             "dk": replace(self.dk, skip=problem.skip),
             "turn": self.inward(problem.pre_gate),
             "back": self._outward(problem),
+            **self.filters.parts,
         }
 
-    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | TurnSpec, ...]:
-        forward = (self.spec, self.inward(problem.pre_gate), self._outward(problem))
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[_Triton, ...]:
+        turns = self.inward(problem.pre_gate), self._outward(problem)
+        forward: tuple[_Triton, ...] = (self.spec, *self.filters.forward, *turns)
         if not gradients:
             return forward
         behind = [self.inward(problem.pre_gate, problem.skip)]  # u
         behind += [self.inward(problem.post_gate, problem.skip or self.dk.scales)]  # dy
         behind += [self.outward(gated) for gated in {problem.pre_gate, problem.gates > 0}]  # du, the gates' gradients
         parts = self.parts(problem)
-        return tuple(dict.fromkeys((*forward, parts["transpose"], parts["dk"], *behind)))
+        every: tuple[_Triton, ...] = (*forward, parts["transpose"], parts["dk"], *self.filters.back, *behind)
+        return tuple(dict.fromkeys(every))
 
     def layout(self, problem: FftConvProblem) -> str:
         return "BHL"
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
-        return Terms(cost.fused_values(problem, self.spec, limits, turned=True), FORMULAS["turned", part])
+        return self.filters.terms(part, problem, limits) or Terms(
+            cost.fused_values(problem, self.spec, limits, turned=True), FORMULAS["turned", part]
+        )
 
     def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
-        return cost.fused_estimates(problem, self.spec, limits, turned=True)
+        return self.filters.estimates(problem, limits, cost.fused_estimates(problem, self.spec, limits, turned=True))
 
     def __str__(self) -> str:
         return f"(turned-conv {FusedConv.__str__(self)} {self.turn.name})"

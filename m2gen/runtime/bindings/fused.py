@@ -20,16 +20,17 @@ from torch import Tensor
 from m2gen.config import config
 from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
 from m2gen.runtime.bindings import kept_spectra
-from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twiddles, ring_weights
+from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twiddles
+from m2gen.runtime.bindings.filters import TORCH, Filters, LibraryFilters
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.bindings.spectrum_triton import FusedFilters
 from m2gen.runtime.bindings.turn_triton import turned
 from m2gen.runtime.build.triton_kernel import interned, launch
-
-_TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "bf16_emulated": torch.float32}
 
 
 class FusedKernel:
@@ -45,6 +46,7 @@ class FusedKernel:
         self._tables: dict[tuple[bool, int], list[Tensor]] = {}
         self.programs = step.programs
         self.ring = Ring(problem, step.spec.size)
+        self.filters = _filters(self.ring, self.spec, step.filters)
         self.shift = problem.taps[1] if step.spec.wrap else 0
 
     def forward(self, x: Operands) -> Tensor:
@@ -66,8 +68,7 @@ class FusedKernel:
         if out.post_gate is not None and spectrum is not None:
             self._convolve(self._variant(False, pre, True), x.u, x.pre_gate, dy, out.post_gate, spectrum)
         if out.filter or out.skip is not None:
-            ahead, behind = self._filter_gradient(dy, x, out.skip, largest)
-            self.ring.write_gradients(ahead, slice(None), out.k, out.k_rev, behind)
+            self._filter_gradient(dy, x, out, largest)
 
     def _largest(self, d: Tensor) -> Tensor | None:
         """The largest size in d, where a kernel with an outer stage scales by it: it meets no row as a whole."""
@@ -98,24 +99,8 @@ class FusedKernel:
         return self._transformed(x) if kept is None else kept.get(how, lambda: self._transformed(x))
 
     def _transformed(self, x: Operands) -> tuple[Tensor, Tensor]:
-        """kf (H, 2, n0, n1, n2) in the kernel's order and dtype, and the powers of two (H,) it was divided by.
-
-        After that no bin exceeds 1, and with unitary transforms half precision overflows only where the sequence's own
-        spectrum does.
-        """
-        spec = self.spec
-        k, k_rev = x.k.float(), None if x.k_rev is None else x.k_rev.float()
-        taps = self.ring.place_complex(k, k_rev, spec.ring == "causal")
-        if x.skip is not None:
-            taps[:, 0] += x.skip  # an impulse at lag 0
-        weights = ring_weights(spec.ring, spec.size, taps.device)
-        kf = torch.fft.fft(taps if weights is None else taps.mul_(weights))
-        # bin k0 + n0 * (k1 + n1 * k2) stands at [k0, k1, k2]
-        kf = torch.view_as_real(kf.reshape(-1, spec.n2, spec.n1, spec.n0).permute(0, 3, 2, 1)).movedim(-1, 1)
-        largest = torch.linalg.vector_norm(kf, torch.inf, (1, 2, 3, 4))
-        scale = largest.view(torch.int32).add_(2 << 23).bitwise_and_(255 << 23).view(torch.float32)  # its exponent + 2
-        ordered = kf.new_empty(kf.shape, dtype=_TORCH[spec.compute])
-        return torch.div(kf, scale.view(-1, 1, 1, 1, 1), out=ordered), scale
+        """The spectrum made anew, and the powers of two it was divided by."""
+        return self.filters.spectrum(x)
 
     def _convolve(
         self,
@@ -131,31 +116,20 @@ class FusedKernel:
         gates = (u if pre is None else pre, u if post is None else post)
         self._launch(spec, self.programs, (u, *gates, y, *([] if add is None else [add])), spectrum, largest)
 
-    def _filter_gradient(
-        self, dy: Tensor, x: Operands, skip: Tensor | None, largest: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The gradient of every tap of the ring (H, size), in float32, for lags from 0 on and for negative ones; that
-        of the skip (H,) is written to `skip`."""
+    def _filter_gradient(self, dy: Tensor, x: Operands, out: Gradients, largest: Tensor | None) -> None:
+        """Fill the gradients of taps and skip."""
         pre, post = x.pre_gate is not None, x.post_gate is not None
-        spec = self._variant_of_dk(pre, post, skip is not None)
+        spec = self._variant_of_dk(pre, post, out.skip is not None)
         channels = x.u.shape[1]
         sums = 1 if spec.staged or self.spec.staged else self.programs // channels
         programs = min(self.programs, channels) if spec.staged else sums * channels
         stack = 1 if spec.staged else spec.stack  # with an outer stage, what is stacked are different bins
-        dkf = x.u.new_zeros((channels, sums, 2, stack, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
+        made = x.u.new_zeros if spec.staged else x.u.new_empty  # there sums are added to what is in memory
+        dkf = made((channels, sums, 2, stack, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
         gates = (x.u if x.pre_gate is None else x.pre_gate, dy if x.post_gate is None else x.post_gate)
-        dskip = dkf.new_zeros((channels, sums))
+        dskip = dkf.new_empty((channels, sums))
         self._launch(spec, programs, (x.u, *gates, dy), (dkf, dskip), largest)
-        if skip is not None:
-            skip.copy_(dskip.sum(1))
-        total = dkf.sum((1, 3)) if sums * stack > 1 else dkf.view(channels, 2, spec.n0, spec.n1, spec.n2)
-        ordered = total.permute(0, 4, 3, 2, 1).contiguous().view(channels, spec.size, 2)
-        taps = torch.fft.ifft(torch.view_as_complex(ordered), norm="forward")  # the sum itself, over no size
-        weights = ring_weights(spec.ring, spec.size, taps.device)
-        if weights is None:
-            return taps.real, taps.real
-        taps = taps.mul_(weights.conj_physical())
-        return taps.real, -taps.imag
+        self.filters.gradients(dkf, dskip, spec, out)
 
     def _launch(
         self,
@@ -179,7 +153,7 @@ class FusedKernel:
         if spec.staged and spec.scales and largest is not None:
             pointers.append(largest)
         if spec.staged:
-            pointers.append(u.new_empty((programs, spec.scratch_bytes), dtype=torch.uint8).view(_TORCH[spec.compute]))
+            pointers.append(u.new_empty((programs, spec.scratch_bytes), dtype=torch.uint8).view(TORCH[spec.compute]))
         work = (channels, programs) if spec.staged else (programs // channels,)
         strides = [stride for tensor in sequences for stride in tensor.stride()]
         launch(spec, programs, *pointers, batch, length, self.shift, *work, *strides)
@@ -234,13 +208,11 @@ class TurnedKernel(FusedKernel):
             self._convolve(self.spec, z, None, None, c, spectrum)
             self._out(c, out.post_gate, dy)
         if z is not None and d is not None and filters:
-            own = replace(x, u=z, pre_gate=None, post_gate=None)
-            ahead, behind = self._filter_gradient(d, own, out.skip, largest)
-            self.ring.write_gradients(ahead, slice(None), out.k, out.k_rev, behind)
+            self._filter_gradient(d, replace(x, u=z, pre_gate=None, post_gate=None), out, largest)
 
     def _in(self, x: Tensor, gate: Tensor | None, wide: bool = False) -> Tensor:
         """x * gate with times as neighbours; `wide`: in float32."""
-        rounded = torch.float32 if wide else _TORCH[self.spec.compute]
+        rounded = torch.float32 if wide else TORCH[self.spec.compute]
         z = x.new_empty(x.shape, dtype=x.dtype if gate is None else rounded)
         turn = self.step.inward(gate is not None, wide)
         turned(x.transpose(1, 2), z, turn, pre=None if gate is None else gate.transpose(1, 2))
@@ -257,9 +229,13 @@ class TurnedKernel(FusedKernel):
         turned(c, y.transpose(1, 2), turn, post=post, add=plus)
 
 
+def _filters(ring: Ring, spec: FftConvSpec, of: FilterKernels) -> Filters:
+    return FusedFilters(ring, spec, of.forward, of.back) if of.forward else LibraryFilters(ring, spec)
+
+
 def _constants(spec: FftConvSpec, device: torch.device) -> list[Tensor]:
     """A1, B2 and twiddles of what is on chip, and A0 and twiddles of an outer stage."""
-    dtype, inner = _TORCH[spec.compute], "cyclic" if spec.staged else spec.ring
+    dtype, inner = TORCH[spec.compute], "cyclic" if spec.staged else spec.ring
     found = [
         left_matrix(inner, spec.n1, spec.n2, dtype, device, spec.stack),
         right_matrix(spec.n2, dtype, device),

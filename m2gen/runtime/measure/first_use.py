@@ -74,7 +74,10 @@ def _in_place(plan: Plan, faults: list[str]) -> Plan:
 
 
 def _ranked(chosen: Plan, limits: DeviceLimits) -> tuple[Plan, ...]:
-    return tuple(plan for plan in search.rank(chosen.problem, limits).plans if plan != chosen)
+    """What may do in its place, the same with fewer generated kernels first."""
+    plainer = chosen.plainer(limits)
+    rest = tuple(plan for plan in search.rank(chosen.problem, limits).plans if plan not in (chosen, plainer))
+    return rest if plainer is None else (plainer, *rest)
 
 
 def verdict(plan: Plan, limits: DeviceLimits) -> Verdict:
