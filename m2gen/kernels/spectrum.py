@@ -71,9 +71,9 @@ class SpectrumSpec:
         return (self.n0, self.n1, self.n2) if self.n0 > 1 else (self.n1, self.n2)
 
     @property
-    def outer_order(self) -> int:
-        """The consumer's outer radix, 1 without one."""
-        return self.order[0] if len(self.order) == 3 else 1
+    def order3(self) -> tuple[int, ...]:
+        """The consumer's radices, with 1 for an outer stage that it does not have."""
+        return (1, *self.order) if len(self.order) == 2 else self.order
 
     @property
     def columns(self) -> int:

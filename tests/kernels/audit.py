@@ -16,6 +16,8 @@ import triton
 
 from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.spec import TritonSpec
+from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.kernels.survey import FAMILIES, blocks
 from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.search import rank
@@ -69,7 +71,7 @@ ON_SM90 = (  # family by family: order 2 plain and gated on both rings, the larg
 
 def corpus_jobs(arch: str) -> Iterator[Job | str]:
     """A job for each different kernel of the corpus; a line for each problem that has none."""
-    seen: set[FftConvSpec] = set()
+    seen: set[TritonSpec | FftConvSpec] = set()
     for entry in corpus():
         if entry.problem.op != "fftconv":
             continue
@@ -79,7 +81,7 @@ def corpus_jobs(arch: str) -> Iterator[Job | str]:
             yield f"{arch:<7} {entry.name:<24} none: {dict(ranking.rejections)['fused']}"
         elif isinstance(best.body, FusedConv):
             for one in best.body.kernels(entry.problem, "train" in entry.tags):
-                if one not in seen:
+                if one not in seen and not isinstance(one, SpectrumSpec):  # of which families.py has some of each size
                     seen.add(one)
                     yield Job(one, arch)
 

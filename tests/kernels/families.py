@@ -1,16 +1,22 @@
-"""The kernels of the families beside the long convolution that the audit compiles: those planned for some problems."""
+"""The kernels of the families beside the long convolution's own that the audit compiles: those planned for some
+problems."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from m2gen.device.limits import target
 from m2gen.device.row import DeviceLimits
 from m2gen.kernels.add_parts import AddPartsSpec
+from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.spec import TritonSpec
+from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
+from m2gen.planner.fftconv import filters
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.monarch.fused import Fused
 from m2gen.planner.problems import parse
 from m2gen.planner.shortconv import tiles as shortconv
@@ -32,6 +38,13 @@ MONARCHS = (  # one kernel for both factors
     "monarch in=256 out=256 rows=8192 fp32 order=2 blocks=16x16",
     "monarch in=60 out=150 rows=1000 fp16 factors=12x10x5,10x15x12",
 )
+FILTERS = (  # a problem, and the radices of the kernels that read the spectrum and write the sums
+    ("fftconv n=4096 h=768 b=64 fp16 circular", (64, 64)),
+    ("fftconv n=1000 h=768 b=64 fp16 bidirectional skip", (32, 32)),
+    ("fftconv n=8000 h=768 b=64 bf16 same k=255", (128, 64)),
+    ("fftconv n=32768 h=768 b=16 fp16 causal skip", (32, 32, 32)),
+    ("fftconv n=65536 h=768 b=8 fp16 causal", (64, 32, 32)),
+)
 SAMPLE = (  # what the tests compile again
     ("sm90", "blockdiag_fwd_bf16", "glu"),
     ("sm90", "blockdiag_dw", ""),
@@ -41,6 +54,12 @@ SAMPLE = (  # what the tests compile again
     ("gfx942", "blockdiag_dz", ""),
     ("sm90", "monarch_fwd_bf16", "c32"),
     ("sm86", "monarch_fwd_fp32", ""),
+    ("sm90", "spectrum_fwd_n4096", ""),
+    ("sm90", "spectrum_inverse_n4096", ""),
+    ("sm80", "spectrum_fwd_n1024", "two_sided"),
+    ("sm90", "spectrum_fwd_outer", ""),
+    ("sm100", "spectrum_inverse_inner", ""),
+    ("gfx942", "spectrum_inverse_outer", "n65536"),
 )
 
 
@@ -72,12 +91,26 @@ def specs(limits: DeviceLimits) -> Iterator[TritonSpec]:
     yield shortconv.candidates(replace(plain, last_in=False, masked="out"), limits)[0].spec
     yield shortconv.candidates(replace(plain, last_out=True), limits, "dw")[0].spec
     yield AddPartsSpec(dtype="bf16")
+    for text, radices in FILTERS:
+        yield from filter_kernels(text, radices, limits)
     for text in MONARCHS:
         yield from (plan.body.whole for plan in monarch.candidates(parse(text), limits) if plan.body.whole is not None)
 
 
+def filter_kernels(text: str, radices: tuple[int, ...], limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:
+    """Those of a filter for kernels with these radices."""
+    problem = parse(text)
+    assert isinstance(problem, FftConvProblem)
+    n0, n1, n2 = radices if len(radices) == 3 else (1, *radices)
+    sizes: dict[str, Any] = {"n0": n0, "n1": n1, "n2": n2, "stack": max(1, 64 // n1)}
+    ring: Any = "cyclic" if problem.mode == "circular" else "causal"
+    spec = FftConvSpec(part="fwd", ring=ring, dtype=problem.dtype, compute="fp16", **sizes)
+    of = filters.kernels(problem, spec, replace(spec, part="dk"), limits)
+    return *of.forward, *of.back
+
+
 def jobs(arch: str) -> list[Job]:
-    return [Job(spec, arch) for spec in specs(target(arch))]
+    return [Job(spec, arch) for spec in dict.fromkeys(specs(target(arch)))]
 
 
 def sample() -> list[Job]:

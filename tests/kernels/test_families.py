@@ -25,6 +25,7 @@ from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.spec import TritonSpec
+from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
@@ -38,8 +39,23 @@ GPUS = [limits for limits in LIMITS.values() if limits.kind == "gpu"]
 BLOCKDIAG = BlockdiagSpec(part="fwd", dtype="bf16", block_r=64, block_n=64, block_k=32)
 SHORTCONV = ShortconvSpec(part="fwd", width=3, dtype="fp16")
 MONARCH = MonarchSpec(dtype="bf16", blocks=32, depth=32, middle=32, width=32)
+SPECTRUM = SpectrumSpec(part="fwd", n1=32, n2=16, order=(32, 16), compute="fp16")
 SPECS: list[TritonSpec] = [
     MONARCH,
+    *(
+        replace(SPECTRUM, **{name: value})
+        for name, value in {
+            "part": "inverse", "ring": "causal", "n0": 32, "n1": 64, "n2": 64, "order": (32, 64, 16), "compute": "bf16",
+            "stack": 4, "two_sided": True, "skip": True, "precision": "ieee", "emulated": True, "num_warps": 2,
+        }.items()
+    ),
+    *(
+        replace(SPECTRUM, part=part, n0=32, ring=ring, two_sided=two_sided, skip=skip)
+        for part, ring, two_sided, skip in product(
+            ("fwd_outer", "fwd_inner", "inverse_inner", "inverse_outer"),
+            ("cyclic", "causal"), (False, True), (False, True),
+        )
+    ),
     *(
         replace(MONARCH, **{name: value})
         for name, value in {
@@ -82,6 +98,7 @@ SPECS: list[TritonSpec] = [
     ),
 ]  # fmt: skip
 PIECES = {
+    "spectrum": SPECTRUM,
     "turn": TurnSpec(dtype="fp16"),
     "add_parts": AddPartsSpec(dtype="bf16"),
     "monarch": MONARCH,
