@@ -18,26 +18,31 @@ from m2gen.kernels.spec import Resources
 from m2gen.kernels.survey import BARRIERS, operands_beside, tile
 
 RADICES = (16, 32, 64, 128)
+# in this order: of u, of the gates and of the filter; or the convolution itself instead of the second gate's
+RESULTS = ("du", "dpre", "dpost", "conv", "dk")
 _FLAGS = ("pre_gate", "post_gate", "transpose", "skip", "add", "wrap", "full")
 COMPUTE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "bf16_emulated": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FftConvSpec:
-    """`part` "fwd" is the convolution or, with `transpose`, its transpose; "dk" the filter's gradient in spectra.
+    """`part` "fwd" is the convolution or, with `transpose`, its transpose; "dk" the filter's gradient in spectra; "bwd"
+    several gradients at once.
+
+    results  with "bwd": which of RESULTS it writes
 
     dtype    of the tensors: fp16, bf16, fp32
     compute  of the matrix products' operands: fp16, bf16, or fp32 as three TF32 products (sums are float32 always);
              bf16_emulated rounds to bfloat16 in float32, for Triton's interpreter, whose bfloat16 arithmetic is wrong
     n0       rows of an outer stage through memory; 1 where the whole ring is on chip
     stack    transforms in one tile, one above the other, so that products have rows enough for the matrix unit
-    skip     with "dk": the skip's gradient too (a forward kernel has the skip inside the filter's spectrum)
+    skip     with "dk" and "bwd": the skip's gradient too (a forward kernel has the skip inside the filter's spectrum)
     add      with "fwd": a tensor is added to the result; its resources are those of the kernel without
     wrap     a circular problem on a longer ring: the input is read periodically, its first k - 1 outputs are dropped
     full     every place of every tile holds a sample (`fills`), so that nothing is masked; same resources
     """
 
-    part: Literal["fwd", "dk"]
+    part: Literal["fwd", "dk", "bwd"]
     ring: Literal["cyclic", "causal"]
     n1: int
     n2: int
@@ -45,6 +50,7 @@ class FftConvSpec:
     stack: int = 1
     dtype: str
     compute: str
+    results: tuple[str, ...] = ()
     pre_gate: bool = False
     post_gate: bool = False
     transpose: bool = False
@@ -82,9 +88,8 @@ class FftConvSpec:
             self.dtype,
             self.compute,
         ]
-        return "_".join([*words, *stack, *(flag.removesuffix("_gate") for flag in flags), f"w{self.num_warps}"]) + (
-            f"_s{self.num_stages}"
-        )
+        words += [*self.results, *stack, *(flag.removesuffix("_gate") for flag in flags)]
+        return "_".join([*words, f"w{self.num_warps}", f"s{self.num_stages}"])
 
     @property
     def template(self) -> str:
@@ -117,7 +122,13 @@ class FftConvSpec:
     def reload_spectrum(self) -> bool:
         """Whether the filter's spectrum is read again for each tile: kept, it would take a third of the registers, and
         the transforms would spill (seen from 4096 points on)."""
-        return self.size >= 4096
+        return self.size >= 4096 or self.reloads
+
+    @property
+    def reloads(self) -> bool:
+        """With "bwd": whether twiddles and operands, too, are read again where they are needed again; kept, they would
+        spill (seen from 1024 points on)."""
+        return self.part == "bwd" and self.size >= 1024
 
     @property
     def rows(self) -> int:
@@ -138,7 +149,33 @@ class FftConvSpec:
     def scales(self) -> bool:
         """Whether the gradient that comes in is divided by a power of two before it is rounded: it may be of any size,
         and half precision has but a small part of bfloat16's range."""
-        return self.dtype == "bf16" and self.compute == "fp16" and (self.transpose or self.part == "dk")
+        return self.dtype == "bf16" and self.compute == "fp16" and (self.transpose or self.part != "fwd")
+
+    @property
+    def of_u(self) -> bool:
+        """With "bwd": whether it transforms u * pre."""
+        return not {"dpost", "conv", "dk"}.isdisjoint(self.results)
+
+    @property
+    def of_dy(self) -> bool:
+        """With "bwd": whether it transforms dy * post."""
+        return not {"du", "dpre", "dk"}.isdisjoint(self.results)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it is of the transpose, to whose circle `wrap` adds places behind the end instead of in front."""
+        return self.transpose or not {"du", "dpre"}.isdisjoint(self.results)
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """With "bwd": the tensors that it reads, and then those it writes."""
+        read = {
+            "u": self.of_u or "dpre" in self.results,
+            "pre": self.pre_gate and (self.of_u or "du" in self.results),
+            "post": self.post_gate and self.of_dy,
+            "dy": self.of_dy or "dpost" in self.results,
+        }
+        return (*(name for name, there in read.items() if there), *(one for one in self.results if one != "dk"))
 
     def fills(self, length: int, batch: int) -> bool:
         """Whether sequences of `length` samples, `batch` of a channel, leave no place of a tile empty."""

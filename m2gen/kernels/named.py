@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from m2gen.kernels.fftconv import FftConvSpec
 
@@ -19,6 +20,7 @@ def named(name: str) -> FftConvSpec | None:
     if found is None:
         return None
     n0, n1, n2 = ([1, *map(int, found["radices"].split("x"))])[-3:]
+    flags: dict[str, Any] = {_FIELDS.get(flag, flag): True for flag in found["flags"].split("_") if flag}
     try:
         spec = FftConvSpec(
             part="fwd" if found["part"] == "fwd" else "dk",
@@ -31,7 +33,7 @@ def named(name: str) -> FftConvSpec | None:
             compute=found["compute"],
             num_warps=int(found["warps"]),
             num_stages=int(found["stages"]),
-            **{_FIELDS.get(flag, flag): True for flag in found["flags"].split("_") if flag},
+            **flags,
         )
     except TypeError:  # a flag that no kernel has
         return None

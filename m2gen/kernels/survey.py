@@ -18,12 +18,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.surveyed import SURVEYED
+from m2gen.kernels.surveyed_bwd import SURVEYED_BWD
 from m2gen.kernels.unsound import unsound
 
 if TYPE_CHECKING:
     from m2gen.kernels.fftconv import FftConvSpec
 
 KNOBS = tuple(product((1, 2, 4, 8), (1, 2)))  # (warps, stages), the order of each row of the table
+GATELESS = (("du", "dk"), ("du", "conv", "dk"))  # results of "bwd" kernels that are surveyed without gates
+TOGETHER = (
+    *GATELESS,
+    ("du", "dpre"),
+    ("du", "dpre", "dk"),
+    ("du", "dpre", "dpost"),
+    ("du", "dpre", "dpost", "dk"),
+)
 FAMILIES = {  # architectures for which the compiler chooses the same layouts
     **dict.fromkeys(("sm80", "sm86", "sm89", "sm120"), "mma"),
     "sm90": "wgmma",
@@ -48,10 +57,26 @@ class Found(NamedTuple):
 def found(spec: FftConvSpec, arch: str) -> Found | None:
     """The table's entry; None where there is none, or where the compiler gave no kernel that runs."""
     knobs = (spec.num_warps, spec.num_stages)
-    key = (FAMILIES[arch], 2 if spec.compute in ("fp16", "bf16") else 4, spec.part, spec.ring)
-    row = SURVEYED.get(key, {}).get((spec.stack, *spec.radices))
-    entry = row[KNOBS.index(knobs)] if row and knobs in KNOBS else None
-    return None if entry is None else Found(*entry)
+    width = 2 if spec.compute in ("fp16", "bf16") else 4
+    table = SURVEYED_BWD if spec.part == "bwd" else SURVEYED
+    for part in surveyed_as(spec):
+        row = table.get((FAMILIES[arch], width, part, spec.ring), {}).get((spec.stack, *spec.radices))
+        entry = row[KNOBS.index(knobs)] if row and knobs in KNOBS else None
+        if entry is not None:
+            return Found(*entry)
+    return None
+
+
+def surveyed_as(spec: FftConvSpec) -> Iterator[str]:
+    """The names of its part in the table, the nearest first: with "bwd", of results with its own among them."""
+    if spec.part != "bwd":
+        yield spec.part
+        return
+    gated = spec.pre_gate or spec.post_gate
+    for results in TOGETHER:
+        own = spec.results if "conv" in results else [one.replace("conv", "dpost") for one in spec.results]
+        if set(own) <= set(results) and not (gated and results in GATELESS):
+            yield " ".join(results)
 
 
 def tile(spec: FftConvSpec) -> int:

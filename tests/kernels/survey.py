@@ -1,22 +1,26 @@
 """Write the table behind `FftConvSpec.resources`: every choice of radices and knobs that planning may want, compiled.
 
     python tests/kernels/survey.py > surveyed.py && mv surveyed.py m2gen/kernels/surveyed.py
+    python tests/kernels/survey.py bwd > surveyed.py && mv surveyed.py m2gen/kernels/surveyed_bwd.py
 
-The better part of an hour on two cores.
+The better part of an hour on two cores, each. The second is of the kernels of several gradients; architectures behind
+"bwd" are compiled anew, the others stay as they are in the table.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import triton
 
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
-from m2gen.kernels.survey import BARRIERS, FAMILIES, KNOBS, tile
+from m2gen.kernels.survey import BARRIERS, FAMILIES, GATELESS, KNOBS, TOGETHER, tile
+from m2gen.kernels.surveyed_bwd import SURVEYED_BWD
 from m2gen.runtime.build.cross_compile import Compiled, Job, compile_all
 
 ARCHS = ("sm80", "sm90", "sm100", "gfx942")  # the first of each family
@@ -52,6 +56,42 @@ def kernels() -> Iterator[tuple[str, FftConvSpec]]:
             )
 
 
+def together(archs: Collection[str]) -> Iterator[tuple[str, FftConvSpec]]:
+    """The same for several gradients at once, operands of 16 bits."""
+    for arch, ring, results in product(archs, ("cyclic", "causal"), TOGETHER):
+        if ring == "causal" and results in (("du", "conv", "dk"), ("du", "dpre", "dk")):
+            continue  # of which cyclic rings have more use: there those of all gradients stand for them
+        for n1, n2, stack in shapes_together(arch, results):
+            gated = results not in GATELESS
+            yield (
+                arch,
+                FftConvSpec(
+                    part="bwd",
+                    results=results,
+                    ring=ring,  # type: ignore[arg-type]
+                    n1=n1,
+                    n2=n2,
+                    stack=stack,
+                    dtype="fp16",
+                    compute="fp16",
+                    pre_gate=gated,
+                    post_gate=gated,
+                    skip="dk" in results,
+                ),
+            )
+
+
+def shapes_together(arch: str, results: tuple[str, ...]) -> Iterator[tuple[int, int, int]]:
+    """With sums of the filter's gradient in registers up to 2048 points; beyond, those that they leave room for."""
+    if "dk" in results:
+        for n1, n2 in ON_CHIP[:-1]:
+            yield from ((n1, n2, stack) for stack in sorted({1, 64 // n1}))
+    else:
+        yield 64, 64, 1
+        if arch == "sm90" and results == ("du", "dpre"):
+            yield 128, 64, 1
+
+
 def shapes(arch: str, operand: str) -> Iterator[tuple[int, int, int, int]]:
     """(n0, n1, n2, stack): alone and stacked to 64 rows; with an outer stage only so; float32 is not stacked."""
     for n1, n2 in ON_CHIP[:-1] if operand == "fp32" else ON_CHIP + LARGE.get(arch, ()):
@@ -65,7 +105,9 @@ def variants(spec: FftConvSpec) -> Iterator[FftConvSpec]:
     """The knobs worth compiling: a warp for each 256 to 1024 points, about; others spill, or waste what they issue."""
     points = spec.held * spec.n2
     for warps, stages in KNOBS:
-        if spec.staged and spec.stack == 1 and spec.n1 < 64:
+        if spec.part == "bwd":
+            wanted = min(4, points // 256) <= warps <= (8 if points >= 1024 else 4)
+        elif spec.staged and spec.stack == 1 and spec.n1 < 64:
             wanted = warps == 8
         elif spec.held >= 64 and points <= 4096:
             wanted = warps >= 4
@@ -85,12 +127,12 @@ def entry(spec: FftConvSpec, compiled: Compiled) -> Entry:
     return tiles, compiled.registers, compiled.spills, compiled.instructions
 
 
-def survey() -> Table:
-    jobs = [Job(one, arch) for arch, spec in kernels() for one in variants(spec)]
+def survey(wanted: Iterable[tuple[str, FftConvSpec]]) -> Table:
+    jobs = [Job(one, arch) for arch, spec in wanted for one in variants(spec)]
     table: Table = {}
     for done, (job, compiled) in enumerate(zip(jobs, compile_all(jobs, timeout=60), strict=True), start=1):
         spec = job.spec
-        key = (FAMILIES[job.arch], COMPUTE_BYTES[spec.compute], spec.part, spec.ring)
+        key = (FAMILIES[job.arch], COMPUTE_BYTES[spec.compute], " ".join(spec.results) or spec.part, spec.ring)
         row = table.setdefault(key, {}).setdefault((spec.stack, *spec.radices), [None] * len(KNOBS))
         row[KNOBS.index((spec.num_warps, spec.num_stages))] = entry(spec, compiled)
         print(f"{done}/{len(jobs)} {job.arch} {compiled}", file=sys.stderr, flush=True)
@@ -98,6 +140,14 @@ def survey() -> Table:
 
 
 def main() -> None:
+    several = sys.argv[1:2] == ["bwd"]
+    if several:
+        archs = sys.argv[2:] or ARCHS
+        kept = {k: rows for k, rows in SURVEYED_BWD.items() if k[0] not in {FAMILIES[arch] for arch in archs}}
+        table: Mapping[Key, Any] = {**kept, **survey(together(archs))}
+    else:
+        table = survey(kernels())
+    name = "SURVEYED_BWD" if several else "SURVEYED"
     print(f'''"""Written by tests/kernels/survey.py with Triton {triton.__version__}.
 
 (tiles, registers, spills, instructions) of each kernel; None where it was not compiled or compiles to nothing that
@@ -110,8 +160,8 @@ from __future__ import annotations
 # fmt: off
 Entry = tuple[float, int, int, int] | None
 
-SURVEYED: dict[tuple[str, int, str, str], dict[tuple[int, ...], tuple[Entry, ...]]] = {{''')
-    for key, rows in sorted(survey().items()):
+{name}: dict[tuple[str, int, str, str], dict[tuple[int, ...], tuple[Entry, ...]]] = {{''')
+    for key, rows in sorted(table.items()):
         print(f"    {key!r}: {{".replace("'", '"'))
         for radices, entries in sorted(rows.items()):
             print(f"        {radices}: ({', '.join(map(str, entries))}),")

@@ -33,6 +33,17 @@ SPECS = [
     if not (part == "dk" and transpose) and not (ring == "causal" and wrap)
 ]
 SPECS += [replace(spec, skip=spec.part == "dk", add=spec.part == "fwd") for spec in SPECS]
+SPECS += [
+    replace(
+        SPEC, part="bwd", ring=ring, n1=n1, dtype=dtype, results=results, wrap=wrap, skip="dk" in results,
+        pre_gate="dpre" in results, post_gate=post,
+    )
+    for ring, n1, dtype, wrap, post, results in product(
+        ("cyclic", "causal"), (16, 64), ("fp16", "bf16"), (False, True), (False, True),
+        (("du", "dk"), ("du", "dpre"), ("du", "dpre", "dk"), ("dpost", "dk"), ("du", "conv", "dk")),
+    )
+    if not (ring == "causal" and wrap) and not (wrap and "du" in results and "conv" in results)
+]  # fmt: skip
 SPECS += [replace(spec, full=True) for spec in SPECS if not spec.wrap]
 
 

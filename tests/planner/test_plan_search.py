@@ -86,7 +86,7 @@ def check_fused(problem, conv, limits):
     assert spec.size == conv.transform.size == spec.n0 * spec.n1 * spec.n2
     assert (spec.pre_gate, spec.post_gate, spec.dtype) == (problem.pre_gate, problem.post_gate, problem.dtype)
     convs = [one for one in conv.kernels(problem) if isinstance(one, FftConvSpec)]
-    assert [one.add for one in convs] == [problem.add, False, False]
+    assert [one.add for one in convs] == [problem.add, *[False] * (len(convs) - 1)]
     if spec.ring == "causal":
         assert problem.mode != "circular" and spec.size >= problem.n
     elif problem.mode == "circular" and not spec.wrap:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
 from m2gen.kernels.survey import left_out, variants
+from m2gen.planner.fftconv.backward import together
 from m2gen.planner.fftconv.cost import fused_estimates, fused_seconds
 from m2gen.planner.fftconv.filters import kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -158,7 +159,8 @@ def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: 
     filters = kernels(problem, spec, dk, limits)
     of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, spec, limits))
     transform = Transform("monarch", spec.size, spec.radices)
-    conv = FusedConv(of_conv, transform, 1, False, spec, dk, programs(problem, limits, spec), filters=filters)
+    count, bwd = programs(problem, limits, spec), together(problem, limits, spec, dk)
+    conv = FusedConv(of_conv, transform, 1, False, spec, dk, count, filters=filters, bwd=bwd)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))
 
 
@@ -169,6 +171,6 @@ def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk
     of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, plain, limits, turned=True))
     transform = Transform("monarch", spec.size, spec.radices)
     turn = candidates(TurnSizes(problem.b, problem.n, problem.h, problem.dtype), limits)[0].spec
-    count = programs(problem, limits, plain)
-    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters)
+    count, bwd = programs(problem, limits, plain), together(problem, limits, plain, dk, turned=True)
+    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters, bwd=bwd)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.planner.fftconv.backward import Backward, estimate, of_gradients
 from m2gen.planner.fftconv.cost import fused_estimates
-from m2gen.planner.fftconv.filters import FilterKernels, estimate
+from m2gen.planner.fftconv.filters import FilterKernels
+from m2gen.planner.fftconv.filters import estimate as filters_estimate
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.programs import of_gradient
 from m2gen.planner.step import Estimate, Launch
@@ -23,35 +25,35 @@ def of_kernels(
     dk: FftConvSpec,
     gradients: bool,
     filters: FilterKernels,
+    bwd: Iterable[Backward] = (),
 ) -> tuple[Launch, ...]:
     """The convolution and, with `gradients`, those of every operand; the spectrum of the filter is a step of its own,
     and is made again for the gradients."""
     forward = _launch(spec.name, fused_estimates(problem, spec, limits)[1])
-    plain, of_plain = replace(problem, add=False), replace(spec, add=False)
-    behind = _behind(plain, limits, of_plain, dk, filters) if gradients else ()
+    behind = _behind(replace(problem, add=False), limits, spec, dk, filters, bwd) if gradients else ()
     return (forward, *(replace(one, back=True) for one in behind))
 
 
 def _behind(
-    problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec, filters: FilterKernels
+    problem: FftConvProblem,
+    limits: DeviceLimits,
+    spec: FftConvSpec,
+    dk: FftConvSpec,
+    filters: FilterKernels,
+    bwd: Iterable[Backward],
 ) -> Iterator[Launch]:
-    of_filter, _ = filters.estimates(problem, limits, fused_estimates(problem, spec, limits))
-    of_taps = estimate(filters.back, problem, limits) if filters.back else of_filter  # by PyTorch: as many bytes
+    of_filter, _ = filters.estimates(problem, limits, fused_estimates(problem, replace(spec, add=False), limits))
+    of_taps = (
+        filters_estimate(filters.back, problem, limits) if filters.back else of_filter
+    )  # by PyTorch: as many bytes
     yield _launch(FILTER, of_filter)
-
-    def conv(pre: bool, post: bool, transpose: bool) -> Launch:
-        of, one = replace(problem, pre_gate=pre, post_gate=post), replace(spec, pre_gate=pre, post_gate=post)
-        one = replace(one, transpose=transpose)
-        return _launch(one.name, fused_estimates(of, one, limits)[1])
-
-    yield conv(problem.post_gate, problem.pre_gate, True)  # of u
-    if problem.pre_gate:
-        yield conv(problem.post_gate, True, True)
-    if problem.post_gate:
-        yield conv(problem.pre_gate, True, False)
-    taps = replace(dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
-    count = of_gradient(problem, limits, spec, taps)
-    yield _launch(taps.name, fused_estimates(problem, taps, limits, count=count)[1])
+    singly = of_gradients(problem, spec, dk, bwd)
+    for kernel in bwd:
+        yield _launch(kernel.spec.name, estimate(problem, limits, kernel.spec, kernel.programs))
+    for one in (one for one in singly if one.part != "bwd"):
+        of = replace(problem, pre_gate=one.pre_gate, post_gate=one.post_gate)
+        count = of_gradient(problem, limits, spec, one) if one.part == "dk" else 0
+        yield _launch(one.name, fused_estimates(of, one, limits, count=count)[1])
     yield _launch("taps of the filter's gradient", of_taps)  # summed, transformed back and placed
 
 

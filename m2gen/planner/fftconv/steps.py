@@ -14,6 +14,7 @@ from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.fftconv import cost
+from m2gen.planner.fftconv.backward import Backward, of_gradients
 from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.formulas import FORMULAS, LEGEND, NOTES, monarch_stage, transform_work
 from m2gen.planner.fftconv.launches import of_kernels
@@ -151,14 +152,16 @@ class SpectralConv(Conv):
 class FusedConv(Conv):
     """One generated Triton kernel that does the whole convolution, run by `programs` programs, a channel each.
 
-    `dk` is the kernel of the filter's gradient, on the same ring; `filters` are those that make the filter's spectrum
-    and take its gradient back to taps. A tail is never folded: a wrapped kernel reads the circle periodically instead.
+    `dk` is the kernel of the filter's gradient, on the same ring; `bwd` are those of several gradients at once, and
+    kernels of one do what those leave; `filters` are those that make the filter's spectrum and take its gradient back
+    to taps. A tail is never folded: a wrapped kernel reads the circle periodically instead.
     """
 
     spec: FftConvSpec
     dk: FftConvSpec
     programs: int
     filters: FilterKernels = field(default=FilterKernels(), kw_only=True)
+    bwd: tuple[Backward, ...] = field(default=(), kw_only=True)
 
     @property
     def choice(self) -> str:
@@ -171,20 +174,25 @@ class FusedConv(Conv):
 
     @property
     def untried(self) -> str | None:
-        """Those that add to their result, and those of the filter, are newer than the device that ran the others."""
-        return UNTRIED if self.spec.add or self.filters.forward else None
+        """Those that add to their result, that mask nothing, of several gradients and of the filter are newer than the
+        device that ran the others."""
+        return UNTRIED if self.spec.add or self.spec.full or self.bwd or self.filters.forward else None
 
     def plainer(
         self, problem: FftConvProblem, limits: DeviceLimits
     ) -> tuple[Step[FftConvProblem], Body[FftConvProblem]] | None:
-        """With PyTorch's FFT in place of the filter's kernels."""
-        if not self.filters.forward:
+        """With PyTorch's FFT in place of the filter's kernels, a kernel for each gradient, and masks."""
+        if not (self.filters.forward or self.bwd or self.spec.full):
             return None
-        conv = replace(self, filters=FilterKernels(why="no device has run a kernel for it"))
+        spec, dk = (replace(one, full=False) for one in (self.spec, self.dk))
+        conv = replace(self, spec=spec, dk=dk, bwd=(), filters=FilterKernels(why="no device has run a kernel for it"))
         return FilterSpectrum(conv.estimates(problem, limits)[0], Transform("fft", self.spec.size, ())), conv
 
     def lines(self, problem: FftConvProblem) -> list[str]:
-        return [*super(FusedConv, self).lines(problem), self.filters.line]  # a dataclass with slots is made anew
+        singly = "of one gradient each" if not self.bwd else "and of one gradient each what they leave"
+        several = ", ".join(f"{one.spec.name} ({one.programs} programs)" for one in self.bwd)
+        found = super(FusedConv, self).lines(problem)  # a dataclass with slots is made anew
+        return [*found, f"backward  {several or 'kernels'} {singly}", self.filters.line]
 
     def _why(self, problem: FftConvProblem) -> str:
         if self.spec.ring == "causal":
@@ -195,18 +203,27 @@ class FusedConv(Conv):
         return f"kernel    {self.spec.name}, {self.programs} programs, {self.spec.ring} ring"
 
     def parts(self, problem: FftConvProblem) -> dict[str, _Triton]:
-        """The kernel of the forward pass "fwd", of the input's gradient "transpose", and of the filter's "dk"; those of
-        the filter under their own parts."""
+        """The kernel of the forward pass "fwd", of the input's gradient alone "transpose", of the filter's "dk", and of
+        several gradients "bwd"; those of the filter under their own parts."""
         spec = self.spec
         return {
             "fwd": spec,
             "transpose": replace(spec, transpose=True, pre_gate=spec.post_gate, post_gate=spec.pre_gate, add=False),
             "dk": replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip),
+            **self._several,
             **self.filters.parts,
         }
 
+    @property
+    def _several(self) -> dict[str, FftConvSpec]:
+        return {f"bwd{place or ''}": one.spec for place, one in enumerate(self.bwd)}
+
     def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[_Triton, ...]:
-        return tuple(self.parts(problem).values()) if gradients else (self.spec, *self.filters.forward)
+        forward: tuple[_Triton, ...] = (self.spec, *self.filters.forward)
+        if not gradients:
+            return forward
+        behind = of_gradients(problem, self.spec, self.dk, self.bwd)
+        return tuple(dict.fromkeys((*forward, *behind, *self.filters.back)))
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
         return self.filters.terms(part, problem, limits) or Terms(
@@ -217,7 +234,7 @@ class FusedConv(Conv):
         return self.filters.estimates(problem, limits, cost.fused_estimates(problem, self.spec, limits))
 
     def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
-        return of_kernels(problem, limits, self.spec, self.dk, gradients, self.filters)
+        return of_kernels(problem, limits, self.spec, self.dk, gradients, self.filters, self.bwd)
 
     def __str__(self) -> str:
         return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"
@@ -271,6 +288,7 @@ class TurnedConv(FusedConv):
             "dk": replace(self.dk, skip=problem.skip),
             "turn": self.inward(problem.pre_gate),
             "back": self._outward(problem),
+            **self._several,
             **self.filters.parts,
         }
 
@@ -282,8 +300,8 @@ class TurnedConv(FusedConv):
         behind = [self.inward(problem.pre_gate, problem.skip)]  # u
         behind += [self.inward(problem.post_gate, problem.skip or self.dk.scales)]  # dy
         behind += [self.outward(gated) for gated in {problem.pre_gate, problem.gates > 0}]  # du, the gates' gradients
-        parts = self.parts(problem)
-        every: tuple[_Triton, ...] = (*forward, parts["transpose"], parts["dk"], *self.filters.back, *behind)
+        of_conv = of_gradients(problem, self.spec, self.dk, self.bwd, turned=True)
+        every: tuple[_Triton, ...] = (*forward, *of_conv, *self.filters.back, *behind)
         return tuple(dict.fromkeys(every))
 
     def layout(self, problem: FftConvProblem) -> str:

@@ -1,10 +1,12 @@
 """The fused convolution: launches of generated kernels for the forward pass and every gradient.
 
-The transpose of a convolution is the same kernel with the conjugate spectrum, so every gradient but the filter's is one
-launch of the forward kernel with other gates:
+The transpose of a convolution is the same kernel with the conjugate spectrum, so every gradient but the filter's may be
+one launch of the forward kernel with other gates:
 
     y     = post * C(u * pre) + add    d post = dy   * C(u * pre)
     d u   = pre  * C'(dy * post)       d pre  = u    * C'(dy * post)
+
+A plan's kernel of several gradients (`FusedConv.bwd`) gives those of them that are wanted, if they are two or more.
 
 The skip is part of the filter's spectrum (an impulse at lag 0); its gradient is summed in float32 by the kernel of the
 filter's gradient, which has both factors at hand.
@@ -13,6 +15,7 @@ filter's gradient, which has both factors at hand.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from torch import Tensor
 from m2gen.config import config
 from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.planner.fftconv.backward import assigned, of_call
 from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
@@ -41,9 +45,11 @@ class FusedKernel:
         self.spec, self.dk = (
             interned(replace(s, compute="bf16_emulated") if emulated else s) for s in (step.spec, step.dk)
         )
+        self.bwd = [replace(one, spec=replace(one.spec, compute=self.spec.compute)) for one in step.bwd]
+        self._bwd_specs: dict[tuple[Any, ...], FftConvSpec] = {}
         self._specs: dict[tuple[bool, bool, bool], FftConvSpec] = {}
         self._dk_specs: dict[tuple[bool, bool, bool], FftConvSpec] = {}
-        self._tables: dict[tuple[bool, int], list[Tensor]] = {}
+        self._tables: dict[tuple[Any, ...], list[Tensor]] = {}
         self.programs = step.programs
         self.ring = Ring(problem, step.spec.size)
         self.filters = _filters(self.ring, self.spec, step.filters)
@@ -59,16 +65,53 @@ class FusedKernel:
         pre, post = x.pre_gate is not None, x.post_gate is not None
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
         largest = self._largest(dy)
-        if out.u is not None and spectrum is not None:
+        tensors = {"u": x.u, "pre": x.pre_gate, "post": x.post_gate, "dy": dy}
+        tensors |= {"du": out.u, "dpre": out.pre_gate, "dpost": out.post_gate}
+        left = self._together(tensors, (pre, post), out, spectrum)
+        if out.u is not None and "du" in left and spectrum is not None:
             spec = self._variant(True, post, pre)
             self._convolve(spec, dy, x.post_gate, x.pre_gate, out.u, spectrum, largest=largest)
-        if out.pre_gate is not None and spectrum is not None:
+        if out.pre_gate is not None and "dpre" in left and spectrum is not None:
             spec = self._variant(True, post, True)
             self._convolve(spec, dy, x.post_gate, x.u, out.pre_gate, spectrum, largest=largest)
-        if out.post_gate is not None and spectrum is not None:
+        if out.post_gate is not None and "dpost" in left and spectrum is not None:
             self._convolve(self._variant(False, pre, True), x.u, x.pre_gate, dy, out.post_gate, spectrum)
-        if out.filter or out.skip is not None:
+        if "dk" in left:
             self._filter_gradient(dy, x, out, largest)
+
+    def _together(
+        self,
+        tensors: dict[str, Tensor | None],
+        gates: tuple[bool, bool],
+        out: Gradients,
+        spectrum: tuple[Tensor, Tensor] | None,
+    ) -> set[str]:
+        """Launch the kernels of several gradients; what is left for those of one. `tensors` has operands and results by
+        the kernels' names, those of the filter aside."""
+        results = ("du", "dpre", "dpost", "conv")
+        wanted = {name for name in results if tensors.get(name) is not None}
+        wanted |= {"dk"} if out.filter or out.skip is not None else set()
+        given, left = assigned(self.bwd if spectrum is not None else (), wanted)
+        for kernel, those in given:
+            spec = self._variant_of_bwd(kernel.spec, those, *gates, out.skip is not None)
+            sequences = tuple(one for name in spec.sequences if (one := tensors[name]) is not None)
+            channels = sequences[0].shape[1]
+            sums = self._sums(spec, sequences[0], kernel.programs // channels) if "dk" in those else ()
+            read = (*sums[: 1 + spec.skip], *(spectrum or ()))
+            self._launch(spec, kernel.programs, sequences, read)
+            if sums:
+                self.filters.gradients(*sums, spec, out)
+        return left
+
+    def _variant_of_bwd(
+        self, spec: FftConvSpec, results: tuple[str, ...], pre: bool, post: bool, skip: bool
+    ) -> FftConvSpec:
+        """The kernel of some of several gradients."""
+        key = id(spec), results, pre, post, skip
+        found = self._bwd_specs.get(key)
+        if found is None:
+            found = self._bwd_specs[key] = interned(of_call(spec, results, pre, post, skip))
+        return found
 
     def _largest(self, d: Tensor) -> Tensor | None:
         """The largest size in d, where a kernel with an outer stage scales by it: it meets no row as a whole."""
@@ -123,13 +166,17 @@ class FusedKernel:
         channels = x.u.shape[1]
         sums = 1 if spec.staged or self.spec.staged else self.programs // channels
         programs = min(self.programs, channels) if spec.staged else sums * channels
-        stack = 1 if spec.staged else spec.stack  # with an outer stage, what is stacked are different bins
-        made = x.u.new_zeros if spec.staged else x.u.new_empty  # there sums are added to what is in memory
-        dkf = made((channels, sums, 2, stack, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
+        dkf, dskip = self._sums(spec, x.u, sums)
         gates = (x.u if x.pre_gate is None else x.pre_gate, dy if x.post_gate is None else x.post_gate)
-        dskip = dkf.new_empty((channels, sums))
         self._launch(spec, programs, (x.u, *gates, dy), (dkf, dskip), largest)
         self.filters.gradients(dkf, dskip, spec, out)
+
+    def _sums(self, spec: FftConvSpec, u: Tensor, sums: int) -> tuple[Tensor, Tensor]:
+        """Room for a channel's `sums` partial sums of the spectrum of the filter's gradient, and of the skip's."""
+        stack = 1 if spec.staged else spec.stack  # with an outer stage, what is stacked are different bins
+        made = u.new_zeros if spec.staged else u.new_empty  # there sums are added to what is in memory
+        dkf = made((u.shape[1], sums, 2, stack, spec.n0, spec.n1, spec.n2), dtype=torch.float32)
+        return dkf, dkf.new_empty((u.shape[1], sums))
 
     def _launch(
         self,
@@ -139,7 +186,7 @@ class FusedKernel:
         spectra: tuple[Tensor, ...],
         largest: Tensor | None = None,
     ) -> None:
-        """Launch with (u, pre, post, result or dy, and add where there is one) and their strides; `spectra` are what
+        """Launch with the kernel's sequences in its order and their strides; `spectra` are what
         the part reads or writes, `largest` is that of the gradient which comes in."""
         u = sequences[0]
         batch, channels, length = u.shape
@@ -160,7 +207,7 @@ class FusedKernel:
 
     def _constants(self, spec: FftConvSpec, u: Tensor) -> list[Tensor]:
         """Matrices and twiddles on u's device."""
-        key = spec.part == "dk", u.get_device()
+        key = spec.radices, spec.stack, u.get_device()
         found = self._tables.get(key)
         if found is None:
             found = self._tables[key] = _constants(spec, u.device)
@@ -196,18 +243,26 @@ class TurnedKernel(FusedKernel):
         d = self._in(dy, x.post_gate, wide or self.dk.scales) if filters or out.input else None
         largest = None if d is None else self._largest(d)
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
-        if d is not None and out.input and spectrum is not None:
-            c = self._own(d, out.pre_gate is not None or x.pre_gate is not None, x.u.dtype)
-            self._convolve(self._variant(True, False, False), d, None, None, c, spectrum, largest=largest)
+        behind = conv = None  # C'(d) and C(z)
+        if d is not None and out.input:
+            behind = self._own(d, out.pre_gate is not None or x.pre_gate is not None, x.u.dtype)
+        if z is not None and out.post_gate is not None:
+            conv = self._own(z, True)
+        tensors = {"u": z, "dy": d, "du": behind, "conv": conv}
+        left = self._together(tensors, (False, False), out, spectrum)
+        if behind is not None and d is not None and spectrum is not None:
+            if "du" in left:
+                self._convolve(self._variant(True, False, False), d, None, None, behind, spectrum, largest=largest)
             if out.u is not None:
-                self._out(c, out.u, x.pre_gate)
+                self._out(behind, out.u, x.pre_gate)
             if out.pre_gate is not None:
-                self._out(c, out.pre_gate, x.u)
-        if z is not None and out.post_gate is not None and spectrum is not None:
-            c = self._own(z, True)
-            self._convolve(self.spec, z, None, None, c, spectrum)
-            self._out(c, out.post_gate, dy)
-        if z is not None and d is not None and filters:
+                self._out(behind, out.pre_gate, x.u)
+        if conv is not None and z is not None and spectrum is not None:
+            if "conv" in left:
+                self._convolve(self.spec, z, None, None, conv, spectrum)
+            if out.post_gate is not None:
+                self._out(conv, out.post_gate, dy)
+        if z is not None and d is not None and "dk" in left:
             self._filter_gradient(d, replace(x, u=z, pre_gate=None, post_gate=None), out, largest)
 
     def _in(self, x: Tensor, gate: Tensor | None, wide: bool = False) -> Tensor:

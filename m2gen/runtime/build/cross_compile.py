@@ -33,7 +33,7 @@ MMA = {
     "mfma": r"v_mfma",
 }
 _POINTERS = {"u_ptr": "dtype", "pre_ptr": "dtype", "post_ptr": "dtype", "y_ptr": "dtype", "dy_ptr": "dtype"}
-_POINTERS |= {"add_ptr": "dtype"}
+_POINTERS |= dict.fromkeys(("add_ptr", "du_ptr", "dpre_ptr", "dpost_ptr", "conv_ptr"), "dtype")
 _POINTERS |= {"kf_ptr": "compute", "a0_ptr": "compute", "a1_ptr": "compute", "b2_ptr": "compute"}
 _POINTERS |= {"scratch_ptr": "compute"}  # the others are float32
 _ANY = ("batch", "splits", "channels", "programs")  # numbers that need not be a multiple of 16
