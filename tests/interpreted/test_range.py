@@ -51,14 +51,18 @@ def plan_of(problem: Problem, staged: bool = False) -> Plan:
     return next(plan for plan in fused_plans(problem) if plan.body.spec.staged == staged)
 
 
+@pytest.mark.parametrize("several", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
     "words", ["n=200 b=3 causal gated skip", "n=256 b=2 circular", "n=100 b=3 bidirectional post_gated"]
 )
-def test_gradients_of_any_size(words: str, size: float) -> None:
+def test_gradients_of_any_size(words: str, size: float, several: bool) -> None:
+    """By one kernel for all, and by one each."""
     problem = parse(f"fftconv {words} h=2 bf16")
     args, dy = operands(problem), gradient_of(problem, size)
-    found = gradients(FusedKernel(problem, plan_of(problem).body), args, dy)
+    body = plan_of(problem).body
+    assert body.bwd
+    found = gradients(FusedKernel(problem, body if several else replace(body, bwd=())), args, dy)
     for name, want in wanted(args, dy).items():
         assert relative(found[name], want) < INSIDE, name
         assert relative(found[name].bfloat16(), want) < ROUNDED, name

@@ -8,13 +8,13 @@ convolution does, so that the second gate's gradient is a launch of its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
-from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
+from m2gen.kernels.fftconv import COMPUTE_BYTES, RADICES, FftConvSpec
 from m2gen.kernels.survey import blocks, found, variants
 from m2gen.planner.fftconv.cost import fused_seconds
 from m2gen.planner.fftconv.launch_cost import TileLaunch, tile_seconds
@@ -98,6 +98,24 @@ def together(
             rest = sum(of for one, of in seconds.items() if one not in results)
             choices += [(of + rest, (kernel,)) for of, kernel in _quickest(problem, limits, like, results)]
     return min(choices, key=lambda choice: choice[0])[1]
+
+
+def one_each(spec: FftConvSpec, limits: DeviceLimits) -> bool:
+    """Whether a kernel of several gradients is there on this ring for other radices and not for these."""
+    like = replace(spec, part="bwd", results=("du", "dk"), stack=1, pre_gate=False, post_gate=False, add=False)
+    like = replace(like, full=False, num_warps=4, num_stages=2)
+    return not spec.staged and not _given(like, limits) and any(_given(one, limits) for one in _other_radices(like))
+
+
+def _other_radices(spec: FftConvSpec) -> Iterator[FftConvSpec]:
+    return (replace(spec, n1=n1, n2=spec.size // n1) for n1 in RADICES if spec.size // n1 in RADICES)
+
+
+@lru_cache(maxsize=1024)
+def _given(spec: FftConvSpec, limits: DeviceLimits) -> bool:
+    """Whether the compiler gave such a kernel, stacked or not, that fits."""
+    stacks = {1, max(1, 64 // spec.n1)}
+    return any(True for stack in stacks for _ in variants(replace(spec, stack=stack), limits))
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
 from m2gen.kernels.survey import left_out, variants
-from m2gen.planner.fftconv.backward import together
+from m2gen.planner.fftconv.backward import one_each, together
 from m2gen.planner.fftconv.cost import fused_estimates, fused_seconds
 from m2gen.planner.fftconv.filters import kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -160,7 +160,8 @@ def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: 
     of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, spec, limits))
     transform = Transform("monarch", spec.size, spec.radices)
     count, bwd = programs(problem, limits, spec), together(problem, limits, spec, dk)
-    conv = FusedConv(of_conv, transform, 1, False, spec, dk, count, filters=filters, bwd=bwd)
+    few = one_each(spec, limits)
+    conv = FusedConv(of_conv, transform, 1, False, spec, dk, count, filters=filters, bwd=bwd, one_each=few)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))
 
 
@@ -172,5 +173,6 @@ def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk
     transform = Transform("monarch", spec.size, spec.radices)
     turn = candidates(TurnSizes(problem.b, problem.n, problem.h, problem.dtype), limits)[0].spec
     count, bwd = programs(problem, limits, plain), together(problem, limits, plain, dk, turned=True)
-    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters, bwd=bwd)
+    few = one_each(plain, limits)
+    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters, bwd=bwd, one_each=few)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))

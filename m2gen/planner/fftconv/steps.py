@@ -29,6 +29,7 @@ _LEAST_THREE = 384  # points of a ring; below, 2^k alone: a call's fixed cost is
 # times that another ring has to be faster: short sequences are those of many lengths, and compiling takes the same
 _SHORT, _OFF_LADDER_SHORT = 2048, 1.4
 _LONG, _OFF_LADDER = 65536, 1.1
+_ONE_EACH = 1.05  # times that a kernel has to be faster whose gradients take one kernel each
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ class FusedConv(Conv):
     programs: int
     filters: FilterKernels = field(default=FilterKernels(), kw_only=True)
     bwd: tuple[Backward, ...] = field(default=(), kw_only=True)
+    one_each: bool = field(default=False, kw_only=True)  # gradients; with other radices there is a kernel of several
 
     @property
     def choice(self) -> str:
@@ -187,6 +189,11 @@ class FusedConv(Conv):
         spec, dk = (replace(one, full=False) for one in (self.spec, self.dk))
         conv = replace(self, spec=spec, dk=dk, bwd=(), filters=FilterKernels(why="no device has run a kernel for it"))
         return FilterSpectrum(conv.estimates(problem, limits)[0], Transform("fft", self.spec.size, ())), conv
+
+    @property
+    def reluctance(self) -> Reluctance | None:
+        """Other radices may give several gradients at once, in half the time, and are hardly slower forward."""
+        return Reluctance(_ONE_EACH, "each of its gradients takes a kernel of its own") if self.one_each else None
 
     def lines(self, problem: FftConvProblem) -> list[str]:
         singly = "of one gradient each" if not self.bwd else "and of one gradient each what they leave"
