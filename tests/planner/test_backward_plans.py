@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from m2gen.device.limits import target
+from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.survey import found
 from m2gen.planner.fftconv.backward import Backward, assigned, usual
 from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
@@ -73,10 +74,12 @@ def test_kernels_are_those_that_training_launches() -> None:
     problem = parse("fftconv n=1000 h=768 b=8 bf16 causal gated skip")
     body = first("n=1000 h=768 b=8 bf16 causal gated skip")
     names = {one.name for one in body.launches(problem, target("sm90"), True)}
-    assert {spec.name for spec in body.kernels(problem)} <= names
-    assert [spec.part for spec in body.kernels(problem)] == ["fwd", "bwd"]
+    convs = [spec for spec in body.kernels(problem) if isinstance(spec, FftConvSpec)]
+    assert {spec.name for spec in convs} <= names
+    assert [spec.part for spec in convs] == ["fwd", "bwd"]
+    assert set(body.kernels(problem)) - set(convs) == {*body.filters.forward, *body.filters.back}
     assert body.parts(problem)["bwd"] == body.bwd[0].spec
-    assert body.kernels(problem, gradients=False) == (body.spec,)
+    assert body.kernels(problem, gradients=False) == (body.spec, *body.filters.forward)
 
 
 def test_turned_plans_have_the_forms_without_gates() -> None:

@@ -29,7 +29,7 @@ _LEAST_THREE = 384  # points of a ring; below, 2^k alone: a call's fixed cost is
 # times that another ring has to be faster: short sequences are those of many lengths, and compiling takes the same
 _SHORT, _OFF_LADDER_SHORT = 2048, 1.4
 _LONG, _OFF_LADDER = 65536, 1.1
-_ONE_EACH = 1.05  # times that a kernel has to be faster whose gradients take one kernel each
+_ONE_EACH = 1.1  # times that a kernel has to be faster whose gradients take one kernel each
 
 
 @dataclass(frozen=True, slots=True)
