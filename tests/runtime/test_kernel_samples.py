@@ -6,18 +6,24 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from m2gen.cache.wisdom import Entry, Key
 from m2gen.device.limits import target
 from m2gen.device.row import LATENCIES, DeviceLimits, refitted
 from m2gen.errors import WisdomError
 from m2gen.kernels.named import named
+from m2gen.planner import search
+from m2gen.planner.choice import digest
 from m2gen.planner.fftconv.cost import fused_seconds
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problems import parse
+from m2gen.runtime.build import limits
 from m2gen.runtime.measure import fit
 from m2gen.runtime.measure import kernel_samples as kernels
 from m2gen.runtime.measure.kernel_samples import KernelSample
@@ -122,6 +128,34 @@ def test_constants_are_found_again(data: list[KernelSample], arch: str) -> None:
     ]
     before, after = kernels.quality(made, row), kernels.quality(made, fit.fitted(made, row))
     assert len(made) > 40 and before.median > 0.1 and after.median < 0.05 and after.worst_regret < 1.1
+
+
+def test_a_fit_to_what_was_tuned_on_a_gpu() -> None:
+    """Entries of wisdom: whole calls, spectra in them, of several plans each."""
+    truth = replace(H100, fetch_seconds=2 * H100.fetch_seconds, follow_seconds=1.5 * H100.follow_seconds)
+    known = []
+    for text in ("fftconv n=1024 h=768 b=64 fp16 circular gated", "fftconv n=4096 h=768 b=64 bf16 causal gated"):
+        plans = search.rank(parse(text), H100).plans
+        timed = [plan for plan in plans if plan.solver == "fused"][:8]
+        seconds = {plan.choice: plan.expected(truth) for plan in timed}
+        key = Key(problem=text, arch="sm90", processor="c", threads=132, candidates=digest(plans), compiler="t")
+        best, first = min(timed, key=lambda plan: seconds[plan.choice]), plans[0].choice
+        known.append(
+            Entry(key=key, choice=best.choice, style=best.style, default=first, measured=text, seconds=seconds)
+        )
+    before, after = (fit.quality(known, row) for row in (H100, fit.fitted(fit.samples(known, H100), H100)))
+    assert before.error > 1.1 and after.error < 1.03 and after.worst_regret < 1.02
+
+
+def test_constants_of_the_card_at_hand_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a fit kept under its name, and no other's."""
+    card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, total_memory=8e10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    kept = {("sm90", card.name): {"fetch_seconds": 3e-6}}
+    monkeypatch.setattr(limits.wisdom, "constants", lambda arch, name: kept.get((arch, name), {}))
+    assert limits._gpu(torch.device("cuda")).fetch_seconds == 3e-6
+    monkeypatch.setattr(card, "name", "NVIDIA H200")
+    assert limits._gpu(torch.device("cuda")).fetch_seconds == H100.fetch_seconds
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
