@@ -32,13 +32,13 @@ _GPU_RULES = (
 # m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json \
 #     --from bench/results/2026-11-26-gpu-profile-h100.json --target sm90
 _H100 = {
-    "follow_seconds": 7.33e-10,
-    "product_seconds": 1.66e-07,
-    "fetch_seconds": 1.7e-06,
-    "unpiped_seconds": 4.1e-07,
-    "program_seconds": 6.75e-06,
-    "scratch_seconds": 2.29e-08,
-    "strided_seconds": 1.58e-07,
+    "follow_seconds": 6.89e-10,
+    "product_seconds": 1.05e-07,
+    "fetch_seconds": 1.95e-06,
+    "unpiped_seconds": 4.44e-07,
+    "program_seconds": 6.64e-06,
+    "scratch_seconds": 2.06e-08,
+    "strided_seconds": 1.59e-07,
 }
 _CYCLES, _H100_CLOCK = ("follow_seconds", "product_seconds"), 1.98e9  # what goes with the clock
 

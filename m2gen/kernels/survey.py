@@ -121,11 +121,16 @@ def _that_fit(spec: FftConvSpec, arch: str, shared_bytes: int) -> tuple[FftConvS
 
 def held(spec: FftConvSpec, limits: DeviceLimits) -> int:
     """Blocks of a surveyed kernel that a multiprocessor holds at once."""
-    entry, needs = found(spec, limits.arch), spec.resources(limits.arch)
+    return _held(spec, limits.arch, limits.registers, limits.shared_bytes)
+
+
+@lru_cache(maxsize=16384)
+def _held(spec: FftConvSpec, arch: str, registers: int, shared_bytes: int) -> int:
+    entry, needs = found(spec, arch), spec.resources(arch)
     if entry is None:
         return 1
-    by_registers = limits.registers // (-(-entry.registers // 8) * 8 * needs.threads)
-    by_shared = (limits.shared_bytes + ROOM) // (needs.shared_bytes + ROOM)
+    by_registers = registers // (-(-entry.registers // 8) * 8 * needs.threads)
+    by_shared = (shared_bytes + ROOM) // (needs.shared_bytes + ROOM)
     return max(1, min(by_registers, by_shared, _MOST_WARPS // spec.num_warps, _MOST_BLOCKS))
 
 

@@ -56,9 +56,9 @@ def test_the_filters_gradient_at_4096_points_is_the_fastest_measured(data: list[
     assert len(regrets) == 3 and set(regrets.values()) == {1.0}
 
 
-def test_problems_that_were_left_out_of_the_fit_are_estimated_as_well(data: list[KernelSample]) -> None:
+def test_problems_that_were_left_out_of_the_fit_are_estimated_as_well() -> None:
     """The constants are no table of the kernels."""
-    found = kernels.quality_left_out(data, H100)
+    found = kernels.quality_left_out(kernels.read([MEASURED, PROFILE], H100), H100)
     assert found.median <= 0.15 and found.worst <= 0.50 and found.worst_regret <= 1.03
 
 
@@ -119,7 +119,7 @@ def test_kernels_of_a_profile(data: list[KernelSample]) -> None:
 def test_constants_are_found_again(data: list[KernelSample], arch: str) -> None:
     """Of times that another row's estimates are, with 3 % of noise, the fit finds a row that estimates them."""
     row = target(arch)
-    truth = replace(row, follow_seconds=2 * row.follow_seconds, scratch_seconds=0.6 * row.scratch_seconds)
+    truth = replace(row, fetch_seconds=2 * row.fetch_seconds, scratch_seconds=0.6 * row.scratch_seconds)
     random = np.random.default_rng(0)
     made = [
         replace(sample, seconds=sample.expected(truth) * math.exp(0.03 * random.standard_normal()), whole=False)

@@ -95,7 +95,7 @@ def fused_values(
         V=limits.vector32,
         A=of.threads,
         I=of.instructions + of.spills * spill_factor(of.spills, of.threads, of.held, of.shared_bytes, limits),
-        f=follow(of.threads, limits),
+        f=follow(of.threads, limits, spec.staged),
         l=waits,
         m=limits.cores,
         O=of.held,

@@ -25,6 +25,7 @@ SPILL = 12  # instructions that one which spills counts as: few warps hide it
 THRASH = 0.4  # and by how much more where the L1 cache that shared memory leaves does not hold what is spilled
 SPILLED = 4 / 3  # bytes a thread keeps for each instruction that spills: written once, read twice
 GROUPS = 2.3  # how much slower instructions follow one another in a block of two warp groups, which wait for each other
+OUTER = 2.0  # the same with an outer stage, where more of them read and write memory
 FULL = 0.75  # share of the wait for data that is left where nothing is masked (1024 points: 0.271 ms, 0.220 without)
 KEPT = 0.7  # share of an L2 cache, or of its half, that keeps what is written and read again: the rest streams through
 MISSED = 0.3  # how much longer a number of scratch takes that the L2 cache does not keep
@@ -100,7 +101,7 @@ def tile_seconds(launch: TileLaunch, limits: DeviceLimits) -> float:
         own=launch.own or -(-launch.tiles // launch.programs),
         programs=launch.programs,
         threads=launch.threads,
-        follow=follow(launch.threads, limits),
+        follow=follow(launch.threads, limits, launch.scratch > 0),
         waits=waits,
         begins=limits.program_seconds,
         bandwidth=STREAMED * limits.dram_bandwidth,
@@ -118,9 +119,9 @@ def streaming_seconds(moved: float, limits: DeviceLimits, launches: int = 1) -> 
     return moved / (STREAMED * limits.dram_bandwidth) + launches * limits.call_seconds
 
 
-def follow(threads: int, limits: DeviceLimits) -> float:
+def follow(threads: int, limits: DeviceLimits, staged: bool = False) -> float:
     """Seconds from one instruction of a warp to its next."""
-    return limits.follow_seconds * (GROUPS if threads > _GROUP else 1.0)
+    return limits.follow_seconds * (GROUPS if threads > _GROUP else 1.0) * (OUTER if staged else 1.0)
 
 
 def spill_factor(spills: int, threads: int, blocks: int, shared_bytes: int, limits: DeviceLimits) -> float:
