@@ -62,7 +62,7 @@ def untried() -> Iterator[Any]:
             yield pytest.param(plan, id=plan.choice + " of " + text)
 
 
-@pytest.mark.parametrize("plan", untried())
+@pytest.mark.parametrize("plan", list(untried()))
 def test_every_plan_passes_its_check(plan: Plan) -> None:
     assert first_use.verdict(plan, HERE).why is None
 

@@ -2,20 +2,19 @@
 `python -m pytest -m gpu -n 14`.
 
 The reference is the float64 FFT of the device, which tests/ops holds against the direct sum on the CPU. Kernels run in
-processes of their own (m2gen/runtime/measure/trial.py). The cases named "small" are fit for compute-sanitizer:
+processes of their own (tests/gpu/on_device.py). The cases named "small" are fit for compute-sanitizer:
 `compute-sanitizer --target-processes all python -m pytest -m gpu -k small -n 0`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
+from on_device import DEVICE, HERE, NEEDS_DEVICE, check
 
 import m2gen
-from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv
@@ -23,36 +22,18 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
-from m2gen.runtime.build.limits import live
-from m2gen.runtime.measure import trial
 from m2gen.testing.corpus import corpus
 from m2gen.testing.exact import BOUND, exact, relative
 from m2gen.testing.operands import operands
 from m2gen.testing.plans import fused_plans
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.usefixtures("poison"),
-]
+pytestmark = [*NEEDS_DEVICE, pytest.mark.usefixtures("poison")]
 
-GPU = torch.device("cuda")
-HERE = live(GPU) if torch.cuda.is_available() else target("sm90")  # so that what is collected can be looked at anywhere
 EVERY = fused_plans(HERE)
-
-
-def on_gpu(problem: Problem) -> dict[str, Any]:
-    args = operands(replace(problem, layout="BHL"), device="cuda")
-    return {name: x for name, x in args.items() if name != "layout"}
 
 
 def fused(problem: Problem) -> list[Plan]:
     return [plan for plan in rank(problem, HERE).plans if isinstance(plan.body, FusedConv)]
-
-
-def check(problem: Problem, plan: Plan) -> None:
-    """Forward and every gradient, in a process of its own: a fault of one kernel ends no other's test."""
-    assert trial.fault(plan, replace(problem, layout="BHL"), GPU) is None, plan
 
 
 def fitting() -> list[tuple[str, Problem]]:
@@ -71,7 +52,7 @@ def fitting() -> list[tuple[str, Problem]]:
 @pytest.mark.parametrize(("name", "problem"), fitting(), ids=lambda x: x if isinstance(x, str) else "")
 def test_corpus(name: str, problem: Problem) -> None:
     """The best plan of every solver."""
-    ranking = rank(problem, live(GPU))
+    ranking = rank(problem, HERE)
     for solver in {plan.solver for plan in ranking.plans}:
         best = ranking.best(solver)
         if best is not None and not (solver == "composed" and best.body.transform.radices[0] > 4096):
@@ -116,20 +97,8 @@ def test_best_of_each_transform(n: int, mode: str, dtype: str, gates: bool) -> N
 @pytest.mark.parametrize("layout", ["BHL", "BLH"])
 def test_public_call_and_compile(layout: str) -> None:
     problem = parse("fftconv n=1000 h=64 b=4 bf16 causal gated skip" + (" blh" if layout == "BLH" else ""))
-    args = operands(problem, device="cuda")
+    args = operands(problem, device=DEVICE)
     y = m2gen.fftconv(**args)
     assert torch.equal(torch.compile(lambda **kw: m2gen.fftconv(**kw), fullgraph=True)(**args), y)
     bhl = {n: x.mT if layout == "BLH" and n in ("u", "pre_gate", "post_gate") else x for n, x in args.items()}
     assert relative(y.mT if layout == "BLH" else y, exact(bhl)[0]) < BOUND["bf16"]
-
-
-def test_cuda_graph() -> None:
-    args = on_gpu(parse("fftconv n=1024 h=64 b=4 fp16 causal gated skip"))
-    m2gen.fftconv(**args)  # compiles outside the capture
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = m2gen.fftconv(**args)
-    args["u"].copy_(torch.randn_like(args["u"]))
-    graph.replay()
-    torch.cuda.synchronize()
-    assert relative(y, exact(args)[0]) < BOUND["fp16"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -344,3 +345,13 @@ def test_ready_fills_tritons_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert ready.there(plan, SM90)
     assert ready.make_ready([(plan, True)], SM90) == (0, 1, 0)
     beforehand.forget()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 100])
+def test_a_plan_tried_on_other_channels_has_whole_programs(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program beyond the last channel would write where nothing is."""
+    launches: list[int] = []
+    monkeypatch.setattr(Launcher, "run", lambda self, device, programs, arguments: launches.append(programs))
+    plan = plans("fftconv n=100 h=3 b=3 fp16 causal gated")[0]
+    run(replace(plan, problem=replace(plan.problem, h=channels)))
+    assert launches and not any(programs % channels for programs in launches)

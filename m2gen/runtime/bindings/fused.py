@@ -157,14 +157,19 @@ class FusedKernel:
         largest: Tensor | None = None,
     ) -> None:
         gates = (u if pre is None else pre, u if post is None else post)
-        self._launch(spec, self.programs, (u, *gates, y, *([] if add is None else [add])), spectrum, largest)
+        programs = self.programs if spec.staged else self._splits(u.shape[1]) * u.shape[1]
+        self._launch(spec, programs, (u, *gates, y, *([] if add is None else [add])), spectrum, largest)
+
+    def _splits(self, channels: int) -> int:
+        """Programs of a channel: all do as many, also where the plan was made for another number of channels."""
+        return max(1, self.programs // channels)
 
     def _filter_gradient(self, dy: Tensor, x: Operands, out: Gradients, largest: Tensor | None) -> None:
         """Fill the gradients of taps and skip."""
         pre, post = x.pre_gate is not None, x.post_gate is not None
         spec = self._variant_of_dk(pre, post, out.skip is not None)
         channels = x.u.shape[1]
-        sums = 1 if spec.staged or self.spec.staged else self.programs // channels
+        sums = 1 if spec.staged or self.spec.staged else self._splits(channels)
         programs = min(self.programs, channels) if spec.staged else sums * channels
         dkf, dskip = self._sums(spec, x.u, sums)
         gates = (x.u if x.pre_gate is None else x.pre_gate, dy if x.post_gate is None else x.post_gate)
