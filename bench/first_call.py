@@ -58,6 +58,37 @@ def compiled(text: str, target: str, way: str) -> dict[str, Any]:
     return {"first": seconds, "all": time.perf_counter() - begun, "kernels": 1 + len(rest), "plan": str(plan)}
 
 
+CALL = """
+import json, time, torch, m2gen
+from bench.gpu import drawn
+from m2gen.planner.problems import parse
+problem = parse({text!r})
+x = {{name: t.requires_grad_() for name, t in drawn(problem, {device!r}).items()}}
+dy = torch.randn_like(x["u"])
+x["u"].sum().item()  # the device is at work
+start = time.perf_counter()
+y = m2gen.fftconv(**x, mode=problem.mode)
+y[0, 0, 0].item()
+first = time.perf_counter() - start
+torch.autograd.grad(y, list(x.values()), dy)[0][0, 0, 0].item()
+print(json.dumps({{"forward": first, "forward and backward": time.perf_counter() - start}}))
+"""
+
+
+def alone(text: str, device: str) -> dict[str, float]:
+    """Seconds of a first call in a process that starts anew and finds nothing compiled, once it has its tensors."""
+    with tempfile.TemporaryDirectory(prefix="m2gen-first-call-") as folder:
+        empty = {"TRITON_CACHE_DIR": f"{folder}/triton", "M2GEN_CACHE_DIR": f"{folder}/m2gen", "M2GEN_UNTRIED": "trust"}
+        code = CALL.format(text=text, device=device)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | empty, capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def _do(serve_one: Any, job: Any) -> None:
     if why := serve_one(job).error:
         raise RuntimeError(f"{job.name}: {why}")

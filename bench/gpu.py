@@ -3,7 +3,7 @@
 For whoever has a GPU for fifteen minutes, in the repository's folder, with PyTorch, Triton, transformers and pytest:
 
     export PYTHONPATH=$PWD
-    timeout 180 python -m pytest -m gpu -n 14 --maxfail 20    # right before fast
+    timeout 600 python -m pytest -m gpu -n 14 --maxfail 20    # right before fast
     python -m bench gpu --minutes 5 --note "COMMIT" --out gpu.json
     python -m bench gpu --models --minutes 5 --note "COMMIT" --out gpu-models.json
     cp gpu.json bench/results/DATE-gpu-CARD.json; cp gpu-models.json bench/results/DATE-gpu-models-CARD.json
@@ -13,12 +13,12 @@ A run compiles every kernel first, in parallel processes; then times, the most i
 of its own and written to --out at once, until its minutes are over. A row that fails or that there was no time for is a
 result. `--device cpu --tiny` takes the same way on any machine, to try it.
 
-B = 64 and H = 768 as in flash-fft-conv's README, fewer rows where sequences are long. Beside m2gen: torch.fft on whole
-tensors (float32, as models write it), flash-fft-conv where it is installed, and a copy of as many bytes as the
-sequence, its gates and the result have. All make the filter's spectrum in the call, but "m2gen kept", whose filter is
-from `m2gen.prepare_filter`. Forward passes run without gradients; nothing is kept because of that, since `fftconv`
-keeps spectra of prepared filters alone (gradients are off inside an autograd Function, too, so that grad mode says
-nothing of it).
+B = 64 and H = 768 as in flash-fft-conv's README, fewer rows and channels where sequences are long. Beside m2gen:
+torch.fft on whole tensors (float32, as models write it), flash-fft-conv where it is installed, and a copy of as many
+bytes as the sequence, its gates and the result have. All make the filter's spectrum in the call, but "m2gen kept",
+whose filter is from `m2gen.prepare_filter`. Forward passes run without gradients; nothing is kept because of that,
+since `fftconv` keeps spectra of prepared filters alone (gradients are off inside an autograd Function, too, so that
+grad mode says nothing of it). "gpu first call" is a process that finds nothing compiled.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ import m2gen
 from bench import device as devices
 from bench import workers
 from bench.device import Clock
+from bench.first_call import alone
 from bench.timing import ratios, rounded, summary, write
 from bench.workers import Job, Row
 from m2gen.dtypes import DTYPES
@@ -48,7 +49,8 @@ from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.build.limits import live
 from m2gen.runtime.measure import wisdom
 
-LENGTHS = (1024, 4096, 8192, 32768, 256, 2048, 16384, 512)  # the most telling first
+LENGTHS = (1024, 4096, 8192, 32768, 256, 2048, 16384, 512, 2**16, 2**20, 2**18, 2**22)  # the most telling first
+FIRST_CALLS = (4096, 1024, 8192, 32768, 2**20)
 WORDS = ("fp16 circular gated", "bf16 causal gated", "fp16 circular")
 BATCH, CHANNELS, ELEMENTS = 64, 768, 64 * 768 * 8192
 NAMES = ("u", "k", "pre_gate", "post_gate")
@@ -80,9 +82,14 @@ def problems(tiny: bool = False) -> list[FftConvProblem]:
     """In the order in which they are measured: what flash-fft-conv is known for, and what models call, first."""
     if tiny:
         return [parse(f"fftconv n={n} h=4 b=2 {words}") for words in WORDS for n in (64, 256)]
-    at = {n: f"fftconv n={n} h={CHANNELS} b={max(2, min(BATCH, ELEMENTS // (CHANNELS * n)))}" for n in LENGTHS}
-    both = [parse(f"{at[n]} {words}") for n in LENGTHS for words in WORDS[:2]]
-    return both + [parse(f"{at[n]} {words}") for words in WORDS[2:] for n in LENGTHS]
+    both = [parse(f"{at(n)} {words}") for n in LENGTHS for words in WORDS[:2]]
+    return both + [parse(f"{at(n)} {words}") for words in WORDS[2:] for n in LENGTHS]
+
+
+def at(n: int) -> str:
+    """Sizes of at most ELEMENTS numbers: fewer rows of long sequences, two at least, and then fewer channels."""
+    batch = max(2, min(BATCH, ELEMENTS // (CHANNELS * n)))
+    return f"fftconv n={n} h={min(CHANNELS, ELEMENTS // (batch * n))} b={batch}"
 
 
 def drawn(problem: FftConvProblem, device: str) -> dict[str, Tensor]:
@@ -256,7 +263,15 @@ def jobs(options: Options) -> tuple[list[Job], list[Job]]:
     """What is compiled first, and what is timed."""
     chosen = [p for p in problems(options.tiny) if options.only is None or options.only in str(p)]
     first = [Job(str(p), compile_plan, (str(p), options.device), _gigabytes(p)) for p in chosen]
-    return first, [Job(str(p), measure, (str(p), options.device, options.rounds)) for p in chosen]
+    timed = [Job(str(p), measure, (str(p), options.device, options.rounds)) for p in chosen]
+    calls = [p for p in chosen if options.tiny or (p.n in FIRST_CALLS and p.dtype == "bf16")]
+    return first, timed + [Job(f"first call {p}", first_call, (str(p), options.device)) for p in calls]
+
+
+def first_call(text: str, device: str) -> list[Row]:
+    """Seconds from a call to its result, and to its gradients, in a process that finds nothing compiled."""
+    seconds = alone(text, device)
+    return [{"group": "gpu first call", "problem": text, "seconds": seconds}]
 
 
 def _gigabytes(problem: FftConvProblem) -> float:
@@ -296,6 +311,7 @@ def _lines(rows: list[Row]) -> Iterator[str]:
         cells = [f"{name} {ms['median']:.4g}" for name, ms in row.get("ms", {}).items()]
         cells += [f"{name}: {value:.3g}" for name, value in row.get("error", {}).items()]
         cells += [f"{name}: {rate:,.0f} tokens/ms" for name, rate in row.get("tokens_per_ms", {}).items()]
+        cells += [f"{name} {value:.2f} s" for name, value in row.get("seconds", {}).items()]
         cells += [f"{name} left out: {why[:80]}" for name, why in row.get("left_out", {}).items()]
         yield f"{row['group']:32} {row['problem']:48} {'  '.join(cells) or row.get('why', '')}"
 

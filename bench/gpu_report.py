@@ -68,6 +68,13 @@ def errors(rows: Sequence[Row]) -> Table:
     return ["L", *names], lines
 
 
+def first_calls(rows: Sequence[Row]) -> Table:
+    """Seconds, compiling among them."""
+    names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
+    lines = [[row["problem"], *(f"{row['seconds'].get(name, float('nan')):.1f}" for name in names)] for row in rows]
+    return ["problem, nothing compiled before", *(f"{name}, s" for name in names)], lines
+
+
 def unmeasured(rows: Sequence[Row]) -> Table:
     return ["what", "why"], [[row["problem"], row["why"]] for row in rows]
 
@@ -82,6 +89,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     **dict.fromkeys(_CONVOLUTIONS, convolutions),
     "gpu kernels": kernels,
     "gpu profile": profile,
+    "gpu first call": first_calls,
     "gpu models, forward": models,
     "gpu models, training": models,
     "gpu models, error": errors,

@@ -199,7 +199,16 @@ def test_the_convolution_from_start_to_page(tmp_path: Path) -> None:
             assert all(row["floor_ms"] > 0 and len(row["times"]["m2gen"]) == 2 for row in rows)
     assert all(max(row["error"].values()) < 0.02 for row in run.of("gpu forward"))
     text = page(run, tmp_path)
-    for part in ("### gpu forward, graph", "### gpu kernels", "(gpu-speed.png)", "(gpu-kernels.png)"):
+    for row in run.of("gpu first call"):
+        assert 0 < row["seconds"]["forward"] < row["seconds"]["forward and backward"]
+    assert len(run.of("gpu first call")) == len(gpu.problems(tiny=True))
+    for part in (
+        "### gpu forward, graph",
+        "### gpu kernels",
+        "### gpu first call",
+        "(gpu-speed.png)",
+        "(gpu-kernels.png)",
+    ):
         assert part in text
 
 
