@@ -200,7 +200,7 @@ def test_the_first_call_compiles_nothing_of_what_was_compiled_ahead(
     plan = ahead.plan(parse(SMALL), SM90)
     assert plan is not None
     run(plan)
-    assert len(rehearsed.jobs(plan, SM90, True)) == 3
+    assert len(rehearsed.jobs(plan, SM90, True)) >= 3
     with triton.knobs.compilation.scope():
         triton.knobs.compilation.listener = lambda cache_hit, **_: hits.append(cache_hit)
         for spec, arguments in calls:
@@ -280,12 +280,13 @@ def test_evaluation_compiles_no_gradients(beside: Beside, calls: list[Call]) -> 
     plan = ready.expect(plans(SMALL)[0], SM90)
     run(plan)
     beforehand.before(*_with_device(calls[0]))
-    assert beside.begun == [[]]
-    forward, transpose, dk = (job.launch for job in rehearsed.jobs(plan, SM90, True))
-    beforehand._in_cache.add((forward, "sm90"))  # by the call itself
-    assert launched(*calls[1]).on("sm90") == transpose
-    beforehand.before(*_with_device(calls[1]))
-    assert [job.launch for job in beside.begun[1]] == [dk]
+    jobs, forward = (rehearsed.jobs(plan, SM90, gradients) for gradients in (True, False))
+    assert beside.begun == [forward[1:]]
+    beforehand._in_cache.update((job.launch, "sm90") for job in forward)  # by then
+    back = next(call for call in calls if launched(*call).on("sm90") not in {job.launch for job in forward})
+    beforehand.before(*_with_device(back))
+    own = launched(*back).on("sm90")
+    assert beside.begun[1:] == [[job for job in jobs if job not in forward and job.launch != own]]
 
 
 def _with_device(call: Call) -> tuple[Any, int, tuple[Any, ...]]:
