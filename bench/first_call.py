@@ -2,7 +2,8 @@
 
 Each row is a process that starts anew, with a cache of Triton's that is empty, from when its own modules are loaded:
 one kernel after the other, as a program does it that calls them; and the first one there, the others beside it in other
-processes, as m2gen does it. "first" is when the first result could be computed.
+processes, as m2gen does it. "first" is when the kernels of the forward pass are there, in brackets the seconds of a
+core that this process took for it: on a machine that others use, about what it would take alone.
 """
 
 from __future__ import annotations
@@ -44,18 +45,28 @@ def compiled(text: str, target: str, way: str) -> dict[str, Any]:
     plan = planning.plan(problem, target)
     rehearsed.jobs(plan, limits, True)
     rehearsed.launches.cache_clear()  # what an operator's first call loads of PyTorch has been loaded
-    begun = time.perf_counter()
-    first, *rest = rehearsed.jobs(plan, limits, True)
+    begun, worked = time.perf_counter(), _cpu()
+    jobs = rehearsed.jobs(plan, limits, True)
+    if not jobs:
+        raise RuntimeError(f"no generated kernel is planned: {plan}")
     beside = Background(SERVES)
     if way == WAYS[1]:
-        beside.begin([job.ready for job in rest])
-    _do(serve_one, first)
-    seconds = time.perf_counter() - begun
-    for job in rest:
+        beside.begin([job.ready for job in jobs[1:]])
+    seconds = own = 0.0
+    for number, job in enumerate(jobs, start=1):
         beside.needed(job)
         if not beforehand.there(job):
             _do(serve_one, job)
-    return {"first": seconds, "all": time.perf_counter() - begun, "kernels": 1 + len(rest), "plan": str(plan)}
+        if number == len(rehearsed.jobs(plan, limits, False)):
+            seconds, own = time.perf_counter() - begun, _cpu() - worked
+    found = {"first": seconds, "all": time.perf_counter() - begun, "first, of a core": own}
+    return found | {"kernels": len(jobs), "plan": str(plan)}
+
+
+def _cpu() -> float:
+    """Seconds that this process and its assembler have had a core: on a machine that others use, what it would take
+    alone."""
+    return sum(os.times()[:4])
 
 
 CALL = """
@@ -109,12 +120,14 @@ def main(rounds: int, out: str | None, only: str | None, target: str = "sm90") -
                 if done is not None:
                     times[way].append(done)
         row: dict[str, Any] = {"group": "first call", "problem": text, "times": times, "why": why}
+        row["load"] = os.getloadavg()[0]
         results.append(row)
         cells = []
         for way, many in times.items():
             if many:
-                first, last = (statistics.median(one[what] for one in many) for what in ("first", "all"))
-                cells.append(f"{way}: first {first:5.2f} s, all {many[0]['kernels']} {last:5.2f} s")
+                what = ("first", "first, of a core", "all")
+                first, own, last = (statistics.median(one[name] for one in many) for name in what)
+                cells.append(f"{way}: first {first:5.2f} s ({own:.2f}), all {many[0]['kernels']} {last:5.2f} s")
         print(f"{text:48} {'   '.join(cells) or why}", flush=True)
         write(out, found, results)
 
