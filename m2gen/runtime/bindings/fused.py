@@ -96,9 +96,10 @@ class FusedKernel:
             spec = self._variant_of_bwd(kernel.spec, those, *gates, out.skip is not None)
             sequences = tuple(one for name in spec.sequences if (one := tensors[name]) is not None)
             channels = sequences[0].shape[1]
-            sums = self._sums(spec, sequences[0], kernel.programs // channels) if "dk" in those else ()
+            splits = max(1, kernel.programs // channels)  # as in _splits
+            sums = self._sums(spec, sequences[0], splits) if "dk" in those else ()
             read = (*sums[: 1 + spec.skip], *(spectrum or ()))
-            self._launch(spec, kernel.programs, sequences, read)
+            self._launch(spec, splits * channels, sequences, read)
             if sums:
                 self.filters.gradients(*sums, spec, out)
         return left
