@@ -30,6 +30,7 @@ from m2gen.runtime.measure.trial import Trial
 H100 = replace(target("sm90"), description="Some H100, planned for as NVIDIA H100")
 GLU = parse("blockdiag in=768 out=6144 blocks=4 rows=32768 bf16 gelu glu")
 SHORT = parse("shortconv n=4096 h=768 b=8 bf16 bias gated blh")
+CONV = parse("fftconv n=1024 h=768 b=64 fp16 causal gated")
 RIGHT = Trial(None)
 
 
@@ -216,6 +217,19 @@ def test_nothing_is_checked_on_a_cpu_or_in_the_interpreter(device: Device, setti
         assert not first_use.asked(fused, H100)
     settings(triton_interpret=True)
     assert isinstance(bound(), blockdiag_triton.FusedKernel) and not device.asked
+
+
+def test_a_fused_convolution_does_without_its_filter_s_kernels_where_those_are_wrong(
+    device: Device, settings: Callable[..., None]
+) -> None:
+    """And where it avoids what no device has run; nothing is asked of a plan whose kernels a device has run."""
+    first = search.rank(CONV, H100).plans[0]
+    plainer = first.plainer(H100)
+    assert first.solver == "fused" and plainer is not None and plainer.body.untried is None
+    device.says = lambda plan: Trial("it is wrong: gradient of k")
+    assert first_use.sound(first, H100) == plainer and [plan for plan, _ in device.asked] == [first]
+    settings(untried="avoid")
+    assert search.rank(CONV, H100).plans[0] == plainer
 
 
 def test_beside_another_computes_until_the_check_is_done(
