@@ -158,12 +158,17 @@ def moved(problem: Problem, kernel: FusedKernel, patch: pytest.MonkeyPatch) -> t
 def test_turning_moves_little_more(words: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn reads and writes a tensor once. Forward it is at most three turns more than without: two of what is there
     anyway, and one that a result in float32 costs. Backward three; with gates two more, as their gradients are turned,
-    and where the skip's gradient is wanted what their products cost in float32."""
+    and where the skip's gradient is wanted what their products cost in float32. So it is with a kernel for each
+    gradient; kernels of several move less either way."""
     problem = parse(f"fftconv n=111 h=6 b=2 {dtype} bidirectional {words}")
     last = replace(problem, layout="BLH")
     turn = 2 * problem.b * problem.h * problem.n * (2 if dtype == "fp16" else 4)
-    least = moved(problem, FusedKernel(problem, first(problem, FusedConv).body), monkeypatch)
-    found = moved(last, TurnedKernel(last, first(last, TurnedConv).body), monkeypatch)
+    straight, turned = first(problem, FusedConv).body, first(last, TurnedConv).body
+    least = moved(problem, FusedKernel(problem, replace(straight, bwd=())), monkeypatch)
+    found = moved(last, TurnedKernel(last, replace(turned, bwd=())), monkeypatch)
+    for body, of, kernel, alone in ((straight, problem, FusedKernel, least), (turned, last, TurnedKernel, found)):
+        if body.bwd:
+            assert moved(of, kernel(of, body), monkeypatch)[1] < alone[1]
     assert least[0] == problem.least_bytes
     assert found[0] - least[0] == turn * (3 if dtype == "fp16" and (problem.post_gate or problem.add) else 2)
     wide = (problem.pre_gate * (2 + problem.post_gate) + problem.post_gate * 3) * problem.skip * (dtype == "fp16")
