@@ -80,6 +80,8 @@ def test_kernels_are_those_that_training_launches() -> None:
     assert set(body.kernels(problem)) - set(convs) == {*body.filters.forward, *body.filters.back}
     assert body.parts(problem)["bwd"] == body.bwd[0].spec
     assert body.kernels(problem, gradients=False) == (body.spec, *body.filters.forward)
+    taps = body.filters.back[0]
+    assert (taps.order, taps.stack) == (body.bwd[0].spec.radices, body.bwd[0].spec.stack)
 
 
 def test_turned_plans_have_the_forms_without_gates() -> None:

@@ -78,6 +78,11 @@ def of_gradients(
     return (*at_once, *(alone(spec, dk, one, pre, post, problem.skip) for one in wanted if one in left))
 
 
+def of_filter_sums(bwd: Iterable[Backward], dk: FftConvSpec) -> FftConvSpec:
+    """The kernel that sums the filter's gradient where every gradient is wanted."""
+    return next((one.spec for one in bwd if "dk" in one.spec.results), dk)
+
+
 def together(
     problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec, turned: bool = False
 ) -> tuple[Backward, ...]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
 from m2gen.kernels.survey import left_out, variants
-from m2gen.planner.fftconv.backward import one_each, together
+from m2gen.planner.fftconv.backward import of_filter_sums, one_each, together
 from m2gen.planner.fftconv.cost import fused_estimates, fused_seconds
 from m2gen.planner.fftconv.filters import kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -156,11 +156,11 @@ def _radices(size: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
-    filters = kernels(problem, spec, dk, limits)
+    bwd = together(problem, limits, spec, dk)
+    filters = kernels(problem, spec, of_filter_sums(bwd, dk), limits)
     of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, spec, limits))
     transform = Transform("monarch", spec.size, spec.radices)
-    count, bwd = programs(problem, limits, spec), together(problem, limits, spec, dk)
-    few = one_each(spec, limits)
+    count, few = programs(problem, limits, spec), one_each(spec, limits)
     conv = FusedConv(of_conv, transform, 1, False, spec, dk, count, filters=filters, bwd=bwd, one_each=few)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))
 
@@ -168,11 +168,11 @@ def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: 
 def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
     """The plan that turns its tensors; the kernel's resources are those of the gated one, of which the survey knows."""
     plain = replace(spec, pre_gate=False, post_gate=False, add=False)
-    filters = kernels(problem, plain, dk, limits)
+    bwd = together(problem, limits, plain, dk, turned=True)
+    filters = kernels(problem, plain, of_filter_sums(bwd, dk), limits)
     of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, plain, limits, turned=True))
     transform = Transform("monarch", spec.size, spec.radices)
     turn = candidates(TurnSizes(problem.b, problem.n, problem.h, problem.dtype), limits)[0].spec
-    count, bwd = programs(problem, limits, plain), together(problem, limits, plain, dk, turned=True)
-    few = one_each(plain, limits)
+    count, few = programs(problem, limits, plain), one_each(plain, limits)
     conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters, bwd=bwd, one_each=few)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))
