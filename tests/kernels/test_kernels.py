@@ -22,7 +22,7 @@ from m2gen.runtime.build.cross_compile import TARGETS
 
 TEMPLATES = [
     *sorted((templates_dir() / "triton" / "fftconv").glob("*.jinja")),
-    *(templates_dir() / "triton" / "_lib" / f"{piece}.jinja" for piece in ("order2", "staged")),
+    *(templates_dir() / "triton" / "_lib" / f"{piece}.jinja" for piece in ("order2", "staged", "operands", "times")),
 ]
 SPEC = FftConvSpec(part="fwd", ring="causal", n1=16, n2=16, dtype="fp16", compute="fp16")
 SPECS = [
