@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
-LONG = {"models": ("test_models",), "fused": ("test_fused",), "turned": ("test_turned", "test_compile")}
+LONG = {
+    "models": ("test_models",),
+    "fused": ("test_fused",),
+    "passes": ("test_passes",),
+    "turned": ("test_turned", "test_compile"),
+}
 GROUPS = LONG | {"others": tuple(p.stem for p in FILES if not any(p.stem in group for group in LONG.values()))}
 
 

@@ -10,6 +10,7 @@ from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativePr
 from m2gen.planner.fftconv import solvers as fftconv
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv, TurnedConv
+from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.gate import solvers as gate
 from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
@@ -39,7 +40,7 @@ _ROWS = (
     Op(
         FftConvProblem,
         fftconv.SOLVERS,
-        (FilterSpectrum, SpectralConv, FusedConv, TurnedConv, NativeConv),
+        (FilterSpectrum, SpectralConv, FusedConv, TurnedConv, PassesConv, NativeConv),
     ),
     Op(
         BlockDiagProblem,

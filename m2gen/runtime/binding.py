@@ -9,6 +9,7 @@ from typing import Any
 from m2gen.errors import M2GenError
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv, TurnedConv
+from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
 from m2gen.planner.monarch.problem import MonarchProblem, stage_problems, turned
 from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
@@ -29,6 +30,7 @@ from m2gen.runtime.bindings import (
 )
 from m2gen.runtime.bindings.fused import FusedKernel, TurnedKernel
 from m2gen.runtime.bindings.native import NativeKernel
+from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.spectral import SpectralKernel
 
 
@@ -47,6 +49,7 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     SpectralConv: SpectralKernel,
     FusedConv: FusedKernel,
     TurnedConv: TurnedKernel,
+    PassesConv: PassesKernel,
     NativeConv: NativeKernel,
     LibraryProduct: blockdiag.LibraryKernel,
     NativeProduct: blockdiag.NativeKernel,

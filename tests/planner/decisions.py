@@ -10,6 +10,7 @@ from pathlib import Path
 
 from m2gen.device.limits import target
 from m2gen.planner.fftconv.steps import Conv, FusedConv
+from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
@@ -62,6 +63,8 @@ def _describe(plan: Plan) -> str:
     channels = f"channels {conv.channels}"
     if isinstance(conv, FusedConv):
         channels = f"{conv.spec.ring} w{conv.spec.num_warps} s{conv.spec.num_stages}{' turned' * hasattr(conv, 'turn')}"
+    if isinstance(conv, PassesConv):
+        channels = f"{conv.outer[0].ring} channels {conv.channels} rows {conv.rows}"
     return (
         f"{plan.solver} order {transform.order} size {transform.size}{radices}{fold} {channels} "
         f"{duration(plan.estimate.seconds)}"

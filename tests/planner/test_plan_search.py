@@ -15,6 +15,7 @@ from m2gen.planner import explain, search
 from m2gen.planner.fftconv import cost, formulas
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv
+from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
@@ -28,7 +29,7 @@ CORPUS = {entry.name: entry.problem for entry in corpus() if entry.problem.op ==
 
 @st.composite
 def small_problems(draw: st.DrawFn) -> Problem:
-    n = draw(st.integers(1, 5000))
+    n = draw(st.integers(1, 5000) | st.integers(5001, 2**21))
     mode = draw(st.sampled_from(("causal", "bidirectional", "same", "circular")))
     k = draw(st.integers(1, n))
     return FftConvProblem(
@@ -47,7 +48,7 @@ def small_problems(draw: st.DrawFn) -> Problem:
 @given(small_problems(), st.sampled_from(sorted(LIMITS)))
 def test_every_candidate_is_sound(problem, arch):
     ranking = search.rank(problem, target(arch))
-    assert {solver for solver, _ in ranking.rejections} <= {"fused", "native"}
+    assert {solver for solver, _ in ranking.rejections} <= {"fused", "passes", "native"}
     assert 2 <= len(ranking.plans) <= 300
     for plan in ranking.plans:
         filter_step, conv = plan.steps
@@ -60,6 +61,9 @@ def test_every_candidate_is_sound(problem, arch):
             continue
         if isinstance(conv, FusedConv):
             check_fused(problem, conv, target(arch))
+            continue
+        if isinstance(conv, PassesConv):
+            check_passes(problem, conv, target(arch))
             continue
         assert isinstance(conv, SpectralConv)
         assert filter_step.transform == conv.transform
@@ -95,6 +99,31 @@ def check_fused(problem, conv, limits):
         assert spec.size >= problem.linear_size
     assert 1 <= conv.programs <= problem.b * problem.h
     assert spec.staged or conv.programs % problem.h == 0
+
+
+def check_passes(problem, conv, limits):
+    assert limits.kind == "gpu" and problem.dtype != "fp64" and problem.layout == "BHL"
+    for kernel in conv.kernels(problem):
+        assert kernel.resources(limits.arch).shared_bytes <= limits.shared_bytes
+    first, *nested = conv.outer
+    assert conv.transform.radices == (*(one.n0 for one in conv.outer), conv.spec.n1, conv.spec.n2)
+    assert conv.transform.size == prod(conv.transform.radices)
+    assert (first.gate, first.dtype, first.nested) == (problem.pre_gate, problem.dtype, False)
+    assert all(one.nested and one.ring == "cyclic" and one.dtype == conv.spec.compute for one in nested)
+    points = conv.transform.size
+    for one in conv.outer:  # a pass does whole blocks of columns
+        points //= one.n0
+        assert points % one.columns == 0
+    for kernel in (conv.spec, conv.dk):
+        assert (kernel.size, kernel.ring, kernel.stack, kernel.staged) == (points, "cyclic", 1, False)
+    if first.ring == "causal":
+        assert problem.mode != "circular" and conv.transform.size >= problem.n
+    else:
+        assert conv.transform.size >= (problem.linear_size if first.wrap or problem.mode != "circular" else problem.n)
+    assert 1 <= conv.channels <= problem.h and 1 <= conv.rows <= problem.b
+    few = 16 * (conv.channels * conv.rows + conv.programs)
+    assert conv.scratch(problem, gradients=False) <= conv.scratch(problem, gradients=True)
+    assert conv.scratch(problem, gradients=True) <= limits.chunk_bytes + few
 
 
 def check_native(problem, conv, limits):
@@ -152,7 +181,7 @@ def test_no_plan_gives_every_reason():
     ):
         assert part in str(caught.value)
     ranking = search.rank(problem, target("avx2"))
-    assert [solver for solver, _ in ranking.rejections] == ["library", "composed", "fused", "native"]
+    assert [solver for solver, _ in ranking.rejections] == ["library", "composed", "fused", "passes", "native"]
     assert ranking.plans == ()
     assert ranking.best("library") is None
 

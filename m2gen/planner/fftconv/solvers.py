@@ -6,5 +6,6 @@ from m2gen.planner.fftconv.composed import Composed
 from m2gen.planner.fftconv.fused import Fused
 from m2gen.planner.fftconv.library import Library
 from m2gen.planner.fftconv.native import Native
+from m2gen.planner.fftconv.passes import Passes
 
-SOLVERS = (Library(), Composed(), Fused(), Native())
+SOLVERS = (Library(), Composed(), Fused(), Passes(), Native())

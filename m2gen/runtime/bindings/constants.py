@@ -82,3 +82,20 @@ def ring_twiddles(ring: str, radix: int, rest: int, device: torch.device) -> Ten
 def _real_blocks(f: Tensor) -> Tensor:
     """The complex matrix as a real one on stacked real and imaginary parts."""
     return torch.cat([torch.cat([f.real, -f.imag], 1), torch.cat([f.imag, f.real], 1)])
+
+
+@lru_cache(maxsize=64)
+def pass_twiddles(ring: str, radix: int, rest: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`ring_twiddles` as products, in float32, for rings whose table would be as large as a sequence: near (2, radix,
+    columns) of each column of a block, and far (rest / columns, 2, radix) of each block's first column."""
+    k0, size = torch.arange(radix), radix * rest
+
+    def table(column: Tensor) -> Tensor:
+        exponents = torch.outer(k0, column)  # of w_size; the causal ring's weight theta is its -1/4th power
+        exponents = 4 * exponents - column if ring == "causal" else exponents
+        return torch.view_as_real(roots_of_unity(exponents, 4 * size if ring == "causal" else size))
+
+    near = table(torch.arange(columns)).permute(2, 0, 1)
+    far = table(torch.arange(0, rest, columns)).permute(1, 2, 0)
+    near, far = (x.to(device, torch.float32).contiguous() for x in (near, far))
+    return near, far

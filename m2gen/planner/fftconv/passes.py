@@ -1,0 +1,171 @@
+"""Rings too large for one kernel: outer stages as passes through memory, nested as often as needed.
+
+Order 3 and beyond: radices of the outer stages, and order 2 on chip for the rows that they leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import combinations_with_replacement
+from math import prod
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
+from m2gen.kernels.fftconv import RADICES as ON_CHIP
+from m2gen.kernels.outer import RADICES, OuterSpec
+from m2gen.kernels.survey import blocks, variants
+from m2gen.planner.fftconv.cost import fused_estimates
+from m2gen.planner.fftconv.passes_cost import backward_bytes, filter_bytes
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FilterSpectrum
+from m2gen.planner.fftconv.steps_passes import PassesConv
+from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.languages import no_triton
+from m2gen.planner.plan import Plan
+from m2gen.planner.step import Estimate
+
+COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # as inside fused kernels
+SMALLEST, LARGEST = 2**13, 2**24  # points of a ring
+INNER = tuple(2**power for power in range(8, 14))  # of one of its rows
+_LEVELS = 3  # outer stages
+_WAVES = 2  # times the programs that all multiprocessors hold at once
+# (columns of a tile, warps, stages) of a pass, the first that fits the device: a line of memory or two a row of a tile
+_KNOBS = {
+    16: ((128, 4, 2), (64, 4, 2), (64, 4, 1)),
+    32: ((64, 4, 2), (32, 4, 2), (32, 4, 1)),
+    64: ((64, 8, 2), (32, 4, 2), (32, 4, 1), (16, 4, 1)),
+    128: ((32, 8, 2), (32, 8, 1), (16, 8, 1)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    name: str = "passes"
+
+    def reject(self, problem: FftConvProblem, limits: DeviceLimits) -> str | None:
+        if why := no_triton(limits):
+            return why
+        if problem.dtype not in COMPUTE:
+            return f"matrix units have no {problem.dtype} path here; fp16, bf16 and fp32 have"
+        if problem.layout == "BLH":
+            return "its passes go along times, and channels are neighbours in memory here; turn the tensors"
+        sizes = [size for _, size, _ in _rings(problem)]
+        if min(sizes) > LARGEST:
+            return f"its rings have at most {LARGEST} points, and the least for it has {min(sizes)}"
+        if max(sizes) < SMALLEST:
+            return f"a ring of {max(sizes)} points is done on chip; it takes {SMALLEST} and more"
+        if not any(True for _ in self.candidates(problem, limits)):
+            return f"for {limits.arch} the compiler gives no kernels for the rows of such a ring that run and fit"
+        return None
+
+    def candidates(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[Plan]:
+        return plans(problem, limits, SMALLEST)
+
+    def left_out(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[tuple[str, str]]:
+        return iter(())
+
+
+def plans(problem: FftConvProblem, limits: DeviceLimits, smallest: int) -> Iterator[Plan]:
+    """Those on rings of `smallest` points and more."""
+    for ring, size, wrap in _rings(problem):
+        if smallest <= size <= LARGEST:
+            for radices in factored(size):
+                plan = _plan(problem, limits, "causal" if ring == "causal" else "cyclic", size, wrap, radices)
+                if plan is not None:
+                    yield plan
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _rings(problem: FftConvProblem) -> Iterator[tuple[str, int, bool]]:
+    """(ring, size, wrap) that hold the problem."""
+    if problem.mode != "circular":
+        yield "causal", _power_of_two(problem.n), False
+    if problem.mode == "circular" and problem.n == _power_of_two(problem.n):
+        yield "cyclic", problem.n, False
+    else:
+        yield "cyclic", _power_of_two(problem.linear_size), problem.mode == "circular"
+
+
+def factored(size: int) -> Iterator[tuple[int, ...]]:
+    """Radices of the outer stages: as few stages as it takes, or one more where each is then quicker. What a user's
+    tensors pass through comes first, and is the least."""
+    least = next(count for count in range(1, _LEVELS + 1) if size <= RADICES[-1] ** count * INNER[-1])
+    for count in range(least, min(least + 1, _LEVELS) + 1):
+        for radices in combinations_with_replacement(RADICES, count):
+            if size // prod(radices) in INNER:
+                yield radices
+
+
+def _plan(
+    problem: FftConvProblem, limits: DeviceLimits, ring: str, size: int, wrap: bool, radices: tuple[int, ...]
+) -> Plan | None:
+    """The plan with these outer stages; None where a kernel that it needs is not there or does not fit."""
+    compute = "bf16" if problem.wide and problem.dtype != "fp32" else COMPUTE[problem.dtype]
+    outer = OuterSpec(
+        part="analysis",
+        ring="causal" if ring == "causal" else "cyclic",
+        n0=radices[0],
+        columns=0,
+        dtype=problem.dtype,
+        compute=compute,
+        gate=problem.pre_gate,
+        wrap=wrap,
+    )
+    nested = replace(outer, ring="cyclic", dtype=compute, gate=False, wrap=False, nested=True)
+    found = [_fitting(replace(one, n0=n0), limits) for one, n0 in zip((outer, *[nested] * 9), radices, strict=False)]
+    passes = tuple(one for one in found if one is not None)
+    inner = [_on_chip(size // prod(radices), compute, part, limits) for part in ("fwd", "dk")]
+    if len(passes) < len(radices) or inner[0] is None or inner[1] is None:
+        return None
+    return _bounded(problem, limits, passes, inner[0], inner[1])
+
+
+def _bounded(
+    problem: FftConvProblem, limits: DeviceLimits, outer: tuple[OuterSpec, ...], spec: FftConvSpec, dk: FftConvSpec
+) -> Plan:
+    """The plan in chunks that keep what they work in within the device's."""
+    size = prod(one.n0 for one in outer) * spec.size
+    operand, rows = COMPUTE_BYTES[spec.compute], outer[0].rows
+    tiles = -(-problem.b // rows)
+
+    def needs(count: int) -> int:
+        return int(max(backward_bytes(size, operand, count), filter_bytes(size, operand)))
+
+    most = limits.chunk_bytes // needs(tiles)
+    if most == 0:  # not one channel: some of the batch
+        fit = [count for count in range(1, tiles) if needs(count) <= limits.chunk_bytes]
+        tiles, most = -(-tiles // -(-tiles // max(fit, default=1))), 1
+    channels = -(-problem.h // -(-problem.h // most))
+    programs = _WAVES * limits.cores * blocks(spec, limits)
+    transform = Transform("monarch", size, (*(one.n0 for one in outer), spec.n1, spec.n2))
+    body = PassesConv(Estimate(), transform, channels, False, outer, spec, dk, min(problem.b, tiles * rows), programs)
+    of_filter, of_conv = body.estimates(problem, limits)
+    steps = (FilterSpectrum(of_filter, Transform("fft", size, ())), replace(body, estimate=of_conv))
+    return Plan(problem, limits.arch, "passes", steps)
+
+
+def _fitting(spec: OuterSpec, limits: DeviceLimits) -> OuterSpec | None:
+    """The pass with the first choice of columns, warps and stages that fits the device."""
+    for columns, warps, stages in _KNOBS[spec.n0]:
+        one = replace(spec, columns=columns, num_warps=warps, num_stages=stages)
+        both = (one, replace(one, part="synthesis"))
+        if all(each.resources(limits.arch).shared_bytes <= limits.shared_bytes for each in both):
+            return one
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _on_chip(size: int, compute: str, part: str, limits: DeviceLimits) -> FftConvSpec | None:
+    """The kernel for the rows: the cheapest by the estimate of a large batch. Transforms are not stacked: what is then
+    a complex row are rows of the batch that do not follow one another."""
+    dtype = "bf16" if compute == "bf16" else compute
+    like = FftConvSpec(part="dk" if part == "dk" else "fwd", ring="cyclic", n1=16, n2=16, dtype=dtype, compute=compute)
+    shapes = [replace(like, n1=n1, n2=size // n1) for n1 in ON_CHIP if size // n1 in ON_CHIP]
+    problem = FftConvProblem(n=size, h=limits.cores, b=64, dtype=dtype, mode="circular")
+    found = [one for shape in shapes for one in variants(shape, limits)]
+    return min(found, key=lambda one: (fused_estimates(problem, one, limits)[1].seconds, one.name), default=None)

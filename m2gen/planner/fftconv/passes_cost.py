@@ -1,0 +1,90 @@
+"""What a convolution in passes over memory costs, and the memory that it works in.
+
+A pass reads or writes sequences on one side and scratch on the other, at the bandwidth of memory; between the passes
+the rows' own convolutions are a fused convolution of as many channels, whose cost is that of `fused_estimates`. Scratch
+holds complex rings in the products' dtype, a pair of batch rows each on the cyclic ring, one on the causal.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from m2gen.planner.step import Arithmetic, Cost
+
+LEGEND = (
+    "B batch, H channels, n sequence, N points of the ring, e bytes of a user's number, Q of one in scratch, G gates, "
+    "K skip, E 1 where something is added, T complex rows of a channel, c chunks, v outer stages, y times of a copy "
+    "that their passes take, r sum of their radices, X rate of products, D bandwidth of memory, t cost of a call, f, b "
+    "and j FLOP, bytes and seconds of the convolutions between the passes"
+)
+# Times that a pass with radix n0 takes which a copy of the same bytes takes: prototypes on an H100, 2026-11-26, 402 M
+# numbers of 16 bits with a gate: 0.81 and 0.85 ms with 32, 0.85 and 1.00 with 64, 1.40 and 1.73 with 128, of 0.83.
+SLOWER = {16: 1.0, 32: 1.0, 64: 1.11, 128: 1.9}
+_STREAM = 1.05  # a copy in a launch of its own
+
+
+class PassValues(NamedTuple):
+    """The symbols of LEGEND."""
+
+    B: Any
+    H: Any
+    n: Any
+    N: Any
+    e: Any
+    Q: Any
+    G: Any
+    K: Any
+    E: Any
+    T: Any
+    c: Any
+    v: Any
+    y: Any
+    r: Any
+    X: Any
+    D: Any
+    t: Any
+    f: Any
+    b: Any
+    j: Any
+
+
+def passes_filter(v: PassValues, a: Arithmetic) -> Cost:
+    """As of a fused kernel, chunk by chunk: placed, transformed by the library, scaled, put into the kernel's order."""
+    moved = v.H * v.N * (9 * 8 + 2 * v.Q)
+    return Cost(
+        flop=10 * v.H * v.N * a.log2(v.N) / 2,
+        bytes=moved,
+        launches=(8 + v.K) * v.c,
+        working_set=v.H / v.c * filter_bytes(v.N, v.Q),
+        seconds=moved / v.D + (8 + v.K) * v.c * v.t,
+    )
+
+
+def passes_conv(v: PassValues, a: Arithmetic) -> Cost:
+    """Two passes a stage, the outermost on the user's tensors."""
+    scratch = 2 * v.T * v.H * v.N * v.Q
+    moved = v.B * v.H * v.n * v.e * (2 + v.G + v.E) + 2 * scratch + 4 * (v.v - 1) * scratch
+    flop = 16 * v.T * v.H * v.N * v.r
+    launches = (2 * v.v + 1) * v.c
+    return Cost(
+        flop=flop + v.f,
+        bytes=moved + v.b,
+        launches=launches,
+        working_set=v.H / v.c * forward_bytes(v.N, v.Q, v.T),
+        seconds=a.maximum(_STREAM * v.y * moved / v.D, flop / v.X) + v.j + launches * v.t,
+    )
+
+
+def filter_bytes(points: Any, operand: Any) -> Any:
+    """Bytes a channel while its filter is transformed: taps, their transform and its scratch, the spectrum."""
+    return points * (3 * 8 + 2 * operand)
+
+
+def forward_bytes(points: Any, operand: Any, tiles: Any) -> Any:
+    """Bytes a channel of a forward pass: the filter's spectrum and scratch."""
+    return points * (2 * operand + 2 * operand * tiles)
+
+
+def backward_bytes(points: int, operand: int, tiles: int) -> int:
+    """Bytes a channel at most of a backward pass: two scratch and the filter gradient's sums, or those transformed."""
+    return points * max(2 * operand + 4 * operand * tiles + 2 * 8, 4 * 8)

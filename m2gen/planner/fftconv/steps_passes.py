@@ -1,0 +1,239 @@
+"""A long convolution on a ring too large for one kernel: outer stages are passes of their own through memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import ClassVar, Literal
+
+from m2gen.device.limits import DeviceLimits
+from m2gen.dtypes import DTYPES
+from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
+from m2gen.kernels.outer import OuterSpec
+from m2gen.planner.fftconv import passes_cost
+from m2gen.planner.fftconv.cost import fused_estimates
+from m2gen.planner.fftconv.launches import FILTER
+from m2gen.planner.fftconv.passes_cost import (
+    PassValues,
+    backward_bytes,
+    filter_bytes,
+    forward_bytes,
+    passes_conv,
+    passes_filter,
+)
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import Conv, Part
+from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.step import NUMBERS, UNTRIED, Estimate, Launch, Terms
+
+# How sequences stand on the ring: as they are, or, of a circular problem on a longer one, with the end repeated in
+# front, or with the beginning repeated behind, as the transposed problem reads them.
+Way = Literal["plain", "behind", "ahead"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassesConv(Conv):
+    """For each chunk of `channels` channels and `rows` batch rows: analyses through memory, outermost first, the
+    convolutions of all rows k0 by one kernel on chip, and syntheses back; `programs` programs a launch, about.
+
+    `outer` are the analyses of a forward pass; `dk` is the kernel of the filter's gradient of the rows.
+    """
+
+    legend: ClassVar = passes_cost.LEGEND
+    notes: ClassVar = "Every figure is an estimate of the cost model."
+
+    outer: tuple[OuterSpec, ...]
+    spec: FftConvSpec
+    dk: FftConvSpec
+    rows: int
+    programs: int
+
+    @property
+    def inner_rows(self) -> int:
+        """Rows k0 (and k0' of stages inside), each a ring of its own on chip."""
+        return prod(one.n0 for one in self.outer)
+
+    @property
+    def ranged(self) -> bool:
+        """Whether what comes backward is brought into range first: gradients may be less than half precision holds,
+        where tensors of bfloat16 hold them."""
+        return self.outer[0].dtype == "bf16" and self.outer[0].compute == "fp16"
+
+    def way(self, transpose: bool = False) -> Way:
+        """How a convolution reads its input, or its transpose."""
+        return "plain" if not self.outer[0].wrap else "ahead" if transpose else "behind"
+
+    def reading(self, way: Way, gate: bool, ranged: bool = False) -> OuterSpec:
+        """The outermost analysis."""
+        return replace(self._outermost(way, ranged), gate=gate)
+
+    def reading_both(self, gate: bool, pair_gate: bool, skip: bool) -> OuterSpec:
+        """The outermost analysis of what comes backward and of the input beside it, for the filter's gradient: of a
+        circular problem on a longer ring the one is read ahead, the other as it is, and lags are the circle's."""
+        one = self._outermost(self.way(True), True)
+        return replace(one, gate=gate, pair=True, pair_gate=pair_gate, skip=skip)
+
+    def writing(self, way: Way, gate: bool, add: bool = False, second: bool = False, ranged: bool = False) -> OuterSpec:
+        """The outermost synthesis; what the transpose gives stands as it is."""
+        way = "plain" if way == "ahead" else way
+        return replace(self._outermost(way, ranged), part="synthesis", gate=gate, add=add, second=second)
+
+    def _outermost(self, way: Way, ranged: bool) -> OuterSpec:
+        return replace(self.outer[0], wrap=way != "plain", transpose=way == "ahead", ranged=ranged and self.ranged)
+
+    @property
+    def choice(self) -> str:
+        outer = "x".join(str(one.n0) for one in self.outer)
+        knobs = self.spec.name.removeprefix("fftconv_fwd_")
+        many = f"channels {self.channels} rows {self.rows} programs {self.programs}"
+        return f"{outer} {self.outer[0].ring} {knobs} {many}"
+
+    @property
+    def style(self) -> str:
+        spec = self.spec
+        stages = "+".join(str(one.n0) for one in self.outer)
+        return f"outer {stages} {self.outer[0].ring}, inner warps {spec.num_warps} stages {spec.num_stages}"
+
+    @property
+    def untried(self) -> str:
+        return UNTRIED
+
+    def _why(self, problem: FftConvProblem) -> str:
+        if self.outer[0].ring == "causal":
+            return f"at least {problem.n}: on the ring t^{self.transform.size} = i what wraps is imaginary"
+        return super(PassesConv, self)._why(problem)  # a dataclass with slots is made anew
+
+    def _who(self, problem: FftConvProblem) -> str:
+        outer = ", ".join(one.name for one in self.outer)
+        return f"kernels   {outer}, {self.spec.name} on {self.inner_rows} rows, and back; {self.outer[0].ring} ring"
+
+    def lines(self, problem: FftConvProblem) -> list[str]:
+        forward, both = (self.scratch(problem, gradients) / 2**20 for gradients in (False, True))
+        at_once = f"{self.channels} of {problem.h} channels and {self.rows} of {problem.b} rows at a time"
+        found = super(PassesConv, self).lines(problem)
+        return [*found, f"scratch   {forward:.0f} MiB, with gradients {both:.0f} MiB, for {at_once}"]
+
+    def scratch(self, problem: FftConvProblem, gradients: bool) -> int:
+        """Bytes beside operands and results, at most."""
+        operand, size = COMPUTE_BYTES[self.spec.compute], self.transform.size
+        channels, tiles = min(self.channels, problem.h), -(-min(self.rows, problem.b) // self.outer[0].rows)
+        forward = int(max(filter_bytes(size, operand), forward_bytes(size, operand, tiles)))
+        back = backward_bytes(size, operand, tiles) if gradients else 0
+        few = 16 * (channels * tiles + self.programs)  # powers of two, parts of the skip's gradient
+        return channels * max(forward, back) + few
+
+    # -- kernels -------------------------------------------------------------------------------------------------------
+
+    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | OuterSpec]:
+        """Between the passes "fwd", its transpose and the filter's gradient "dk"; the passes of a forward call."""
+        plain = self.way()
+        found: dict[str, FftConvSpec | OuterSpec] = {
+            "fwd": self.spec,
+            "transpose": replace(self.spec, transpose=True),
+            "dk": self.dk,
+            "analysis": self.reading(plain, problem.pre_gate),
+            "synthesis": self.writing(plain, problem.post_gate, problem.add),
+        }
+        for level, one in enumerate(self.outer[1:], 1):
+            found |= {f"analysis{level}": one, f"synthesis{level}": replace(one, part="synthesis")}
+        return found
+
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | OuterSpec, ...]:
+        parts = self.parts(problem)
+        if not gradients:
+            return tuple(one for name, one in parts.items() if name not in ("transpose", "dk"))
+        return tuple(dict.fromkeys((*parts.values(), *self._behind(problem))))
+
+    def _behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
+        """The outermost passes of the gradients."""
+        pre, post = problem.pre_gate, problem.post_gate
+        yield self.reading_both(post, pre, problem.skip)
+        yield self.reading(self.way(True), post, True)  # where no filter is trained
+        yield self.writing(self.way(True), pre, second=pre, ranged=True)
+        if pre:  # where only one of the two is wanted
+            yield self.writing(self.way(True), True, ranged=True)
+        if post:
+            yield self.writing(self.way(), True)
+
+    # -- cost ----------------------------------------------------------------------------------------------------------
+
+    def values(self, problem: FftConvProblem, limits: DeviceLimits) -> PassValues:
+        """The numbers of the formulas."""
+        outer, size, operand = self.outer, self.transform.size, COMPUTE_BYTES[self.spec.compute]
+        tiles = -(-problem.b // outer[0].rows)
+        chunks = -(-problem.h // self.channels) * -(-problem.b // self.rows)
+        inner = self.inner_estimate(problem, self.spec, limits)
+        own = problem.b * problem.n * DTYPES[problem.dtype].bytes * (2 + problem.gates + problem.add)
+        weights = [own + 4 * tiles * size * operand, *(8 * tiles * size * operand for _ in outer[1:])]
+        slower = sum(w * passes_cost.SLOWER[one.n0] for w, one in zip(weights, outer, strict=True)) / sum(weights)
+        return PassValues(
+            B=problem.b,
+            H=problem.h,
+            n=problem.n,
+            N=size,
+            e=DTYPES[problem.dtype].bytes,
+            Q=operand,
+            G=problem.gates,
+            K=int(problem.skip),
+            E=int(problem.add),
+            T=tiles,
+            c=chunks,
+            v=len(outer),
+            y=slower,
+            r=sum(one.n0 for one in outer),
+            X=limits.matrix16 / (6 if self.spec.compute == "fp32" else 1),
+            D=limits.dram_bandwidth,
+            t=limits.call_seconds,
+            f=inner.flop,
+            b=inner.bytes,
+            j=inner.seconds - limits.call_seconds,
+        )
+
+    def inner_estimate(self, problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> Estimate:
+        """What the convolutions between the passes cost."""
+        tiles = -(-problem.b // self.outer[0].rows)
+        of = FftConvProblem(n=spec.size, h=problem.h * self.inner_rows, b=2 * tiles, dtype=spec.dtype, mode="circular")
+        return fused_estimates(of, spec, limits)[1]
+
+    def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
+        return Terms(self.values(problem, limits), passes_filter if part == "filter" else passes_conv)
+
+    def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
+        numbers = self.values(problem, limits)
+        of_filter, of_conv = (Estimate(*map(float, of(numbers, NUMBERS))) for of in (passes_filter, passes_conv))
+        return of_filter, of_conv
+
+    def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
+        """Each kind of pass once, for all chunks."""
+        found = [Launch("forward in passes", *self._figures(self.estimates(problem, limits)[1]))]
+        if not gradients:
+            return tuple(found)
+        plain = replace(problem, add=False)
+        taps, _ = self.estimates(plain, limits)
+        found.append(Launch(FILTER, *self._figures(taps), back=True))
+        back = self.estimates(replace(plain, pre_gate=problem.pre_gate, post_gate=problem.post_gate), limits)[1]
+        found.append(Launch("input's gradients in passes", *self._figures(back), back=True))
+        found.append(Launch("analysis of the input", *self._figures(self._analysis(plain, limits)), back=True))
+        if problem.post_gate:
+            found.append(Launch("second gate's gradient in passes", *self._figures(back), back=True))
+        found.append(Launch(self.dk.name, *self._figures(self.inner_estimate(plain, self.dk, limits)), back=True))
+        found.append(Launch("taps of the filter's gradient", *self._figures(taps), back=True))
+        return tuple(found)
+
+    def _analysis(self, problem: FftConvProblem, limits: DeviceLimits) -> Estimate:
+        """The passes alone that read a sequence."""
+        v = self.values(problem, limits)
+        moved = v.B * v.H * v.n * v.e * (1 + problem.pre_gate) + 2 * (2 * v.v - 1) * v.T * v.H * v.N * v.Q
+        return Estimate(bytes=moved, seconds=v.y * moved / v.D + v.v * v.c * v.t)
+
+    @staticmethod
+    def _figures(of: Estimate) -> tuple[float, float, float]:
+        return of.bytes, of.seconds, of.flop
+
+    def __str__(self) -> str:
+        outer = " ".join(one.name for one in self.outer)
+        return (
+            f"(passes-conv {self.transform} (channels {self.channels}) (rows {self.rows}) (programs {self.programs}) "
+            f"{outer} {self.spec.name})"
+        )

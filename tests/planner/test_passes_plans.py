@@ -1,0 +1,112 @@
+"""Plans of rings that need passes over memory: sizes, stages, chunks, what is said of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+
+from m2gen.device.limits import LIMITS, DeviceLimits, target
+from m2gen.planner.fftconv.passes import INNER, LARGEST, SMALLEST, Passes, factored, plans
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps_passes import PassesConv
+from m2gen.planner.problems import parse
+from m2gen.planner.search import rank
+from m2gen.planner.step import UNTRIED
+from m2gen.planner.stored import plan_from_json
+
+GPUS = [limits for limits in LIMITS.values() if limits.kind == "gpu"]
+SM90 = target("sm90")
+
+
+def first(text: str, arch: str = "sm90") -> PassesConv:
+    found = rank(parse(text), target(arch)).best("passes")
+    assert found is not None and isinstance(found.body, PassesConv)
+    return found.body
+
+
+@pytest.mark.parametrize("power", range(13, 25))
+def test_stages_make_up_the_ring(power: int) -> None:
+    """As few as it takes, or one more; the outermost, which the user's tensors pass through, has the least radix."""
+    found = list(factored(2**power))
+    assert found and len(set(found)) == len(found) <= 30
+    for radices in found:
+        assert 2**power // prod(radices) in INNER
+        assert list(radices) == sorted(radices)
+    least = min(map(len, found))
+    assert {len(radices) for radices in found} <= {least, least + 1}
+    assert least == 1 or 2**power > 128 ** (least - 1) * INNER[-1]
+
+
+@pytest.mark.parametrize("limits", GPUS, ids=lambda limits: limits.arch)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("mode", ["circular", "causal", "bidirectional", "same"])
+def test_every_gpu_has_plans_up_to_16_million_points(limits: DeviceLimits, dtype: str, mode: str) -> None:
+    for n in (2**15, 10**5 + 1, 2**20, 2**22 + 3):
+        problem = FftConvProblem(n=n, h=16, b=2, k=n - 1 + n % 2, dtype=dtype, mode=mode, pre_gate=True, skip=True)
+        found = list(plans(problem, limits, SMALLEST))
+        if dtype == "fp32" and limits.arch in ("sm100", "gfx942"):  # whose compilers give no float32 kernel on chip
+            assert not found and "gives no kernels" in str(Passes().reject(problem, limits))
+            continue
+        assert found
+        for plan in found:
+            assert plan.seconds > 0 and plan.body.untried == UNTRIED
+            assert plan_from_json(plan.to_json()) == plan
+
+
+def test_what_is_too_large_too_small_or_lies_across_is_rejected_with_the_reason() -> None:
+    def why(text: str, arch: str = "sm90") -> str:
+        return str(dict(rank(parse(text), target(arch)).rejections)["passes"])
+
+    assert f"at most {LARGEST} points, and the least for it has {2 * LARGEST}" in why(f"fftconv n={LARGEST + 1} fp16")
+    assert "done on chip" in why("fftconv n=2000 fp16")
+    assert "turn the tensors" in why("fftconv n=40000 fp16 blh")
+    assert "no fp64 path" in why("fftconv n=40000 fp64")
+    assert "sm90" not in why("fftconv n=40000 fp16", "avx2")
+    bare = replace(SM90, shared_bytes=2**10)
+    assert "gives no kernels" in str(Passes().reject(parse("fftconv n=40000 fp16"), bare))
+
+
+@pytest.mark.parametrize("text", [
+    "fftconv n=1048576 h=768 b=2 fp16 circular gated",
+    "fftconv n=16777216 h=3 b=64 bf16 causal",
+    "fftconv n=1000000 h=768 b=64 fp32 bidirectional gated skip add",
+    "fftconv n=20000 h=768 b=512 fp16 causal",
+])  # fmt: skip
+def test_scratch_is_bounded_and_stated(text: str) -> None:
+    problem = parse(text)
+    for plan in rank(problem, SM90).plans:
+        if plan.solver == "passes":
+            body = plan.body
+            assert plan.estimate.working_set <= body.scratch(problem, gradients=True) <= 1.01 * SM90.chunk_bytes
+            assert f"{body.scratch(problem, gradients=True) / 2**20:.0f} MiB" in plan.explain()
+            assert body.channels == 1 or body.rows == problem.b  # a batch is cut where one channel is too much
+
+
+def test_half_a_million_rows_of_one_channel_are_cut() -> None:
+    body = first("fftconv n=1048576 h=2 b=4096 fp16 circular")
+    assert body.channels == 1 and body.rows < 4096 and body.rows % 2 == 0
+
+
+def test_a_plan_says_its_stages_and_kernels() -> None:
+    text = rank(parse("fftconv n=1048576 h=192 b=2 bf16 causal gated skip"), SM90).best("passes").explain()
+    for part in ("outer_analysis_n", "outer stages", "scratch", UNTRIED, "t^1048576 = i", "passes-conv"):
+        assert part in text
+
+
+def test_launches_are_those_of_a_call() -> None:
+    problem = parse("fftconv n=65536 h=768 b=8 fp16 circular gated")
+    plan = rank(problem, SM90).best("passes")
+    forward = plan.body.launches(problem, SM90, gradients=False)
+    every = plan.body.launches(problem, SM90, gradients=True)
+    assert forward == every[:1] and all(one.back for one in every[1:])
+    assert sum(one.seconds for one in forward) == pytest.approx(plan.body.estimate.seconds)
+    assert sum(one.seconds for one in every[1:]) > 2 * plan.body.estimate.seconds
+
+
+def test_kernels_of_other_sizes_are_shared() -> None:
+    """A pass is the same kernel for rings of any size."""
+    one, other = (first(f"fftconv n={n} h=768 b=8 fp16 circular gated") for n in (2**16, 2**17))
+    names = [{spec.name for spec in body.outer} for body in (one, other)]
+    assert names[0] & names[1]
