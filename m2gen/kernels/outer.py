@@ -8,11 +8,11 @@ Compiled and interpreted, not yet run on a device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES
 from m2gen.kernels.spec import Resources
 
@@ -82,6 +82,11 @@ class OuterSpec:
         return ()
 
     @property
+    def looks_ahead(self) -> bool:
+        """As the pieces that kernels on chip share have it."""
+        return self.transpose
+
+    @property
     def operands(self) -> tuple[str, ...]:
         """The sequences with strides of their own, in the order of a launch."""
         if self.part == "analysis":
@@ -99,15 +104,25 @@ class OuterSpec:
 
     def launched(self) -> Mapping[str, str]:
         ones = {f"stride_{name}l": "1" for name in self.operands}
-        pointers = dict.fromkeys(("a0_ptr", "s_ptr", "t_ptr"), self.compute)
-        floats = dict.fromkeys(("scale_ptr", "range_ptr", "skip_ptr", "near_ptr", "far_ptr"), "fp32")
-        return {**dict.fromkeys(("batch", "shift", "channels", "splits"), "any"), **ones, **pointers, **floats}
+        scratch = ("a0_ptr", "s_ptr", *(("t_ptr",) if self.pair else ()))
+        given = {"scale_ptr": self.part == "synthesis" and not self.nested, "range_ptr": self.ranged}
+        floats = [name for name, there in {**given, "skip_ptr": self.skip}.items() if there]
+        numbers = ("batch", "shift", "channels", "splits")
+        return {
+            **dict.fromkeys(numbers, "any"),
+            **ones,
+            **dict.fromkeys(scratch, self.compute),
+            **dict.fromkeys((*floats, "near_ptr", "far_ptr"), "fp32"),
+        }
 
     def resources(self, arch: str | None = None) -> Resources:
-        """The matrix, and tiles of both sides of the product that are laid out anew, for each stage."""
-        matrix = 2 * self.n0 * self.rows * self.n0 * COMPUTE_BYTES[self.compute]
-        tile = 2 * self.n0 * (self.columns + 8) * 4
-        return Resources(
-            shared_bytes=math.ceil(matrix + self.num_stages * tile),
-            threads=(64 if arch == "gfx942" else 32) * self.num_warps,
-        )
+        """The matrix and the product's other operand; and what a loop reads ahead, which one with a barrier does not.
+        As Triton 3.7.1 lays it out for Hopper; others take no more."""
+        operand, parts = COMPUTE_BYTES[self.compute], 2 if self.compute == "fp32" else 1  # three products of parts
+        analysis, tile = self.part == "analysis", self.n0 * self.columns
+        shared = operand * parts * (2 * self.n0 * self.rows * self.n0 + 2 * tile)
+        if self.num_stages > 1 and not self.nested:
+            sources = 1 + self.gate + self.pair + self.pair_gate
+            ahead = self.rows * tile * sources * DTYPES[self.dtype].bytes
+            shared += ahead if analysis else 2 * tile * (operand + 4) + 8 * self.n0
+        return Resources(shared_bytes=shared, threads=(64 if arch == "gfx942" else 32) * self.num_warps)

@@ -11,11 +11,13 @@ from m2gen.device.limits import target
 from m2gen.device.row import DeviceLimits
 from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.outer import RADICES, OuterSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
 from m2gen.planner.fftconv import filters
+from m2gen.planner.fftconv.passes import fitting
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.monarch.fused import Fused
 from m2gen.planner.problems import parse
@@ -45,6 +47,7 @@ FILTERS = (  # a problem, and the radices of the kernels that read the spectrum 
     ("fftconv n=32768 h=768 b=16 fp16 causal skip", (32, 32, 32)),
     ("fftconv n=65536 h=768 b=8 fp16 causal", (64, 32, 32)),
 )
+PASSES = OuterSpec(part="analysis", ring="cyclic", n0=16, columns=0, dtype="fp16", compute="fp16", gate=True)
 SAMPLE = (  # what the tests compile again
     ("sm90", "blockdiag_fwd_bf16", "glu"),
     ("sm90", "blockdiag_dw", ""),
@@ -60,6 +63,13 @@ SAMPLE = (  # what the tests compile again
     ("sm90", "spectrum_fwd_outer", ""),
     ("sm100", "spectrum_inverse_inner", ""),
     ("gfx942", "spectrum_inverse_outer", "n65536"),
+    ("sm90", "outer_analysis_n32", "skip"),
+    ("sm90", "outer_synthesis_n128", "second"),
+    ("sm90", "outer_analysis_n64", "nested"),
+    ("sm90", "outer_synthesis_n32", "ranged"),
+    ("sm80", "outer_synthesis_n32", "fp32"),
+    ("sm100", "outer_analysis_n64", "nested"),
+    ("gfx942", "outer_synthesis_n32", "second"),
 )
 
 
@@ -95,6 +105,27 @@ def specs(limits: DeviceLimits) -> Iterator[TritonSpec]:
         yield from filter_kernels(text, radices, limits)
     for text in MONARCHS:
         yield from (plan.body.whole for plan in monarch.candidates(parse(text), limits) if plan.body.whole is not None)
+    yield from passes(limits)
+
+
+def passes(limits: DeviceLimits) -> Iterator[OuterSpec]:
+    """Outer stages of large rings: each radix that fits, forward and backward, one in the other; and of other types."""
+    for n0 in RADICES:
+        first = fitting(replace(PASSES, n0=n0), limits)
+        if first is not None:
+            yield first
+            yield replace(first, pair=True, pair_gate=True, skip=True)
+            yield replace(first, part="synthesis", second=True)
+            nested = replace(first, gate=False, nested=True)
+            yield from (nested, replace(nested, part="synthesis"))
+    for more in (
+        {"ring": "causal", "dtype": "bf16", "ranged": True},
+        {"ring": "causal", "dtype": "fp32", "compute": "fp32"},
+        {"wrap": True, "add": True},
+    ):
+        one = fitting(replace(PASSES, n0=32, **more), limits)  # type: ignore[arg-type]
+        if one is not None:
+            yield from (replace(one, add=False), replace(one, part="synthesis"))
 
 
 def filter_kernels(text: str, radices: tuple[int, ...], limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:

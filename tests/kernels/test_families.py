@@ -23,6 +23,7 @@ from m2gen.device.limits import LIMITS, target
 from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.monarch import MonarchSpec
+from m2gen.kernels.outer import OuterSpec
 from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.spectrum import SpectrumSpec
@@ -38,6 +39,7 @@ from m2gen.runtime.build.triton_kernel import load
 GPUS = [limits for limits in LIMITS.values() if limits.kind == "gpu"]
 BLOCKDIAG = BlockdiagSpec(part="fwd", dtype="bf16", block_r=64, block_n=64, block_k=32)
 SHORTCONV = ShortconvSpec(part="fwd", width=3, dtype="fp16")
+OUTER = OuterSpec(part="analysis", ring="cyclic", n0=32, columns=64, dtype="fp16", compute="fp16")
 MONARCH = MonarchSpec(dtype="bf16", blocks=32, depth=32, middle=32, width=32)
 SPECTRUM = SpectrumSpec(part="fwd", n1=32, n2=16, order=(32, 16), compute="fp16")
 SPECS: list[TritonSpec] = [
@@ -68,6 +70,22 @@ SPECS: list[TritonSpec] = [
     TurnSpec(dtype="bf16", inner="fp16", pre=True),
     TurnSpec(dtype="bf16", inner="bf16", pre=True, emulated=True),
     *(TurnSpec(dtype="bf16", inner="fp32", post=post, add=not post or rest) for post, rest in ((0, 1), (1, 0), (1, 1))),
+    OUTER,
+    *(
+        replace(OUTER, **{name: value})
+        for name, value in {
+            "ring": "causal", "n0": 64, "columns": 32, "dtype": "bf16", "compute": "bf16", "gate": True, "wrap": True,
+            "ranged": True, "nested": True, "emulated": True, "num_warps": 8, "num_stages": 1,
+        }.items()
+    ),
+    replace(OUTER, wrap=True, transpose=True),
+    replace(OUTER, pair=True),
+    replace(OUTER, pair=True, pair_gate=True),
+    replace(OUTER, pair=True, skip=True),
+    *(
+        replace(OUTER, part="synthesis", gate=gate, second=second, add=add, nested=not (gate or add))
+        for gate, second, add in ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1))
+    ),
     AddPartsSpec(dtype="bf16"),
     AddPartsSpec(dtype="bf16", block=256, num_warps=2, emulated=True),
     *(
@@ -101,6 +119,10 @@ PIECES = {
     "spectrum": SPECTRUM,
     "turn": TurnSpec(dtype="fp16"),
     "add_parts": AddPartsSpec(dtype="bf16"),
+    "outer": OUTER,
+    "_lib/outer": OUTER,
+    "_lib/operands": OUTER,
+    "_lib/times": OUTER,
     "monarch": MONARCH,
     "blockdiag": BLOCKDIAG,
     "shortconv": SHORTCONV,
@@ -118,7 +140,7 @@ TEMPLATES = [
 @pytest.mark.parametrize("path, spec", TEMPLATES, ids=lambda value: getattr(value, "stem", ""))
 def test_a_template_is_short_and_sees_the_spec_and_nothing_else(path: Path, spec: TritonSpec) -> None:
     text = path.read_text()
-    assert meta.find_undeclared_variables(environment("triton").parse(text)) <= fields(spec).keys()
+    assert meta.find_undeclared_variables(environment("triton").parse(text)) <= fields(spec).keys() | {"tl_dtype"}
     assert len(text.splitlines()) <= 150
 
 

@@ -46,10 +46,10 @@ def test_every_gpu_has_plans_up_to_16_million_points(limits: DeviceLimits, dtype
     for n in (2**15, 10**5 + 1, 2**20, 2**22 + 3):
         problem = FftConvProblem(n=n, h=16, b=2, k=n - 1 + n % 2, dtype=dtype, mode=mode, pre_gate=True, skip=True)
         found = list(plans(problem, limits, SMALLEST))
-        if dtype == "fp32" and limits.arch in ("sm100", "gfx942"):  # whose compilers give no float32 kernel on chip
-            assert not found and "gives no kernels" in str(Passes().reject(problem, limits))
-            continue
-        assert found
+        if dtype == "fp32" and limits.arch not in ("sm80", "sm90"):  # less shared memory, or no float32 kernel on chip
+            assert found or "gives no kernels" in str(Passes().reject(problem, limits))
+        else:
+            assert found
         for plan in found:
             assert plan.seconds > 0 and plan.body.untried == UNTRIED
             assert plan_from_json(plan.to_json()) == plan

@@ -15,7 +15,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.fftconv import RADICES as ON_CHIP
 from m2gen.kernels.outer import RADICES, OuterSpec
-from m2gen.kernels.survey import blocks, variants
+from m2gen.kernels.survey import FAMILIES, blocks, variants
 from m2gen.planner.fftconv.cost import fused_estimates
 from m2gen.planner.fftconv.passes_cost import backward_bytes, filter_bytes
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -117,7 +117,7 @@ def _plan(
         wrap=wrap,
     )
     nested = replace(outer, ring="cyclic", dtype=compute, gate=False, wrap=False, nested=True)
-    found = [_fitting(replace(one, n0=n0), limits) for one, n0 in zip((outer, *[nested] * 9), radices, strict=False)]
+    found = [fitting(replace(one, n0=n0), limits) for one, n0 in zip((outer, *[nested] * 9), radices, strict=False)]
     passes = tuple(one for one in found if one is not None)
     inner = [_on_chip(size // prod(radices), compute, part, limits) for part in ("fwd", "dk")]
     if len(passes) < len(radices) or inner[0] is None or inner[1] is None:
@@ -149,12 +149,16 @@ def _bounded(
     return Plan(problem, limits.arch, "passes", steps)
 
 
-def _fitting(spec: OuterSpec, limits: DeviceLimits) -> OuterSpec | None:
-    """The pass with the first choice of columns, warps and stages that fits the device."""
+def fitting(spec: OuterSpec, limits: DeviceLimits) -> OuterSpec | None:
+    """The pass with the first choice of columns, warps and stages that fits the device, as do those of its gradients;
+    None where there is none, or where the matrix would have to be in registers."""
+    if spec.n0 > 64 and FAMILIES[limits.arch] not in ("wgmma", "tcgen05"):
+        return None
     for columns, warps, stages in _KNOBS[spec.n0]:
         one = replace(spec, columns=columns, num_warps=warps, num_stages=stages)
-        both = (one, replace(one, part="synthesis"))
-        if all(each.resources(limits.arch).shared_bytes <= limits.shared_bytes for each in both):
+        both = not one.nested  # two sequences with a gate each take the most
+        largest = (replace(one, gate=both, pair=both, pair_gate=both), replace(one, part="synthesis"))
+        if all(each.resources(limits.arch).shared_bytes <= limits.shared_bytes for each in largest):
             return one
     return None
 
@@ -165,6 +169,7 @@ def _on_chip(size: int, compute: str, part: str, limits: DeviceLimits) -> FftCon
     a complex row are rows of the batch that do not follow one another."""
     dtype = "bf16" if compute == "bf16" else compute
     like = FftConvSpec(part="dk" if part == "dk" else "fwd", ring="cyclic", n1=16, n2=16, dtype=dtype, compute=compute)
+    like = replace(like, full=True)  # rows of scratch are whole, and two for each complex one
     shapes = [replace(like, n1=n1, n2=size // n1) for n1 in ON_CHIP if size // n1 in ON_CHIP]
     problem = FftConvProblem(n=size, h=limits.cores, b=64, dtype=dtype, mode="circular")
     found = [one for shape in shapes for one in variants(shape, limits)]

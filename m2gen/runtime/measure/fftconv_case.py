@@ -17,13 +17,14 @@ from torch import Tensor
 
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.plan import Plan
 from m2gen.reference.fftconv import fftconv_at
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.kept_spectra import KeptFilter
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.measure.case import Case
-from m2gen.testing.exact import BOUND, NAMES, STAGED, exact, relative
+from m2gen.testing.exact import BOUND, NAMES, NESTED, STAGED, exact, relative
 from m2gen.testing.operands import operands
 from m2gen.testing.tolerances import check
 
@@ -81,9 +82,7 @@ class FftConvCase(Case[FftConvProblem]):
         return self._oracle.wrong(y)
 
     def wrong_somewhere(self, plan: Plan) -> str | None:
-        bound = BOUND[self.problem.dtype] * (
-            STAGED if isinstance(plan.body, FusedConv) and plan.body.spec.staged else 1
-        )
+        bound = BOUND[self.problem.dtype] * _slack(plan)
         kernel = kernel_of(plan)
         expected, leaves = exact(self.args)
         found = {"result": self.call(kernel)}
@@ -124,6 +123,13 @@ class FftConvCase(Case[FftConvProblem]):
             return y
 
         return call
+
+
+def _slack(plan: Plan) -> float:
+    """Times the bound of a kernel on chip: what goes through memory in half precision is rounded there once more."""
+    if isinstance(plan.body, PassesConv):
+        return NESTED if len(plan.body.outer) > 1 else STAGED
+    return STAGED if isinstance(plan.body, FusedConv) and plan.body.spec.staged else 1
 
 
 def tensors(problem: FftConvProblem, device: torch.device) -> dict[str, Any]:
