@@ -15,9 +15,9 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.fftconv import RADICES as ON_CHIP
 from m2gen.kernels.outer import RADICES, OuterSpec
-from m2gen.kernels.survey import FAMILIES, blocks, variants
-from m2gen.planner.fftconv.cost import fused_estimates
-from m2gen.planner.fftconv.passes_cost import backward_bytes, filter_bytes
+from m2gen.kernels.rows import RowsSpec
+from m2gen.kernels.survey import FAMILIES, variants
+from m2gen.planner.fftconv.passes_cost import at_once, backward_bytes, filter_bytes, rows_estimate
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum
 from m2gen.planner.fftconv.steps_passes import PassesConv
@@ -30,7 +30,6 @@ COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # as inside fused ke
 SMALLEST, LARGEST = 2**13, 2**24  # points of a ring
 INNER = tuple(2**power for power in range(8, 14))  # of one of its rows
 _LEVELS = 3  # outer stages
-_WAVES = 2  # times the programs that all multiprocessors hold at once
 # (columns of a tile, warps, stages) of a pass, the first that fits the device: a line of memory or two a row of a tile
 _KNOBS = {
     16: ((128, 4, 2), (64, 4, 2), (64, 4, 1)),
@@ -141,7 +140,7 @@ def _bounded(
         fit = [count for count in range(1, tiles) if needs(count) <= limits.chunk_bytes]
         tiles, most = -(-tiles // -(-tiles // max(fit, default=1))), 1
     channels = -(-problem.h // -(-problem.h // most))
-    programs = _WAVES * limits.cores * blocks(spec, limits)
+    programs = at_once(spec, limits)
     transform = Transform("monarch", size, (*(one.n0 for one in outer), spec.n1, spec.n2))
     body = PassesConv(Estimate(), transform, channels, False, outer, spec, dk, min(problem.b, tiles * rows), programs)
     of_filter, of_conv = body.estimates(problem, limits)
@@ -168,9 +167,12 @@ def _on_chip(size: int, compute: str, part: str, limits: DeviceLimits) -> FftCon
     """The kernel for the rows: the cheapest by the estimate of a large batch. Transforms are not stacked: what is then
     a complex row are rows of the batch that do not follow one another."""
     dtype = "bf16" if compute == "bf16" else compute
-    like = FftConvSpec(part="dk" if part == "dk" else "fwd", ring="cyclic", n1=16, n2=16, dtype=dtype, compute=compute)
-    like = replace(like, full=True)  # rows of scratch are whole, and two for each complex one
+    given = {"ring": "cyclic", "n1": 16, "n2": 16, "dtype": dtype, "compute": compute, "full": True}
+    like = FftConvSpec(part="dk", **given) if part == "dk" else RowsSpec(part="fwd", **given)  # type: ignore[arg-type]
     shapes = [replace(like, n1=n1, n2=size // n1) for n1 in ON_CHIP if size // n1 in ON_CHIP]
-    problem = FftConvProblem(n=size, h=limits.cores, b=64, dtype=dtype, mode="circular")
     found = [one for shape in shapes for one in variants(shape, limits)]
-    return min(found, key=lambda one: (fused_estimates(problem, one, limits)[1].seconds, one.name), default=None)
+
+    def seconds(one: FftConvSpec) -> float:
+        return rows_estimate(size, limits.cores, 64, one, limits).seconds
+
+    return min(found, key=lambda one: (seconds(one), one.name), default=None)

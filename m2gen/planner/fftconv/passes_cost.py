@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from m2gen.planner.step import Arithmetic, Cost
+from m2gen.device.limits import DeviceLimits
+from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.survey import held
+from m2gen.planner.fftconv.cost import fused_estimates, fused_values
+from m2gen.planner.fftconv.formulas import FORMULAS
+from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.step import NUMBERS, Arithmetic, Cost, Estimate
 
 LEGEND = (
     "B batch, H channels, n sequence, N points of the ring, e bytes of a user's number, Q of one in scratch, G gates, "
@@ -20,7 +26,9 @@ LEGEND = (
 # Times that a pass with radix n0 takes which a copy of the same bytes takes: prototypes on an H100, 2026-11-26, 402 M
 # numbers of 16 bits with a gate: 0.81 and 0.85 ms with 32, 0.85 and 1.00 with 64, 1.40 and 1.73 with 128, of 0.83.
 SLOWER = {16: 1.0, 32: 1.0, 64: 1.11, 128: 1.9}
-_STREAM = 1.05  # a copy in a launch of its own
+
+
+_WAVES = 2  # times the programs that all multiprocessors hold at once
 
 
 class PassValues(NamedTuple):
@@ -71,7 +79,7 @@ def passes_conv(v: PassValues, a: Arithmetic) -> Cost:
         bytes=moved + v.b,
         launches=launches,
         working_set=v.H / v.c * forward_bytes(v.N, v.Q, v.T),
-        seconds=a.maximum(_STREAM * v.y * moved / v.D, flop / v.X) + v.j + launches * v.t,
+        seconds=a.maximum(v.y * moved / v.D, flop / v.X) + v.j + launches * v.t,
     )
 
 
@@ -88,3 +96,20 @@ def forward_bytes(points: Any, operand: Any, tiles: Any) -> Any:
 def backward_bytes(points: int, operand: int, tiles: int) -> int:
     """Bytes a channel at most of a backward pass: two scratch and the filter gradient's sums, or those transformed."""
     return points * max(2 * operand + 4 * operand * tiles + 2 * 8, 4 * 8)
+
+
+def at_once(spec: FftConvSpec, limits: DeviceLimits) -> int:
+    """Programs of a launch."""
+    return _WAVES * limits.cores * held(spec, limits)
+
+
+def rows_estimate(size: int, channels: int, batch: int, spec: FftConvSpec, limits: DeviceLimits) -> Estimate:
+    """What a launch between the passes costs on rings of `size` points, `batch` rows of scratch to each of `channels`
+    spectra: as on chip, but that programs of the convolution go on from one channel to the next."""
+    of = FftConvProblem(n=size, h=channels, b=batch, dtype=spec.dtype, mode="circular")
+    if spec.part == "dk":
+        return fused_estimates(of, spec, limits, count=channels)[1]
+    tiles = channels * -(-batch // spec.batch_rows)
+    count = min(tiles, at_once(spec, limits))
+    numbers = fused_values(of, spec, limits)._replace(q=count, u=-(-tiles // count))
+    return Estimate(*map(float, FORMULAS["fused", "conv"](numbers, NUMBERS)))

@@ -12,7 +12,7 @@ from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.planner.fftconv import passes_cost
-from m2gen.planner.fftconv.cost import fused_estimates
+from m2gen.planner.fftconv.launch_cost import STREAMED
 from m2gen.planner.fftconv.launches import FILTER
 from m2gen.planner.fftconv.passes_cost import (
     PassValues,
@@ -21,6 +21,7 @@ from m2gen.planner.fftconv.passes_cost import (
     forward_bytes,
     passes_conv,
     passes_filter,
+    rows_estimate,
 )
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import Conv, Part
@@ -85,7 +86,7 @@ class PassesConv(Conv):
     @property
     def choice(self) -> str:
         outer = "x".join(str(one.n0) for one in self.outer)
-        knobs = self.spec.name.removeprefix("fftconv_fwd_")
+        knobs = self.spec.name.removeprefix("rows_")
         many = f"channels {self.channels} rows {self.rows} programs {self.programs}"
         return f"{outer} {self.outer[0].ring} {knobs} {many}"
 
@@ -183,7 +184,7 @@ class PassesConv(Conv):
             y=slower,
             r=sum(one.n0 for one in outer),
             X=limits.matrix16 / (6 if self.spec.compute == "fp32" else 1),
-            D=limits.dram_bandwidth,
+            D=STREAMED * limits.dram_bandwidth,
             t=limits.call_seconds,
             f=inner.flop,
             b=inner.bytes,
@@ -193,8 +194,7 @@ class PassesConv(Conv):
     def inner_estimate(self, problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> Estimate:
         """What the convolutions between the passes cost."""
         tiles = -(-problem.b // self.outer[0].rows)
-        of = FftConvProblem(n=spec.size, h=problem.h * self.inner_rows, b=2 * tiles, dtype=spec.dtype, mode="circular")
-        return fused_estimates(of, spec, limits)[1]
+        return rows_estimate(spec.size, problem.h * self.inner_rows, 2 * tiles, spec, limits)
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
         return Terms(self.values(problem, limits), passes_filter if part == "filter" else passes_conv)

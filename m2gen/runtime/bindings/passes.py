@@ -60,7 +60,6 @@ class PassesKernel:
         self.ring = Ring(problem, step.transform.size)
         self.shift = problem.taps[1] if step.outer[0].wrap else 0
         self._tables: dict[tuple[object, int], list[Tensor]] = {}
-        self._ones: dict[int, Tensor] = {}
 
     def forward(self, x: Operands) -> Tensor:
         y = torch.empty_like(x.u)
@@ -175,7 +174,7 @@ class PassesKernel:
         z, d = self._inner(z), self._inner(d)
         rows, channels, _ = z.shape
         dkf = z.new_empty((channels, 2, self.dk.n1 * self.dk.n2), dtype=torch.float32)
-        arguments = (z, z, d, d, dkf, self._unscaled(channels, z), *self._constants(self.dk, z))
+        arguments = (z, z, d, d, dkf, dkf, *self._constants(self.dk, z))  # no skip: its sums are not written
         strides = [stride for tensor in (z, z, d, d) for stride in tensor.stride()]
         launch(self.dk, channels, *arguments, rows, self.dk.size, 0, 1, *strides)
         sums.dkf = dkf if sums.dkf is None else sums.dkf.add_(dkf)
@@ -265,17 +264,10 @@ class PassesKernel:
     def _convolve(self, spec: FftConvSpec, s: Tensor, kf: Tensor) -> None:
         """The rows' convolutions, in place: a tile is read whole before it is written."""
         s = self._inner(s)
-        rows, channels, length = s.shape
-        splits = max(1, min(-(-rows // spec.batch_rows), self.step.programs // channels))
-        arguments = (s, s, s, s, kf, self._unscaled(channels, s), *self._constants(spec, s))
-        launch(spec, channels * splits, *arguments, rows, length, 0, splits, *s.stride() * 4)
-
-    def _unscaled(self, channels: int, s: Tensor) -> Tensor:
-        """Ones: the outermost synthesis multiplies by the filter's powers of two."""
-        found = self._ones.get(s.get_device())
-        if found is None or len(found) < channels:
-            found = self._ones[s.get_device()] = s.new_ones(channels, dtype=torch.float32)
-        return found
+        rows, channels, _ = s.shape
+        tiles = rows // spec.batch_rows
+        programs = min(channels * tiles, self.step.programs)
+        launch(spec, programs, s, kf, *self._constants(spec, s), tiles, channels * tiles, programs, *s.stride()[:2])
 
     def _constants(self, spec: FftConvSpec, s: Tensor) -> list[Tensor]:
         """Matrices and twiddles of a kernel on chip."""

@@ -1,0 +1,38 @@
+"""The convolutions of a large ring's rows between its passes (kernels/outer.py), in place, by few programs.
+
+Each row has bins of its own, and where the batch is small there are few complex rows to the same bins: a program of the
+kernel on chip would read the matrices for each. This one does all rows in turn. Compiled and interpreted, not yet run
+on a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
+from m2gen.kernels.spec import Resources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsSpec(FftConvSpec):
+    """The part "fwd" of FftConvSpec on the cyclic ring, without gates, `full`; of `compute`, which scratch has, too."""
+
+    @property
+    def name(self) -> str:
+        """For example rows_n4096_r64x64_cyclic_fp16_fp16_full_w4_s2."""
+        return super(RowsSpec, self).name.replace("fftconv_fwd", "rows")  # a dataclass with slots is made anew
+
+    @property
+    def template(self) -> str:
+        return "triton/outer/rows.py.jinja"
+
+    @property
+    def reload_spectrum(self) -> bool:
+        """For each tile there are other bins."""
+        return True
+
+    def resources(self, arch: str | None = None) -> Resources:
+        """With two stages the bins of the next tile are read ahead, too."""
+        found = super(RowsSpec, self).resources(arch)
+        ahead = 2 * self.size * COMPUTE_BYTES[self.compute] if self.num_stages > 1 else 0
+        return Resources(shared_bytes=found.shared_bytes + ahead, threads=found.threads)
