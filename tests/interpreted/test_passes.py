@@ -23,6 +23,7 @@ from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings import passes
 from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.measure.fftconv_case import FftConvCase
 from m2gen.testing.exact import NAMES, exact, relative
 from m2gen.testing.operands import operands
 
@@ -217,6 +218,24 @@ def test_the_public_call_takes_passes_and_a_plan_names_every_kernel(monkeypatch:
     wanted = torch.autograd.grad(expected, list(exact_leaves.values()), dy.double())
     assert max(relative(*pair) for pair in zip(found, wanted, strict=True)) < 1.5e-3
     assert set(launched) <= set(plan.body.kernels(plan.problem))
+
+
+def test_a_first_use_meets_every_kernel_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of kernels that no device has run calls each of them, and a wrong one is found."""
+    problem = parse("fftconv n=4001 h=1 b=1 bf16 causal gated skip")
+    body = body_of(problem, (16,), "causal")
+    plan = next(plan for plan in plans(problem, LIMITS, SMALLEST) if plan.body == body)
+    case = FftConvCase(problem, torch.device("cpu"))
+    launched = []
+    launch = passes.launch
+    monkeypatch.setattr(passes, "launch", lambda spec, *rest: launched.append(spec) or launch(spec, *rest))
+    assert case.wrong_somewhere(plan) is None
+    assert {replace(spec, emulated=False) if isinstance(spec, OuterSpec) else spec for spec in launched} == set(
+        body.kernels(problem)
+    )
+    kernel = kernel_of(plan)
+    monkeypatch.setattr(kernel, "transpose", kernel.spec)
+    assert "gradient of u is off" in str(case.wrong_somewhere(plan))
 
 
 @pytest.mark.parametrize("text", [

@@ -24,6 +24,7 @@ from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.kernels.outer import OuterSpec
+from m2gen.kernels.rows import RowsSpec
 from m2gen.kernels.shortconv import ShortconvSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.spectrum import SpectrumSpec
@@ -119,7 +120,9 @@ PIECES = {
     "spectrum": SPECTRUM,
     "turn": TurnSpec(dtype="fp16"),
     "add_parts": AddPartsSpec(dtype="bf16"),
-    "outer": OUTER,
+    "outer/analysis.py": OUTER,
+    "outer/synthesis.py": OUTER,
+    "outer/rows.py": RowsSpec(part="fwd", ring="cyclic", n1=16, n2=16, dtype="fp16", compute="fp16", full=True),
     "_lib/outer": OUTER,
     "_lib/operands": OUTER,
     "_lib/times": OUTER,

@@ -95,18 +95,38 @@ def test_a_plan_says_its_stages_and_kernels() -> None:
         assert part in text
 
 
-def test_launches_are_those_of_a_call() -> None:
-    problem = parse("fftconv n=65536 h=768 b=8 fp16 circular gated")
-    plan = rank(problem, SM90).best("passes")
-    forward = plan.body.launches(problem, SM90, gradients=False)
-    every = plan.body.launches(problem, SM90, gradients=True)
-    assert forward == every[:1] and all(one.back for one in every[1:])
-    assert sum(one.seconds for one in forward) == pytest.approx(plan.body.estimate.seconds)
-    assert sum(one.seconds for one in every[1:]) > 2 * plan.body.estimate.seconds
+@pytest.mark.parametrize("text", [
+    "fftconv n=65536 h=768 b=8 fp16 circular gated",
+    "fftconv n=1048576 h=768 b=2 bf16 causal skip",
+    "fftconv n=100001 h=64 b=8 fp16 circular post_gated add",
+])  # fmt: skip
+def test_launches_are_those_of_a_call(text: str) -> None:
+    """As many as there are, chunk by chunk, and together what the estimate says."""
+    problem = parse(text)
+    body = first(text)
+    chunks = -(-problem.h // body.channels) * -(-problem.b // body.rows)
+    forward = body.launches(problem, SM90, gradients=False)
+    every = body.launches(problem, SM90, gradients=True)
+    assert len(forward) == body.estimate.launches == (2 * len(body.outer) + 1) * chunks
+    assert {one.name for one in forward} == {spec.name for spec in body.kernels(problem, gradients=False)}
+    assert sum(one.seconds for one in forward) == pytest.approx(body.estimate.seconds, rel=0.02)
+    assert sum(one.bytes for one in forward) == pytest.approx(body.estimate.bytes)
+    behind = [one for one in every if one.back]
+    assert every == (*forward, *behind) and len(behind) > 2 + len(forward)
+    assert {one.name for one in behind} - {spec.name for spec in body.kernels(problem)} == {
+        behind[0].name,
+        behind[-1].name,
+    }
 
 
 def test_kernels_of_other_sizes_are_shared() -> None:
     """A pass is the same kernel for rings of any size."""
-    one, other = (first(f"fftconv n={n} h=768 b=8 fp16 circular gated") for n in (2**16, 2**17))
-    names = [{spec.name for spec in body.outer} for body in (one, other)]
-    assert names[0] & names[1]
+    names = [
+        {
+            one.name
+            for plan in plans(parse(f"fftconv n={n} h=768 b=8 fp16 circular"), SM90, SMALLEST)
+            for one in plan.body.outer
+        }
+        for n in (2**15, 2**16, 2**20)
+    ]
+    assert names[0] <= names[1] and names[0] < names[2]

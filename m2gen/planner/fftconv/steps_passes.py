@@ -23,6 +23,7 @@ from m2gen.planner.fftconv.passes_cost import (
     passes_filter,
     rows_estimate,
 )
+from m2gen.planner.fftconv.passes_launches import Chunk, launch
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import Conv, Part
 from m2gen.planner.fftconv.transform import Transform
@@ -205,30 +206,38 @@ class PassesConv(Conv):
         return of_filter, of_conv
 
     def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
-        """Each kind of pass once, for all chunks."""
-        found = [Launch("forward in passes", *self._figures(self.estimates(problem, limits)[1]))]
-        if not gradients:
-            return tuple(found)
-        plain = replace(problem, add=False)
-        taps, _ = self.estimates(plain, limits)
-        found.append(Launch(FILTER, *self._figures(taps), back=True))
-        back = self.estimates(replace(plain, pre_gate=problem.pre_gate, post_gate=problem.post_gate), limits)[1]
-        found.append(Launch("input's gradients in passes", *self._figures(back), back=True))
-        found.append(Launch("analysis of the input", *self._figures(self._analysis(plain, limits)), back=True))
-        if problem.post_gate:
-            found.append(Launch("second gate's gradient in passes", *self._figures(back), back=True))
-        found.append(Launch(self.dk.name, *self._figures(self.inner_estimate(plain, self.dk, limits)), back=True))
-        found.append(Launch("taps of the filter's gradient", *self._figures(taps), back=True))
-        return tuple(found)
+        v, call = self.values(problem, limits), limits.call_seconds
+        rows = launch(self.spec.name, self.inner_estimate(problem, self.spec, limits), v.c, call)
+        chunk = Chunk(v, self.outer, rows)
+        forward = (
+            *chunk.reading(self.reading(self.way(), problem.pre_gate)),
+            *chunk.convolving(),
+            *chunk.writing(self.writing(self.way(), problem.post_gate, problem.add)),
+        )
+        behind = self._launches_behind(problem, limits, chunk, v.c) if gradients else ()
+        taps = Launch(FILTER, *self._of_taps(problem, limits), back=True)
+        last = replace(taps, name="taps of the filter's gradient")
+        return (*forward * v.c, *((taps, *(replace(one, back=True) for one in behind), last) if gradients else ()))
 
-    def _analysis(self, problem: FftConvProblem, limits: DeviceLimits) -> Estimate:
-        """The passes alone that read a sequence."""
-        v = self.values(problem, limits)
-        moved = v.B * v.H * v.n * v.e * (1 + problem.pre_gate) + 2 * (2 * v.v - 1) * v.T * v.H * v.N * v.Q
-        return Estimate(bytes=moved, seconds=v.y * moved / v.D + v.v * v.c * v.t)
+    def _launches_behind(
+        self, problem: FftConvProblem, limits: DeviceLimits, chunk: Chunk, chunks: int
+    ) -> Iterator[Launch]:
+        """Those of all gradients, the filter's spectrum and taps aside."""
+        pre, post = problem.pre_gate, problem.post_gate
+        dk = launch(self.dk.name, self.inner_estimate(problem, self.dk, limits), chunks, limits.call_seconds)
+        for _ in range(chunks):
+            yield from chunk.reading(self.reading_both(post, pre, problem.skip))
+            yield dk
+            yield from chunk.convolving()
+            yield from chunk.writing(self.writing(self.way(True), pre, second=pre, ranged=True))
+            if post:
+                if self.way() != "plain":  # the input once more, as a convolution reads it
+                    yield from chunk.reading(self.reading(self.way(), pre))
+                yield from chunk.convolving()
+                yield from chunk.writing(self.writing(self.way(), True))
 
-    @staticmethod
-    def _figures(of: Estimate) -> tuple[float, float, float]:
+    def _of_taps(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[float, float, float]:
+        of = self.estimates(problem, limits)[0]
         return of.bytes, of.seconds, of.flop
 
     def __str__(self) -> str:

@@ -85,12 +85,15 @@ class FftConvCase(Case[FftConvProblem]):
         bound = BOUND[self.problem.dtype] * _slack(plan)
         kernel = kernel_of(plan)
         expected, leaves = exact(self.args)
-        found = {"result": self.call(kernel)}
-        dy = torch.randn_like(found["result"])
-        wanted = torch.autograd.grad(expected, list(leaves.values()), dy.double())
+        found = [("result", self.call(kernel), expected)]
+        dy = torch.randn_like(found[0][1])
+        wanted = dict(zip(leaves, torch.autograd.grad(expected, list(leaves.values()), dy.double()), strict=True))
         out = self._backward(kernel, dy)
-        found |= {f"gradient of {name}": getattr(out, name) for name in leaves}
-        for (what, value), right in zip(found.items(), (expected, *wanted), strict=True):
+        found += [(f"gradient of {name}", getattr(out, name), right) for name, right in wanted.items()]
+        for names in self._alone(plan):
+            out = self._backward(kernel, dy, names)
+            found += [(f"gradient of {name} alone", getattr(out, name), wanted[name]) for name in names]
+        for what, value, right in found:
             if not (error := relative(value, right)) < bound:  # also true for NaN
                 return f"it is wrong: {what} is off by {error:.3g}, allowed {bound:.3g}"
         return None
@@ -99,12 +102,17 @@ class FftConvCase(Case[FftConvProblem]):
         kernel = kernel_of(plan)
         y = self.call(kernel)
         why = self.wrong(y)
-        out = self._backward(kernel, y) if why is None else Gradients()
-        gradients = [value for name in NAMES if (value := getattr(out, name)) is not None]
+        every = [NAMES, *self._alone(plan)] if why is None else []
+        outs = [self._backward(kernel, y, names) for names in every]
+        gradients = [value for out in outs for name in NAMES if (value := getattr(out, name)) is not None]
         return why if all(bool(x.isfinite().all()) for x in gradients) else "it is wrong: a gradient is not finite"
 
-    def _backward(self, kernel: Any, dy: Tensor) -> Gradients:
-        given = {name: value for name in NAMES if (value := getattr(self.x, name)) is not None}
+    def _alone(self, plan: Plan) -> list[tuple[str, ...]]:
+        """Gradients for which a plan has kernels of their own where no others are wanted."""
+        return [(name,) for name in ("u", "pre_gate") if name in self.args and isinstance(plan.body, PassesConv)]
+
+    def _backward(self, kernel: Any, dy: Tensor, names: tuple[str, ...] = NAMES) -> Gradients:
+        given = {name: value for name in names if (value := getattr(self.x, name)) is not None}
         out = Gradients(**{n: torch.empty_like(t) if t.dim() == 3 else torch.zeros_like(t) for n, t in given.items()})
         kernel.backward(dy, self.x, out)
         return out
