@@ -117,7 +117,7 @@ class OuterSpec:
 
     def resources(self, arch: str | None = None) -> Resources:
         """The matrix and the product's other operand; and what a loop reads ahead, which one with a barrier does not.
-        As Triton 3.7.1 lays it out for Hopper; others take no more."""
+        As Triton 3.7.1 lays it out for Hopper; other CUDA devices take no more, gfx942 two float32 results at least."""
         operand, parts = COMPUTE_BYTES[self.compute], 2 if self.compute == "fp32" else 1  # three products of parts
         analysis, tile = self.part == "analysis", self.n0 * self.columns
         shared = operand * parts * (2 * self.n0 * self.rows * self.n0 + 2 * tile)
@@ -125,4 +125,6 @@ class OuterSpec:
             sources = 1 + self.gate + self.pair + self.pair_gate
             ahead = self.rows * tile * sources * DTYPES[self.dtype].bytes
             shared += ahead if analysis else 2 * tile * (operand + 4) + 8 * self.n0
+        if arch == "gfx942":
+            shared = max(shared, 16 * tile)
         return Resources(shared_bytes=shared, threads=(64 if arch == "gfx942" else 32) * self.num_warps)

@@ -15,16 +15,16 @@ from m2gen.kernels.spec import Resources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsSpec(FftConvSpec):
-    """The part "fwd" of FftConvSpec on the cyclic ring, without gates, `full`; of `compute`, which scratch has, too."""
+    """The parts "fwd" and "dk" of FftConvSpec on the cyclic ring, `full`, without gates; all in `compute`."""
 
     @property
     def name(self) -> str:
-        """For example rows_n4096_r64x64_cyclic_fp16_fp16_full_w4_s2."""
-        return super(RowsSpec, self).name.replace("fftconv_fwd", "rows")  # a dataclass with slots is made anew
+        """For example rows_fwd_n4096_r64x64_cyclic_fp16_fp16_full_w4_s2."""
+        return super(RowsSpec, self).name.replace("fftconv", "rows")  # a dataclass with slots is made anew
 
     @property
     def template(self) -> str:
-        return "triton/outer/rows.py.jinja"
+        return "triton/outer/rows_dk.py.jinja" if self.part == "dk" else "triton/outer/rows.py.jinja"
 
     @property
     def reload_spectrum(self) -> bool:
@@ -34,5 +34,5 @@ class RowsSpec(FftConvSpec):
     def resources(self, arch: str | None = None) -> Resources:
         """With two stages the bins of the next tile are read ahead, too."""
         found = super(RowsSpec, self).resources(arch)
-        ahead = 2 * self.size * COMPUTE_BYTES[self.compute] if self.num_stages > 1 else 0
+        ahead = 2 * self.size * COMPUTE_BYTES[self.compute] if self.num_stages > 1 and self.part == "fwd" else 0
         return Resources(shared_bytes=found.shared_bytes + ahead, threads=found.threads)

@@ -17,7 +17,7 @@ from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
 from m2gen.planner.fftconv import filters
-from m2gen.planner.fftconv.passes import fitting
+from m2gen.planner.fftconv.passes import INNER, fitting, on_chip
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.monarch.fused import Fused
 from m2gen.planner.problems import parse
@@ -70,10 +70,11 @@ SAMPLE = (  # what the tests compile again
     ("sm80", "outer_synthesis_n32", "fp32"),
     ("sm100", "outer_analysis_n64", "nested"),
     ("gfx942", "outer_synthesis_n32", "second"),
+    ("sm90", "rows_fwd_n4096", ""),
 )
 
 
-def specs(limits: DeviceLimits) -> Iterator[TritonSpec]:
+def specs(limits: DeviceLimits) -> Iterator[TritonSpec | FftConvSpec]:
     """The quickest kernels, by the estimate, of some problems and of all parts."""
     for sizes, part in (
         (GLU, "fwd"),
@@ -108,8 +109,9 @@ def specs(limits: DeviceLimits) -> Iterator[TritonSpec]:
     yield from passes(limits)
 
 
-def passes(limits: DeviceLimits) -> Iterator[OuterSpec]:
-    """Outer stages of large rings: each radix that fits, forward and backward, one in the other; and of other types."""
+def passes(limits: DeviceLimits) -> Iterator[OuterSpec | FftConvSpec]:
+    """Outer stages of large rings: each radix that fits, forward and backward, one in the other; and of other types.
+    And what is between them."""
     for n0 in RADICES:
         first = fitting(replace(PASSES, n0=n0), limits)
         if first is not None:
@@ -126,6 +128,8 @@ def passes(limits: DeviceLimits) -> Iterator[OuterSpec]:
         one = fitting(replace(PASSES, n0=32, **more), limits)  # type: ignore[arg-type]
         if one is not None:
             yield from (replace(one, add=False), replace(one, part="synthesis"))
+    rows = (on_chip(size, "fp16", part, limits) for size in INNER for part in ("fwd", "dk"))
+    yield from (one for one in rows if one is not None)
 
 
 def filter_kernels(text: str, radices: tuple[int, ...], limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:

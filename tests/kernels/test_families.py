@@ -41,6 +41,7 @@ GPUS = [limits for limits in LIMITS.values() if limits.kind == "gpu"]
 BLOCKDIAG = BlockdiagSpec(part="fwd", dtype="bf16", block_r=64, block_n=64, block_k=32)
 SHORTCONV = ShortconvSpec(part="fwd", width=3, dtype="fp16")
 OUTER = OuterSpec(part="analysis", ring="cyclic", n0=32, columns=64, dtype="fp16", compute="fp16")
+ROWS = RowsSpec(part="fwd", ring="cyclic", n1=16, n2=16, dtype="fp16", compute="fp16", full=True)
 MONARCH = MonarchSpec(dtype="bf16", blocks=32, depth=32, middle=32, width=32)
 SPECTRUM = SpectrumSpec(part="fwd", n1=32, n2=16, order=(32, 16), compute="fp16")
 SPECS: list[TritonSpec] = [
@@ -122,7 +123,8 @@ PIECES = {
     "add_parts": AddPartsSpec(dtype="bf16"),
     "outer/analysis.py": OUTER,
     "outer/synthesis.py": OUTER,
-    "outer/rows.py": RowsSpec(part="fwd", ring="cyclic", n1=16, n2=16, dtype="fp16", compute="fp16", full=True),
+    "outer/rows.py": ROWS,
+    "outer/rows_dk.py": replace(ROWS, part="dk"),
     "_lib/outer": OUTER,
     "_lib/operands": OUTER,
     "_lib/times": OUTER,

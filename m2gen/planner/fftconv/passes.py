@@ -118,7 +118,7 @@ def _plan(
     nested = replace(outer, ring="cyclic", dtype=compute, gate=False, wrap=False, nested=True)
     found = [fitting(replace(one, n0=n0), limits) for one, n0 in zip((outer, *[nested] * 9), radices, strict=False)]
     passes = tuple(one for one in found if one is not None)
-    inner = [_on_chip(size // prod(radices), compute, part, limits) for part in ("fwd", "dk")]
+    inner = [on_chip(size // prod(radices), compute, part, limits) for part in ("fwd", "dk")]
     if len(passes) < len(radices) or inner[0] is None or inner[1] is None:
         return None
     return _bounded(problem, limits, passes, inner[0], inner[1])
@@ -150,8 +150,9 @@ def _bounded(
 
 def fitting(spec: OuterSpec, limits: DeviceLimits) -> OuterSpec | None:
     """The pass with the first choice of columns, warps and stages that fits the device, as do those of its gradients;
-    None where there is none, or where the matrix would have to be in registers."""
-    if spec.n0 > 64 and FAMILIES[limits.arch] not in ("wgmma", "tcgen05"):
+    None where there is none, where the matrix would have to be in registers, and where there are no TF32 products."""
+    family = FAMILIES[limits.arch]
+    if (spec.n0 > 64 and family not in ("wgmma", "tcgen05")) or (spec.compute == "fp32" and family == "mfma"):
         return None
     for columns, warps, stages in _KNOBS[spec.n0]:
         one = replace(spec, columns=columns, num_warps=warps, num_stages=stages)
@@ -163,12 +164,12 @@ def fitting(spec: OuterSpec, limits: DeviceLimits) -> OuterSpec | None:
 
 
 @lru_cache(maxsize=4096)
-def _on_chip(size: int, compute: str, part: str, limits: DeviceLimits) -> FftConvSpec | None:
+def on_chip(size: int, compute: str, part: str, limits: DeviceLimits) -> FftConvSpec | None:
     """The kernel for the rows: the cheapest by the estimate of a large batch. Transforms are not stacked: what is then
     a complex row are rows of the batch that do not follow one another."""
     dtype = "bf16" if compute == "bf16" else compute
     given = {"ring": "cyclic", "n1": 16, "n2": 16, "dtype": dtype, "compute": compute, "full": True}
-    like = FftConvSpec(part="dk", **given) if part == "dk" else RowsSpec(part="fwd", **given)  # type: ignore[arg-type]
+    like = RowsSpec(part="dk" if part == "dk" else "fwd", **given)  # type: ignore[arg-type]
     shapes = [replace(like, n1=n1, n2=size // n1) for n1 in ON_CHIP if size // n1 in ON_CHIP]
     found = [one for shape in shapes for one in variants(shape, limits)]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.survey import held
-from m2gen.planner.fftconv.cost import fused_estimates, fused_values
+from m2gen.planner.fftconv.cost import fused_values
 from m2gen.planner.fftconv.formulas import FORMULAS
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.step import NUMBERS, Arithmetic, Cost, Estimate
@@ -105,11 +105,11 @@ def at_once(spec: FftConvSpec, limits: DeviceLimits) -> int:
 
 def rows_estimate(size: int, channels: int, batch: int, spec: FftConvSpec, limits: DeviceLimits) -> Estimate:
     """What a launch between the passes costs on rings of `size` points, `batch` rows of scratch to each of `channels`
-    spectra: as on chip, but that programs of the convolution go on from one channel to the next."""
+    spectra: as on chip, but that programs go on from one channel to the next."""
     of = FftConvProblem(n=size, h=channels, b=batch, dtype=spec.dtype, mode="circular")
-    if spec.part == "dk":
-        return fused_estimates(of, spec, limits, count=channels)[1]
-    tiles = channels * -(-batch // spec.batch_rows)
-    count = min(tiles, at_once(spec, limits))
-    numbers = fused_values(of, spec, limits)._replace(q=count, u=-(-tiles // count))
-    return Estimate(*map(float, FORMULAS["fused", "conv"](numbers, NUMBERS)))
+    tiles = -(-batch // spec.batch_rows)
+    shared = tiles if spec.part == "dk" else 1  # which one program does
+    count = min(channels * tiles // shared, at_once(spec, limits))
+    most = -(-channels * tiles // shared // count) * shared
+    numbers = fused_values(of, spec, limits, count=channels)._replace(q=count, u=most)
+    return Estimate(*map(float, FORMULAS["fused", "dk" if spec.part == "dk" else "conv"](numbers, NUMBERS)))

@@ -87,7 +87,7 @@ class PassesConv(Conv):
     @property
     def choice(self) -> str:
         outer = "x".join(str(one.n0) for one in self.outer)
-        knobs = self.spec.name.removeprefix("rows_")
+        knobs = self.spec.name.removeprefix("rows_fwd_")
         many = f"channels {self.channels} rows {self.rows} programs {self.programs}"
         return f"{outer} {self.outer[0].ring} {knobs} {many}"
 

@@ -80,7 +80,7 @@ class PassesKernel:
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
-        range_ = _range(dy) if self.step.ranged else None
+        range_ = _range(dy) if self.step.ranged and dy.numel() else None
         for channels, rows in self._chunks(x.u):
             needed = out.input or out.post_gate is not None
             found = self._spectrum(x, channels) if needed else None
@@ -174,9 +174,9 @@ class PassesKernel:
         z, d = self._inner(z), self._inner(d)
         rows, channels, _ = z.shape
         dkf = z.new_empty((channels, 2, self.dk.n1 * self.dk.n2), dtype=torch.float32)
-        arguments = (z, z, d, d, dkf, dkf, *self._constants(self.dk, z))  # no skip: its sums are not written
-        strides = [stride for tensor in (z, z, d, d) for stride in tensor.stride()]
-        launch(self.dk, channels, *arguments, rows, self.dk.size, 0, 1, *strides)
+        tiles, programs = rows // self.dk.batch_rows, min(channels, self.step.programs)
+        work = (tiles, channels, programs)
+        launch(self.dk, programs, z, d, dkf, *self._constants(self.dk, z), *work, *z.stride()[:2])
         sums.dkf = dkf if sums.dkf is None else sums.dkf.add_(dkf)
 
     def _write_filter(self, sums: Sums, channels: slice, out: Gradients, range_: Tensor | None) -> None:
