@@ -19,7 +19,7 @@ from m2gen.demo.training import Progress as TrainingState
 from m2gen.demo.training import Settings, bits_per_byte, train
 from m2gen.models.m2gpt import M2GPT
 from m2gen.planner import search
-from m2gen.planner.fftconv.steps import NativeConv
+from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
 from m2gen.runtime.build.limits import live

@@ -9,7 +9,8 @@ from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv import solvers as fftconv
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv, TurnedConv
+from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, SpectralConv, TurnedConv
+from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.gate import solvers as gate
 from m2gen.planner.gate.problem import GateProblem

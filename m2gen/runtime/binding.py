@@ -8,7 +8,8 @@ from typing import Any
 
 from m2gen.errors import M2GenError
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
-from m2gen.planner.fftconv.steps import FusedConv, NativeConv, SpectralConv, TurnedConv
+from m2gen.planner.fftconv.steps import FusedConv, SpectralConv, TurnedConv
+from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
 from m2gen.planner.monarch.problem import MonarchProblem, stage_problems, turned

@@ -14,7 +14,7 @@ from torch import Tensor
 import m2gen
 from m2gen.device.limits import target
 from m2gen.planner.fftconv.problem import MODES, FftConvProblem
-from m2gen.planner.fftconv.steps import NativeConv
+from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank

@@ -14,7 +14,8 @@ from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner import explain, search
 from m2gen.planner.fftconv import cost, formulas
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, NativeConv, SpectralConv
+from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, SpectralConv
+from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.plan import Plan

@@ -14,7 +14,7 @@ from m2gen.errors import CompileError
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.planner.fftconv.native import Native
 from m2gen.planner.fftconv.problem import MODES, FftConvProblem
-from m2gen.planner.fftconv.steps import NativeConv
+from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse

@@ -17,7 +17,8 @@ from m2gen.kernels.fftconv_cpp import REAL, FftConvCppSpec, codelet, idle
 from m2gen.planner.factor import largest_prime, prime_factors
 from m2gen.planner.fftconv.cost import native_estimates
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FilterSpectrum, NativeConv
+from m2gen.planner.fftconv.steps import FilterSpectrum
+from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.languages import no_cpp
 from m2gen.planner.plan import Plan

@@ -16,7 +16,7 @@ from m2gen.errors import CompileError
 from m2gen.kernels.fftconv_cpp import FftConvCppSpec
 from m2gen.log import fallback
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import NativeConv
+from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.runtime.bindings import kept_spectra
 from m2gen.runtime.bindings.native_table import table
 from m2gen.runtime.bindings.ring import Ring
