@@ -15,6 +15,7 @@ from typing import Literal
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES
 from m2gen.kernels.spec import Resources
+from m2gen.kernels.survey import BARRIERS
 
 RADICES = (16, 32, 64, 128)
 
@@ -127,4 +128,5 @@ class OuterSpec:
             shared += ahead if analysis else 2 * tile * (operand + 4) + 8 * self.n0
         if arch == "gfx942":
             shared = max(shared, 16 * tile)
+        shared += BARRIERS.get(arch, 0) if arch else 0
         return Resources(shared_bytes=shared, threads=(64 if arch == "gfx942" else 32) * self.num_warps)

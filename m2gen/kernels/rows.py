@@ -32,7 +32,8 @@ class RowsSpec(FftConvSpec):
         return True
 
     def resources(self, arch: str | None = None) -> Resources:
-        """With two stages the bins of the next tile are read ahead, too."""
+        """With two stages the bins of the next tile are read ahead, too; on gfx942 both tiles of "dk" are laid out."""
         found = super(RowsSpec, self).resources(arch)
         ahead = 2 * self.size * COMPUTE_BYTES[self.compute] if self.num_stages > 1 and self.part == "fwd" else 0
-        return Resources(shared_bytes=found.shared_bytes + ahead, threads=found.threads)
+        times = 2 if arch == "gfx942" and self.part == "dk" else 1
+        return Resources(shared_bytes=times * found.shared_bytes + ahead, threads=found.threads)
