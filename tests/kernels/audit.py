@@ -26,12 +26,13 @@ from m2gen.testing.corpus import corpus
 
 
 def spec(text: str) -> FftConvSpec:
-    """A spec from words: part, ring, radices, dtype/compute, w and s, flags."""
+    """A spec from words: part, with "bwd" and its results, ring, radices, dtype/compute, w and s, flags."""
     part, ring, radices, dtypes, warps, stages, *flags = text.split()
     *outer, n1, n2 = map(int, radices.split("x"))
     dtype, compute = dtypes.split("/")
     return FftConvSpec(
-        part="dk" if part == "dk" else "fwd",
+        part="dk" if part == "dk" else "bwd" if part.startswith("bwd") else "fwd",
+        results=tuple(part.split(":")[1].split("+")) if ":" in part else (),
         ring="causal" if ring == "causal" else "cyclic",
         n0=outer[0] if outer else 1,
         n1=n1,
@@ -66,6 +67,13 @@ ON_SM90 = (  # family by family: order 2 plain and gated on both rings, the larg
     "fwd cyclic 32x32x32 fp16/fp16 w4 s2 stack2 gated",
     "fwd cyclic 64x64 fp16/bf16 w4 s1",
     "fwd causal 64x64 fp16/fp16 w4 s2 gated transpose",
+    "dk cyclic 16x16 fp16/fp16 w1 s2 gated skip",
+    "dk causal 16x16 fp16/fp16 w1 s2 gated skip",
+    *(f"bwd:du+dpre+dpost+dk {ring} {radices} fp16/fp16 w8 s1 gated skip"
+      for ring in ("cyclic", "causal") for radices in ("32x32", "64x32")),
+    "bwd:du+dpre+dpost cyclic 64x64 fp16/fp16 w4 s1 gated",
+    "bwd:du+dpre causal 128x64 fp16/fp16 w8 s1 gated",
+    "bwd:du+conv+dk cyclic 32x32 fp16/fp16 w8 s1",
 )  # fmt: skip
 
 

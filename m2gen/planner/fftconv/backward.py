@@ -22,6 +22,7 @@ from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.programs import most_tiles, of_gradient, programs
 from m2gen.planner.step import Estimate
 
+_SPILLING = 1.15
 _SETS = (("du", "dpre", "dpost", "conv", "dk"), ("du", "dpre", "dpost", "conv"), ("du", "dpre", "dk"), ("du", "dpre"))
 
 
@@ -128,14 +129,22 @@ def _quickest(
     problem: FftConvProblem, limits: DeviceLimits, like: FftConvSpec, results: tuple[str, ...]
 ) -> tuple[tuple[float, Backward], ...]:
     """The kernel of all these results that takes the least time, and its seconds; () where the compiler gave none."""
-    found = []
+    made = []
     for stack in sorted({1, max(1, 64 // like.n1)}):
         spec = replace(like, part="bwd", results=results, stack=stack, skip=problem.skip and "dk" in results)
         spec = replace(spec, full=spec.fills(problem.n, problem.b))
         for one in variants(spec, limits):
             count = programs(problem, limits, one)
-            found.append((estimate(problem, limits, one, count).seconds, Backward(one, count)))
-    return tuple(sorted(found, key=lambda choice: (choice[0], choice[1].spec.name))[:1])
+            made.append((estimate(problem, limits, one, count).seconds, Backward(one, count)))
+    return tuple(
+        sorted(made, key=lambda choice: (choice[0] * _spills(choice[1].spec, limits), choice[1].spec.name))[:1]
+    )
+
+
+def _spills(spec: FftConvSpec, limits: DeviceLimits) -> float:
+    """Times that a kernel which spills has to be quicker: its other forms, of bfloat16, may spill more."""
+    entry = found(spec, limits.arch)
+    return _SPILLING if entry is not None and entry.spills else 1.0
 
 
 def _seconds(problem: FftConvProblem, limits: DeviceLimits, forward: FftConvSpec, spec: FftConvSpec) -> float:
