@@ -1,6 +1,8 @@
 """What the compilers make of the generated kernels, one line for each kernel and architecture.
 
-    python tests/kernels/audit.py > tests/kernels/audit.txt
+    python tests/kernels/audit.py > audit.txt && mv audit.txt tests/kernels/audit.txt
+
+With "new" behind it kernels that the table has are not compiled again: for a change of plans, not of templates.
 
 For each architecture: the kernels of the plans of the whole corpus, or why the planner has none, some that no plan
 of the corpus wants, and those of the other families (`families.py`). Some minutes on two cores; tests compile
@@ -9,7 +11,9 @@ of the corpus wants, and those of the other families (`families.py`). Some minut
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import families
 import triton
@@ -151,13 +155,16 @@ def compiled(jobs: list[Job]) -> list[tuple[Job, Compiled]]:
     return list(zip(jobs, compile_all(jobs, timeout=1800), strict=True))
 
 
-def table() -> Iterator[str]:
-    """The whole table."""
+def table(there: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    """The whole table; lines that are `there`, by architecture and name, stay."""
     listed = list(rows())
-    found = dict(compiled([row for row in listed if isinstance(row, Job)]))
+    jobs = [row for row in listed if isinstance(row, Job)]
+    lines = {job: there[key] for job in jobs if (key := (job.arch, job.spec.name)) in there}
+    lines |= {job: line(job, one) for job, one in compiled([job for job in jobs if job not in lines])}
     yield header()
-    yield from (row if isinstance(row, str) else line(row, found[row]) for row in listed)
+    yield from (row if isinstance(row, str) else lines[row] for row in listed)
 
 
 if __name__ == "__main__":
-    print("\n".join(table()))
+    text = Path(__file__).with_name("audit.txt").read_text().splitlines() if sys.argv[1:] == ["new"] else []
+    print("\n".join(table({(arch, name): row for row in text[1:] for arch, name, *_ in [row.split()]})))

@@ -50,11 +50,11 @@ def test_the_sample_has_every_architecture_and_kind() -> None:
 
 
 def convolutions(audited: Audited) -> Audited:
-    return [(job, found) for job, found in audited if isinstance(job.spec, FftConvSpec)]
+    return [(job, found) for job, found in audited if type(job.spec) is FftConvSpec]  # not of a large ring's rows
 
 
 def others(audited: Audited) -> Audited:
-    return [(job, found) for job, found in audited if not isinstance(job.spec, FftConvSpec)]
+    return [(job, found) for job, found in audited if type(job.spec) is not FftConvSpec]
 
 
 @pytest.mark.slow
@@ -150,16 +150,22 @@ def test_sequences_are_addressed_in_64_bits(audited: Audited) -> None:
 
 @pytest.mark.slow
 def test_the_other_families_use_the_matrix_units_without_spills(audited: Audited) -> None:
-    """And on Hopper their products read what they should; everywhere offsets have 64 bits."""
-    assert {job.spec.name.split("_")[0] for job, _ in others(audited)} >= {"blockdiag", "shortconv", "monarch"}
+    """Those of transforms without spills on Hopper, elsewhere next to none. And on Hopper products read what they
+    should; everywhere offsets have 64 bits."""
+    transforms = {"spectrum", "outer", "rows"}
+    families_seen = {job.spec.name.split("_")[0] for job, _ in others(audited)}
+    assert families_seen >= {"blockdiag", "shortconv", "monarch", *transforms}
     for job, found in others(audited):
         units = {"sm90": "wgmma", "sm100": "tcgen05", "gfx942": "mfma"}
         family = job.spec.name.split("_")[0]
         if family == "monarch":  # whose products of many small blocks those two units do not take
             units = {"gfx942": "mfma"}
-        expected = units.get(job.arch, "mma") if family in ("blockdiag", "monarch") else "none"
-        assert found.matrix_unit == expected and found.spills == 0, job
+        if family in transforms:
+            assert found.matrix_unit != "none" and found.spills <= (0 if job.arch == "sm90" else 8), job
+        else:
+            expected = units.get(job.arch, "mma") if family in ("blockdiag", "monarch") else "none"
+            assert found.matrix_unit == expected and found.spills == 0, job
         assert families.reads(job, found) in ("", " reads right"), job
-        bases = re.findall(r"(%\S+) = tt\.splat %x_ptr\b", found.texts["ttir"])
+        bases = re.findall(r"(%\S+) = tt\.splat %(?:x|u|s|taps)_ptr\b", found.texts["ttir"])
         offsets = [re.findall(rf"tt\.addptr {base}, .*xi(\d+)>", found.texts["ttir"]) for base in bases]
         assert {width for widths in offsets for width in widths} <= {"64"}, job
