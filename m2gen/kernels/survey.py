@@ -39,6 +39,7 @@ FAMILIES = {  # architectures for which the compiler chooses the same layouts
     "sm100": "tcgen05",
     "gfx942": "mfma",
 }
+HIDDEN = 24  # instructions that spill, as in the largest kernels on chip, and are not felt on an H100
 BARRIERS = {"sm100": 64}  # bytes at most, of the tensor cores' own barriers
 _OVER = 1.5  # times the L2 cache that scratch may take
 ROOM = 1024  # bytes that the driver keeps of each block's shared memory
@@ -92,6 +93,12 @@ def operands_beside(spec: FftConvSpec, arch: str) -> float | None:
     # with one warp, a gradient that is scaled on its way to the product passes through a tile of its own
     scaled = spec.rows if spec.scales and spec.part == "dk" and spec.num_warps == 1 else 0
     return tile(spec) * (entry.tiles + scaled)
+
+
+def spills(spec: FftConvSpec, limits: DeviceLimits) -> bool:
+    """Whether a surveyed kernel spills more than it can hide: by the kernel with both gates, which spills most."""
+    entry = found(spec, limits.arch)
+    return entry is not None and entry.spills > HIDDEN
 
 
 def variants(spec: FftConvSpec, limits: DeviceLimits) -> Iterator[FftConvSpec]:

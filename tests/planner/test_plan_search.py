@@ -164,7 +164,8 @@ def test_plans_are_deterministic_and_remembered():
     search.plan.cache_clear()
     search.rank.cache_clear()
     assert search.plan(problem, limits) == first
-    costs = [plan.estimate.seconds for plan in search.rank(problem, limits).plans]
+    plans = search.rank(problem, limits).plans
+    costs = [plan.seconds * (held.factor if (held := plan.body.reluctance) else 1.0) for plan in plans]
     assert costs == sorted(costs)
 
 

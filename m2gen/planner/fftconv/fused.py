@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
-from m2gen.kernels.survey import left_out, variants
+from m2gen.kernels.survey import left_out, spills, variants
 from m2gen.planner.fftconv.backward import of_filter_sums, one_each, together
 from m2gen.planner.fftconv.cost import fused_estimates, fused_seconds
 from m2gen.planner.fftconv.filters import kernels
@@ -160,9 +160,14 @@ def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: 
     filters = kernels(problem, spec, of_filter_sums(bwd, dk), limits)
     of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, spec, limits))
     transform = Transform("monarch", spec.size, spec.radices)
-    count, few = programs(problem, limits, spec), one_each(spec, limits)
-    conv = FusedConv(of_conv, transform, 1, False, spec, dk, count, filters=filters, bwd=bwd, one_each=few)
+    count, held_back = programs(problem, limits, spec), _held_back(spec, limits)
+    conv = FusedConv(of_conv, transform, 1, False, spec, dk, count, filters=filters, bwd=bwd, **held_back)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))
+
+
+def _held_back(spec: FftConvSpec, limits: DeviceLimits) -> dict[str, bool]:
+    """Why it may stand behind others that are a little slower."""
+    return {"one_each": one_each(spec, limits), "spills": spills(spec, limits)}
 
 
 def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: FftConvSpec) -> Plan:
@@ -173,6 +178,6 @@ def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk
     of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, plain, limits, turned=True))
     transform = Transform("monarch", spec.size, spec.radices)
     turn = candidates(TurnSizes(problem.b, problem.n, problem.h, problem.dtype), limits)[0].spec
-    count, few = programs(problem, limits, plain), one_each(plain, limits)
-    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters, bwd=bwd, one_each=few)
+    count, held_back = programs(problem, limits, plain), _held_back(plain, limits)
+    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters, bwd=bwd, **held_back)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))

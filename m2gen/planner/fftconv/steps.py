@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from math import log2
+from math import log2, prod
 from typing import ClassVar, Literal
 
 from m2gen.device.limits import DeviceLimits
@@ -25,7 +25,9 @@ from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Reluctance, Step
 Part = Literal["filter", "conv"]
 _Triton = FftConvSpec | TurnSpec | SpectrumSpec
 
-_ONE_EACH = 1.1  # times that a kernel has to be faster whose gradients take one kernel each
+# times that a kernel has to be faster whose gradients take one kernel each, and one that spills registers: of its time
+# the estimate knows less
+_ONE_EACH, _SPILLING = 1.1, 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ class FusedConv(Conv):
     filters: FilterKernels = field(default=FilterKernels(), kw_only=True)
     bwd: tuple[Backward, ...] = field(default=(), kw_only=True)
     one_each: bool = field(default=False, kw_only=True)  # gradients; with other radices there is a kernel of several
+    spills: bool = field(default=False, kw_only=True)  # the forward kernel, registers
 
     @property
     def choice(self) -> str:
@@ -189,7 +192,12 @@ class FusedConv(Conv):
     @property
     def reluctance(self) -> Reluctance | None:
         """Other radices may give several gradients at once, in half the time, and are hardly slower forward."""
-        return Reluctance(_ONE_EACH, "each of its gradients takes a kernel of its own") if self.one_each else None
+        why = {
+            "each of its gradients takes a kernel of its own": _ONE_EACH if self.one_each else 1.0,
+            "it spills registers": _SPILLING if self.spills else 1.0,
+        }
+        found = [one for one, times in why.items() if times > 1.0]
+        return Reluctance(prod(why.values()), " and ".join(found)) if found else None
 
     def lines(self, problem: FftConvProblem) -> list[str]:
         singly = "of one gradient each" if not self.bwd else "and of one gradient each what they leave"
