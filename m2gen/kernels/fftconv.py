@@ -92,6 +92,11 @@ class FftConvSpec:
         return "_".join([*words, f"w{self.num_warps}", f"s{self.num_stages}"])
 
     @property
+    def surveyed(self) -> str:
+        """Its part in the survey's table."""
+        return " ".join(self.results) if self.part == "bwd" else self.part
+
+    @property
     def template(self) -> str:
         return f"triton/fftconv/{'staged_' if self.staged else ''}{self.part}.py.jinja"
 

@@ -15,7 +15,8 @@ from m2gen.kernels.spec import Resources
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsSpec(FftConvSpec):
-    """The parts "fwd" and "dk" of FftConvSpec on the cyclic ring, `full`, without gates; all in `compute`."""
+    """The parts "fwd", "dk" and "bwd" (of du, conv and dk) of FftConvSpec on the cyclic ring, `full`, without gates;
+    all in `compute`."""
 
     @property
     def name(self) -> str:
@@ -24,12 +25,23 @@ class RowsSpec(FftConvSpec):
 
     @property
     def template(self) -> str:
-        return "triton/outer/rows_dk.py.jinja" if self.part == "dk" else "triton/outer/rows.py.jinja"
+        return f"triton/outer/rows{'' if self.part == 'fwd' else '_' + self.part}.py.jinja"
+
+    @property
+    def surveyed(self) -> str:
+        """Several gradients have entries of their own: two tiles are on their way, and bins of others each time."""
+        named = super(RowsSpec, self).surveyed
+        return f"rows {named}" if self.part == "bwd" else named
 
     @property
     def reload_spectrum(self) -> bool:
         """For each tile there are other bins."""
         return True
+
+    @property
+    def reloads(self) -> bool:
+        """Twiddles are kept, as all else that is read in the loop would be fetched ahead."""
+        return False
 
     def resources(self, arch: str | None = None) -> Resources:
         """With two stages the bins of the next tile are read ahead, too; on gfx942 both tiles of "dk" are laid out."""

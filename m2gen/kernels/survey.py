@@ -70,8 +70,8 @@ def found(spec: FftConvSpec, arch: str) -> Found | None:
 
 def surveyed_as(spec: FftConvSpec) -> Iterator[str]:
     """The names of its part in the table, the nearest first: with "bwd", of results with its own among them."""
-    if spec.part != "bwd":
-        yield spec.part
+    if spec.part != "bwd" or spec.surveyed.startswith("rows"):
+        yield spec.surveyed
         return
     gated = spec.pre_gate or spec.post_gate
     for results in TOGETHER:

@@ -15,6 +15,7 @@ from torch import Tensor
 import m2gen
 from m2gen.device.limits import target
 from m2gen.kernels.outer import OuterSpec
+from m2gen.kernels.rows import RowsSpec
 from m2gen.planner.fftconv.passes import plans
 from m2gen.planner.fftconv.problem import MODES, FftConvProblem
 from m2gen.planner.fftconv.steps_passes import PassesConv
@@ -121,6 +122,61 @@ def test_orders_and_sizes(text: str, outer: tuple[int, ...], ring: str) -> None:
     problem = parse(text)
     assert isinstance(problem, FftConvProblem)
     held(problem, body_of(problem, outer, ring))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fftconv n=4096 h=2 b=5 fp16 circular gated skip",
+        "fftconv n=4001 h=1 b=3 fp16 causal post_gated",
+        "fftconv n=3001 h=1 b=2 fp16 circular gated skip",  # a circle on a longer ring
+        "fftconv n=4096 h=2 b=2 fp16 circular pre_gated",
+    ],
+)
+def test_gradients_at_once_or_one_each(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch between the passes where every gradient is wanted, the transpose of the second gate's on a longer
+    ring aside; the same numbers as of a kernel each."""
+    problem = parse(text)
+    _, x = drawn(problem)
+    dy = torch.randn_like(x.u)
+    launched = []
+    launch = passes.launch
+    monkeypatch.setattr(passes, "launch", lambda spec, *rest: launched.append(spec) or launch(spec, *rest))
+    several = [body for body in bodies(problem) if body.bwd is not None]
+    assert {one.spec.size for one in several} >= {256}
+    for body in several:
+        launched.clear()
+        together = gradients(PassesKernel(problem, body), dy, x)
+        aside = body.outer[0].wrap and problem.post_gate
+        assert [one.part for one in launched if isinstance(one, RowsSpec)] == ["bwd", "fwd"][: 1 + aside]
+        launched.clear()
+        singly = gradients(PassesKernel(problem, replace(body, bwd=None)), dy, x)
+        parts = [one.part for one in launched if isinstance(one, RowsSpec)]
+        assert parts == ["dk", "fwd", "fwd"][: 2 + problem.post_gate]
+        for name, found in together.items():
+            assert relative(found, singly[name].double()) < 1e-6, (name, body)
+
+
+def test_only_what_is_wanted_is_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the filter's gradient kernels of one result each, as nothing is shared between the others."""
+    problem = parse("fftconv n=4096 h=1 b=2 fp16 circular gated skip")
+    kernel = PassesKernel(problem, body_of(problem, (16,), "cyclic"))
+    _, x = drawn(problem)
+    dy = torch.randn_like(x.u)
+    launched = []
+    monkeypatch.setattr(passes, "launch", lambda spec, *_: launched.append(spec))
+    for names, parts in {
+        ("u", "k"): ["bwd du dk"],
+        ("pre_gate", "post_gate", "skip", "k"): ["bwd du conv dk"],
+        ("post_gate", "k"): ["bwd conv dk"],
+        ("k", "skip"): ["dk "],
+        ("u", "post_gate", "skip"): ["fwd ", "fwd "],
+        ("u", "pre_gate"): ["fwd "],
+    }.items():
+        launched.clear()
+        gradients(kernel, dy, x, names)
+        found = [f"{one.part} {' '.join(one.results)}" for one in launched if isinstance(one, RowsSpec)]
+        assert found == parts, names
 
 
 def test_chunks_change_nothing() -> None:
@@ -233,9 +289,10 @@ def test_a_first_use_meets_every_kernel_of_the_plan(monkeypatch: pytest.MonkeyPa
     assert {replace(spec, emulated=False) if isinstance(spec, OuterSpec) else spec for spec in launched} == set(
         body.kernels(problem)
     )
+    assert body.bwd is not None and body.bwd.spec in launched and body.dk not in launched
     kernel = kernel_of(plan)
     monkeypatch.setattr(kernel, "transpose", kernel.spec)
-    assert "gradient of u is off" in str(case.wrong_somewhere(plan))
+    assert "gradient of u alone is off" in str(case.wrong_somewhere(plan))
 
 
 @pytest.mark.parametrize("text", [

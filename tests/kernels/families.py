@@ -17,7 +17,8 @@ from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
 from m2gen.planner.fftconv import filters
-from m2gen.planner.fftconv.passes import INNER, fitting, on_chip
+from m2gen.planner.fftconv.passes import fitting
+from m2gen.planner.fftconv.passes_rows import INNER, on_chip, together
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.monarch.fused import Fused
 from m2gen.planner.problems import parse
@@ -71,6 +72,7 @@ SAMPLE = (  # what the tests compile again
     ("sm100", "outer_analysis_n64", "nested"),
     ("gfx942", "outer_synthesis_n32", "second"),
     ("sm90", "rows_fwd_n4096", ""),
+    ("sm90", "rows_bwd_n256", "conv"),
 )
 
 
@@ -128,8 +130,12 @@ def passes(limits: DeviceLimits) -> Iterator[OuterSpec | FftConvSpec]:
         one = fitting(replace(PASSES, n0=32, **more), limits)  # type: ignore[arg-type]
         if one is not None:
             yield from (replace(one, add=False), replace(one, part="synthesis"))
-    rows = (on_chip(size, "fp16", part, limits) for size in INNER for part in ("fwd", "dk"))
-    yield from (one for one in rows if one is not None)
+    for size in INNER:
+        spec, dk = (on_chip(size, "fp16", part, limits) for part in ("fwd", "dk"))
+        yield from (one for one in (spec, dk) if one is not None)
+        if spec is not None and dk is not None:
+            several = (together(spec, dk, results, 2**16, 32, limits) for results in GATELESS)
+            yield from (one.spec for one in several if one is not None)
 
 
 def filter_kernels(text: str, radices: tuple[int, ...], limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:

@@ -3,8 +3,11 @@
     python tests/kernels/survey.py > surveyed.py && mv surveyed.py m2gen/kernels/surveyed.py
     python tests/kernels/survey.py bwd > surveyed.py && mv surveyed.py m2gen/kernels/surveyed_bwd.py
 
-The better part of an hour on two cores, each. The second is of the kernels of several gradients; architectures behind
-"bwd" are compiled anew, the others stay as they are in the table.
+    python tests/kernels/survey.py rows sm90 > surveyed.py && mv surveyed.py m2gen/kernels/surveyed_bwd.py
+
+The better part of an hour on two cores, the first two. The second is of the kernels of several gradients, the third of
+those on the rows of a large ring; architectures behind "bwd" and "rows" are compiled anew, the others and the rest stay
+as they are in the table.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 import triton
 
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
+from m2gen.kernels.rows import RowsSpec
 from m2gen.kernels.survey import BARRIERS, FAMILIES, GATELESS, KNOBS, TOGETHER, tile
 from m2gen.kernels.surveyed_bwd import SURVEYED_BWD
 from m2gen.runtime.build.cross_compile import Compiled, Job, compile_all
@@ -81,6 +85,13 @@ def together(archs: Collection[str]) -> Iterator[tuple[str, FftConvSpec]]:
             )
 
 
+def on_rows(archs: Collection[str]) -> Iterator[tuple[str, FftConvSpec]]:
+    """The same on the rows of a large ring, between its passes."""
+    for arch, results, (n1, n2) in product(archs, GATELESS, ON_CHIP[:-1]):
+        like = {"ring": "cyclic", "dtype": "fp16", "compute": "fp16", "full": True}
+        yield arch, RowsSpec(part="bwd", results=results, n1=n1, n2=n2, **like)  # type: ignore[arg-type]
+
+
 def shapes_together(arch: str, results: tuple[str, ...]) -> Iterator[tuple[int, int, int]]:
     """With sums of the filter's gradient in registers up to 2048 points; beyond, those that they leave room for."""
     if "dk" in results:
@@ -132,7 +143,7 @@ def survey(wanted: Iterable[tuple[str, FftConvSpec]]) -> Table:
     table: Table = {}
     for done, (job, compiled) in enumerate(zip(jobs, compile_all(jobs, timeout=60), strict=True), start=1):
         spec = job.spec
-        key = (FAMILIES[job.arch], COMPUTE_BYTES[spec.compute], " ".join(spec.results) or spec.part, spec.ring)
+        key = (FAMILIES[job.arch], COMPUTE_BYTES[spec.compute], spec.surveyed, spec.ring)
         row = table.setdefault(key, {}).setdefault((spec.stack, *spec.radices), [None] * len(KNOBS))
         row[KNOBS.index((spec.num_warps, spec.num_stages))] = entry(spec, compiled)
         print(f"{done}/{len(jobs)} {job.arch} {compiled}", file=sys.stderr, flush=True)
@@ -140,11 +151,12 @@ def survey(wanted: Iterable[tuple[str, FftConvSpec]]) -> Table:
 
 
 def main() -> None:
-    several = sys.argv[1:2] == ["bwd"]
+    several = sys.argv[1:2] in (["bwd"], ["rows"])
     if several:
-        archs = sys.argv[2:] or ARCHS
-        kept = {k: rows for k, rows in SURVEYED_BWD.items() if k[0] not in {FAMILIES[arch] for arch in archs}}
-        table: Mapping[Key, Any] = {**kept, **survey(together(archs))}
+        wanted, archs = (on_rows if sys.argv[1] == "rows" else together), sys.argv[2:] or ARCHS
+        anew = {(FAMILIES[arch], COMPUTE_BYTES[one.compute], one.surveyed) for arch, one in wanted(archs)}
+        kept = {key: rows for key, rows in SURVEYED_BWD.items() if key[:3] not in anew}
+        table: Mapping[Key, Any] = {**kept, **survey(wanted(archs))}
     else:
         table = survey(kernels())
     name = "SURVEYED_BWD" if several else "SURVEYED"

@@ -8,7 +8,8 @@ from math import prod
 import pytest
 
 from m2gen.device.limits import LIMITS, DeviceLimits, target
-from m2gen.planner.fftconv.passes import INNER, LARGEST, SMALLEST, Passes, factored, plans
+from m2gen.planner.fftconv.passes import LARGEST, SMALLEST, Passes, factored, plans
+from m2gen.planner.fftconv.passes_rows import INNER, ONE_EACH
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.problems import parse
@@ -130,3 +131,37 @@ def test_kernels_of_other_sizes_are_shared() -> None:
         for n in (2**15, 2**16, 2**20)
     ]
     assert names[0] <= names[1] and names[0] < names[2]
+
+
+@pytest.mark.parametrize("n", [2**14, 2**15, 2**16, 2**17])
+def test_rows_with_one_kernel_for_all_gradients_are_preferred(n: int) -> None:
+    """Unless others are clearly faster forward; its radices are the forward kernel's, whose spectrum it reads."""
+    ranking = rank(parse(f"fftconv n={n} h=768 b=8 fp16 circular gated"), SM90)
+    found = [plan for plan in ranking.plans if plan.solver == "passes"]
+    best = ranking.best("passes")
+    least = {
+        several: min(plan.seconds for plan in found if (plan.body.bwd is not None) == several)
+        for several in (True, False)
+    }
+    assert best is not None and (best.body.bwd is not None) == (least[True] <= ONE_EACH * least[False])
+    for plan in found:
+        body = plan.body
+        assert body.one_each == (body.bwd is None) == (body.spec.size > 2048)
+        if body.bwd is not None:
+            assert body.bwd.spec.radices == body.spec.radices and body.bwd.spec.results == ("du", "conv", "dk")
+            assert body.bwd.spec in body.kernels(plan.problem) and body.bwd.spec.name in plan.explain()
+
+
+def test_one_kernel_for_all_gradients_is_estimated_faster_than_one_each() -> None:
+    problem = parse("fftconv n=32768 h=768 b=16 fp16 circular gated skip")
+    body = first(str(problem))
+    singly = replace(body, bwd=None).launches(problem, SM90, gradients=True)
+    together = body.launches(problem, SM90, gradients=True)
+    assert sum(one.seconds for one in together) < sum(one.seconds for one in singly)
+    assert sum(one.bytes for one in together) < sum(one.bytes for one in singly)
+    assert len(together) < len(singly)
+
+
+def test_other_devices_have_a_kernel_for_each_gradient() -> None:
+    body = first("fftconv n=65536 h=768 b=8 fp16 circular gated", "sm80")
+    assert body.bwd is None and not body.one_each and body.reluctance is None

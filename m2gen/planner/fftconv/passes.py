@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import combinations_with_replacement
 from math import prod
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
-from m2gen.kernels.fftconv import RADICES as ON_CHIP
 from m2gen.kernels.outer import RADICES, OuterSpec
-from m2gen.kernels.rows import RowsSpec
-from m2gen.kernels.survey import FAMILIES, variants
-from m2gen.planner.fftconv.passes_cost import at_once, backward_bytes, filter_bytes, rows_estimate
+from m2gen.kernels.survey import FAMILIES
+from m2gen.planner.fftconv.passes_cost import at_once, backward_bytes, filter_bytes
+from m2gen.planner.fftconv.passes_rows import INNER, on_chip, one_each, results, together
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum
 from m2gen.planner.fftconv.steps_passes import PassesConv
@@ -28,7 +26,6 @@ from m2gen.planner.step import Estimate
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # as inside fused kernels
 SMALLEST, LARGEST = 2**13, 2**24  # points of a ring
-INNER = tuple(2**power for power in range(8, 14))  # of one of its rows
 _LEVELS = 3  # outer stages
 # (columns of a tile, warps, stages) of a pass, the first that fits the device: a line of memory or two a row of a tile
 _KNOBS = {
@@ -142,7 +139,22 @@ def _bounded(
     channels = -(-problem.h // -(-problem.h // most))
     programs = at_once(spec, limits)
     transform = Transform("monarch", size, (*(one.n0 for one in outer), spec.n1, spec.n2))
-    body = PassesConv(Estimate(), transform, channels, False, outer, spec, dk, min(problem.b, tiles * rows), programs)
+    inner, rows = channels * size // spec.size, min(problem.b, tiles * rows)
+    bwd = together(spec, dk, results(problem, outer[0].wrap), inner, 2 * tiles, limits)
+    few = bwd is None and one_each(spec.compute, limits)
+    body = PassesConv(
+        Estimate(),
+        transform,
+        channels,
+        False,
+        outer,
+        spec,
+        dk,
+        rows,
+        programs,
+        bwd=bwd,
+        one_each=few,
+    )
     of_filter, of_conv = body.estimates(problem, limits)
     steps = (FilterSpectrum(of_filter, Transform("fft", size, ())), replace(body, estimate=of_conv))
     return Plan(problem, limits.arch, "passes", steps)
@@ -161,19 +173,3 @@ def fitting(spec: OuterSpec, limits: DeviceLimits) -> OuterSpec | None:
         if all(each.resources(limits.arch).shared_bytes <= limits.shared_bytes for each in largest):
             return one
     return None
-
-
-@lru_cache(maxsize=4096)
-def on_chip(size: int, compute: str, part: str, limits: DeviceLimits) -> FftConvSpec | None:
-    """The kernel for the rows: the cheapest by the estimate of a large batch. Transforms are not stacked: what is then
-    a complex row are rows of the batch that do not follow one another."""
-    dtype = "bf16" if compute == "bf16" else compute
-    given = {"ring": "cyclic", "n1": 16, "n2": 16, "dtype": dtype, "compute": compute, "full": True}
-    like = RowsSpec(part="dk" if part == "dk" else "fwd", **given)  # type: ignore[arg-type]
-    shapes = [replace(like, n1=n1, n2=size // n1) for n1 in ON_CHIP if size // n1 in ON_CHIP]
-    found = [one for shape in shapes for one in variants(shape, limits)]
-
-    def seconds(one: FftConvSpec) -> float:
-        return rows_estimate(size, limits.cores, 64, one, limits).seconds
-
-    return min(found, key=lambda one: (seconds(one), one.name), default=None)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from m2gen.device.limits import DeviceLimits
-from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.kernels.survey import held
+from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
+from m2gen.kernels.survey import found, held
 from m2gen.planner.fftconv.cost import fused_values
 from m2gen.planner.fftconv.formulas import FORMULAS
+from m2gen.planner.fftconv.launch_cost import TileLaunch, tile_seconds
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.step import NUMBERS, Arithmetic, Cost, Estimate
 
@@ -98,14 +99,18 @@ def backward_bytes(points: int, operand: int, tiles: int) -> int:
     return points * max(2 * operand + 4 * operand * tiles + 2 * 8, 4 * 8)
 
 
-def at_once(spec: FftConvSpec, limits: DeviceLimits) -> int:
+def at_once(spec: FftConvSpec, limits: DeviceLimits, waves: int = _WAVES) -> int:
     """Programs of a launch."""
-    return _WAVES * limits.cores * held(spec, limits)
+    return waves * limits.cores * held(spec, limits)
 
 
-def rows_estimate(size: int, channels: int, batch: int, spec: FftConvSpec, limits: DeviceLimits) -> Estimate:
+def rows_estimate(
+    size: int, channels: int, batch: int, spec: FftConvSpec, limits: DeviceLimits, programs: int = 0
+) -> Estimate:
     """What a launch between the passes costs on rings of `size` points, `batch` rows of scratch to each of `channels`
     spectra: as on chip, but that programs go on from one channel to the next."""
+    if spec.part == "bwd":
+        return _of_several(channels, -(-batch // spec.batch_rows), spec, limits, programs)
     of = FftConvProblem(n=size, h=channels, b=batch, dtype=spec.dtype, mode="circular")
     tiles = -(-batch // spec.batch_rows)
     shared = tiles if spec.part == "dk" else 1  # which one program does
@@ -113,3 +118,36 @@ def rows_estimate(size: int, channels: int, batch: int, spec: FftConvSpec, limit
     most = -(-channels * tiles // shared // count) * shared
     numbers = fused_values(of, spec, limits, count=channels)._replace(q=count, u=most)
     return Estimate(*map(float, FORMULAS["fused", "dk" if spec.part == "dk" else "conv"](numbers, NUMBERS)))
+
+
+def _of_several(channels: int, tiles: int, spec: FftConvSpec, limits: DeviceLimits, programs: int) -> Estimate:
+    """A launch of several gradients, `tiles` tiles to each of `channels` spectra, which one program does: what is given
+    is written over what is read. A transform is a product with A1 and one with B2; two that begin together wait
+    together."""
+    operand, size = COMPUTE_BYTES[spec.compute], spec.size
+    behind = [one in spec.results for one in ("conv", "du")]
+    transforms = spec.of_u + spec.of_dy + sum(behind)
+    flop = transforms * size * (4 * spec.batch_rows * spec.n1 + 8 * spec.n2)
+    scratch = 2 * operand * channels * tiles * size
+    sums = 8 * channels * size if "dk" in spec.results else 0
+    spectra = 2 * operand * channels * size if any(behind) else 0
+    moved = transforms * scratch + spectra + sums
+    count = min(channels, programs or at_once(spec, limits))
+    entry, needs = found(spec, limits.arch), spec.resources(limits.arch)
+    launch = TileLaunch(
+        moved=moved,
+        tiles=channels * tiles,
+        programs=count,
+        flop=flop,
+        instructions=entry.instructions if entry else 0,
+        threads=needs.threads,
+        blocks=held(spec, limits),
+        spills=entry.spills if entry else 0,
+        shared_bytes=needs.shared_bytes,
+        stages=spec.num_stages,
+        products=2 * (transforms - (spec.of_u and spec.of_dy and not behind[0])),
+        full=True,
+        own=-(-channels // count) * tiles,
+    )
+    seconds = tile_seconds(launch, limits)
+    return Estimate(float(channels * tiles * flop), float(moved), 1, float(needs.shared_bytes), seconds)

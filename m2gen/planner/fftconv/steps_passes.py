@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import ClassVar, Literal
 
@@ -12,6 +12,7 @@ from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.planner.fftconv import passes_cost
+from m2gen.planner.fftconv.backward import Backward
 from m2gen.planner.fftconv.launch_cost import STREAMED
 from m2gen.planner.fftconv.launches import FILTER
 from m2gen.planner.fftconv.passes_cost import (
@@ -24,10 +25,11 @@ from m2gen.planner.fftconv.passes_cost import (
     rows_estimate,
 )
 from m2gen.planner.fftconv.passes_launches import Chunk, launch
+from m2gen.planner.fftconv.passes_rows import ONE_EACH
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import Conv, Part
 from m2gen.planner.fftconv.transform import Transform
-from m2gen.planner.step import NUMBERS, UNTRIED, Estimate, Launch, Terms
+from m2gen.planner.step import NUMBERS, UNTRIED, Estimate, Launch, Reluctance, Terms
 
 # How sequences stand on the ring: as they are, or, of a circular problem on a longer one, with the end repeated in
 # front, or with the beginning repeated behind, as the transposed problem reads them.
@@ -39,7 +41,8 @@ class PassesConv(Conv):
     """For each chunk of `channels` channels and `rows` batch rows: analyses through memory, outermost first, the
     convolutions of all rows k0 by one kernel on chip, and syntheses back; `programs` programs a launch, about.
 
-    `outer` are the analyses of a forward pass; `dk` is the kernel of the filter's gradient of the rows.
+    `outer` are the analyses of a forward pass. Backward the rows have one kernel of several gradients, `bwd`, or, where
+    there is none, the convolution's and `dk`, that of the filter's gradient alone.
     """
 
     legend: ClassVar = passes_cost.LEGEND
@@ -50,6 +53,8 @@ class PassesConv(Conv):
     dk: FftConvSpec
     rows: int
     programs: int
+    bwd: Backward | None = field(default=None, kw_only=True)
+    one_each: bool = field(default=False, kw_only=True)  # gradients; rows of other sizes have a kernel of several
 
     @property
     def inner_rows(self) -> int:
@@ -101,6 +106,11 @@ class PassesConv(Conv):
     def untried(self) -> str:
         return UNTRIED
 
+    @property
+    def reluctance(self) -> Reluctance | None:
+        """Rows of other sizes may give several gradients at once, and are hardly slower forward."""
+        return Reluctance(ONE_EACH, "each of its rows' gradients takes a kernel of its own") if self.one_each else None
+
     def _why(self, problem: FftConvProblem) -> str:
         if self.outer[0].ring == "causal":
             return f"at least {problem.n}: on the ring t^{self.transform.size} = i what wraps is imaginary"
@@ -114,7 +124,17 @@ class PassesConv(Conv):
         forward, both = (self.scratch(problem, gradients) / 2**20 for gradients in (False, True))
         at_once = f"{self.channels} of {problem.h} channels and {self.rows} of {problem.b} rows at a time"
         found = super(PassesConv, self).lines(problem)
-        return [*found, f"scratch   {forward:.0f} MiB, with gradients {both:.0f} MiB, for {at_once}"]
+        several = "one kernel for each gradient" if self.bwd is None else self._together(self.bwd)
+        return [
+            *found,
+            f"backward  {several}",
+            f"scratch   {forward:.0f} MiB, with gradients {both:.0f} MiB, for {at_once}",
+        ]
+
+    def _together(self, bwd: Backward) -> str:
+        gives = {"du": "the input", "conv": "the second gate", "dk": "the filter"}
+        of = " and of ".join(gives[one] for one in bwd.spec.results)
+        return f"{bwd.spec.name} ({bwd.programs} programs) on the rows, for the gradients of {of} at once"
 
     def scratch(self, problem: FftConvProblem, gradients: bool) -> int:
         """Bytes beside operands and results, at most."""
@@ -128,12 +148,14 @@ class PassesConv(Conv):
     # -- kernels -------------------------------------------------------------------------------------------------------
 
     def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | OuterSpec]:
-        """Between the passes "fwd", its transpose and the filter's gradient "dk"; the passes of a forward call."""
+        """Between the passes "fwd", its transpose and the filter's gradient "dk", or several, "bwd"; the passes of a
+        forward call."""
         plain = self.way()
+        gradient = {"dk": self.dk} if self.bwd is None else {"bwd": self.bwd.spec}
         found: dict[str, FftConvSpec | OuterSpec] = {
             "fwd": self.spec,
             "transpose": replace(self.spec, transpose=True),
-            "dk": self.dk,
+            **gradient,
             "analysis": self.reading(plain, problem.pre_gate),
             "synthesis": self.writing(plain, problem.post_gate, problem.add),
         }
@@ -144,7 +166,7 @@ class PassesConv(Conv):
     def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | OuterSpec, ...]:
         parts = self.parts(problem)
         if not gradients:
-            return tuple(one for name, one in parts.items() if name not in ("transpose", "dk"))
+            return tuple(one for name, one in parts.items() if name not in ("transpose", "dk", "bwd"))
         return tuple(dict.fromkeys((*parts.values(), *self._behind(problem))))
 
     def _behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
@@ -224,17 +246,31 @@ class PassesConv(Conv):
     ) -> Iterator[Launch]:
         """Those of all gradients, the filter's spectrum and taps aside."""
         pre, post = problem.pre_gate, problem.post_gate
-        dk = launch(self.dk.name, self.inner_estimate(problem, self.dk, limits), chunks, limits.call_seconds)
+        spec = self.dk if self.bwd is None else self.bwd.spec
+        if self.bwd is None:
+            rows = launch(spec.name, self.inner_estimate(problem, spec, limits), chunks, limits.call_seconds)
+        else:
+            rows = self._launch_together(problem, self.bwd, limits)
         for _ in range(chunks):
             yield from chunk.reading(self.reading_both(post, pre, problem.skip))
-            yield dk
-            yield from chunk.convolving()
+            yield rows
+            if self.bwd is None:
+                yield from chunk.convolving()
             yield from chunk.writing(self.writing(self.way(True), pre, second=pre, ranged=True))
             if post:
                 if self.way() != "plain":  # the input once more, as a convolution reads it
                     yield from chunk.reading(self.reading(self.way(), pre))
-                yield from chunk.convolving()
+                if "conv" not in spec.results:
+                    yield from chunk.convolving()
                 yield from chunk.writing(self.writing(self.way(), True))
+
+    def _launch_together(self, problem: FftConvProblem, bwd: Backward, limits: DeviceLimits) -> Launch:
+        """That of several gradients on a chunk."""
+        channels, batch = min(self.channels, problem.h), min(self.rows, problem.b)
+        tiles = -(-batch // self.outer[0].rows)
+        size = bwd.spec.size
+        of = rows_estimate(size, channels * self.inner_rows, 2 * tiles, bwd.spec, limits, bwd.programs)
+        return Launch(bwd.spec.name, of.bytes, of.seconds, of.flop)
 
     def _of_taps(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[float, float, float]:
         of = self.estimates(problem, limits)[0]

@@ -47,7 +47,12 @@ class Sums:
     """What the gradients of a chunk's filters are made of: dkf (H K, 2, M), and those of the skip (H,)."""
 
     dkf: Tensor | None = None
+    radices: tuple[int, ...] = ()  # of the rows on chip, whose order the sums are in
     skip: Tensor | None = None
+
+    def add(self, dkf: Tensor, spec: FftConvSpec) -> None:
+        self.radices = spec.radices
+        self.dkf = dkf if self.dkf is None else self.dkf.add_(dkf)
 
 
 class PassesKernel:
@@ -57,6 +62,7 @@ class PassesKernel:
         self.step = step = _emulated(step)
         self.spec, self.transpose = interned(step.spec), interned(replace(step.spec, transpose=True))
         self.dk = interned(step.dk)
+        self._several: dict[tuple[str, ...], FftConvSpec] = {}
         self.ring = Ring(problem, step.transform.size)
         self.shift = problem.taps[1] if step.outer[0].wrap else 0
         self._tables: dict[tuple[object, int], list[Tensor]] = {}
@@ -102,16 +108,19 @@ class PassesKernel:
     ) -> None:
         """The gradients of one chunk; what the filter's are made of is added to `sums`."""
         step, z, d = self.step, None, None
+        done: tuple[str, ...] = ()
         if out.filter or out.skip is not None:
             d, z = self._read_both(of, dy, x, sums, out.skip is not None, range_)
-            if out.filter:
+            done = self._together(z, d, out, found, sums)
+            if out.filter and "dk" not in done:
                 self._sum(z, d, sums)
         elif out.input:
             d = self._scratch(x.u[of])
             reading = step.reading(step.way(True), x.post_gate is not None, True)
             self._read(reading, [d], _those(of, dy, x.post_gate), range_)
         if out.input and d is not None and found is not None:
-            self._convolve(self.transpose, d, found.kf)
+            if "du" not in done:
+                self._convolve(self.transpose, d, found.kf)
             self._write_input(d, found.scale, of, x, out, range_)
         del d
         if out.post_gate is not None and found is not None:
@@ -120,7 +129,8 @@ class PassesKernel:
                 z = self._scratch(x.u[of])
                 reading = step.reading(step.way(), x.pre_gate is not None)
                 self._read(reading, [z], _those(of, x.u, x.pre_gate))
-            self._convolve(self.spec, z, found.kf)
+            if "conv" not in done:
+                self._convolve(self.spec, z, found.kf)
             self._write(step.writing(step.way(), True), z, found.scale, _those(of, dy, out.post_gate))
 
     def _read_both(
@@ -173,11 +183,31 @@ class PassesKernel:
         """The sums over the batch of conj(Z) D, bin by bin, added to those of earlier rows of the batch."""
         z, d = self._inner(z), self._inner(d)
         rows, channels, _ = z.shape
-        dkf = z.new_empty((channels, 2, self.dk.n1 * self.dk.n2), dtype=torch.float32)
+        dkf = z.new_empty((channels, 2, self.dk.size), dtype=torch.float32)
         tiles, programs = rows // self.dk.batch_rows, min(channels, self.step.programs)
         work = (tiles, channels, programs)
         launch(self.dk, programs, z, d, dkf, *self._constants(self.dk, z), *work, *z.stride()[:2])
-        sums.dkf = dkf if sums.dkf is None else sums.dkf.add_(dkf)
+        sums.add(dkf, self.dk)
+
+    def _together(self, z: Tensor, d: Tensor, out: Gradients, found: Spectrum | None, sums: Sums) -> tuple[str, ...]:
+        """Launch the kernel of several gradients, each written over the scratch it is made of, if the filter's and
+        another of its results are wanted; which those are."""
+        bwd = self.step.bwd
+        if bwd is None or found is None or not out.filter:
+            return ()
+        wanted = {"du": out.input, "conv": out.post_gate is not None, "dk": True}
+        results = tuple(one for one in bwd.spec.results if wanted[one])
+        if len(results) < 2:
+            return ()
+        spec = self._several.setdefault(results, interned(replace(bwd.spec, results=results)))
+        z, d = self._inner(z), self._inner(d)
+        rows, channels, _ = z.shape
+        dkf = z.new_empty((channels, 2, spec.size), dtype=torch.float32)
+        programs = min(channels, bwd.programs)
+        work = (rows // spec.batch_rows, channels, programs)
+        launch(spec, programs, z, d, dkf, found.kf, *self._constants(spec, z), *work, *z.stride()[:2])
+        sums.add(dkf, spec)
+        return results
 
     def _write_filter(self, sums: Sums, channels: slice, out: Gradients, range_: Tensor | None) -> None:
         """The gradients of taps and skip from their sums, which are dropped."""
@@ -188,7 +218,7 @@ class PassesKernel:
             return
         if range_ is not None:
             dkf.mul_(range_[0])
-        radices = (*(one.n0 for one in self.step.outer), self.dk.n1, self.dk.n2)
+        radices = (*(one.n0 for one in self.step.outer), *sums.radices)
         bins = large_filter.from_kernel(dkf, self.ring.size, radices)
         del dkf
         ahead, behind = large_filter.taps(bins, self.ring, self.step.outer[0].ring)
@@ -271,7 +301,7 @@ class PassesKernel:
 
     def _constants(self, spec: FftConvSpec, s: Tensor) -> list[Tensor]:
         """Matrices and twiddles of a kernel on chip."""
-        key = spec.part, s.get_device()
+        key = spec.radices, s.get_device()
         found = self._tables.get(key)
         if found is None:
             dtype = _TORCH[spec.compute]
@@ -300,7 +330,8 @@ def _emulated(step: PassesConv) -> PassesConv:
     compute = {"bf16": "bf16_emulated"}.get(step.spec.compute, step.spec.compute)
     outer = tuple(replace(one, compute=compute, emulated=one.dtype == "bf16") for one in step.outer)
     spec, dk = (replace(one, compute=compute) for one in (step.spec, step.dk))
-    return replace(step, outer=outer, spec=spec, dk=dk)
+    bwd = step.bwd and replace(step.bwd, spec=replace(step.bwd.spec, compute=compute))
+    return replace(step, outer=outer, spec=spec, dk=dk, bwd=bwd)
 
 
 def _range(dy: Tensor) -> Tensor:
