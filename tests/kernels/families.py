@@ -14,6 +14,7 @@ from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.outer import RADICES, OuterSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.spectrum import SpectrumSpec
+from m2gen.kernels.survey import GATELESS
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
 from m2gen.planner.fftconv import filters

@@ -1,8 +1,8 @@
 """The kernels between the passes over a large ring, which do the convolutions of its rows, forward and backward.
 
 The filter's spectrum stands in the order of the forward kernel's radices, so a kernel of several gradients has the
-same. It reads scratch of both, u * pre and dy * post, once, and writes what comes of each over it: four units of traffic
-where kernels of one gradient each take six.
+same. It reads scratch of both, u * pre and dy * post, once, and writes what comes of each over it: four units of
+traffic where kernels of one gradient each take six.
 """
 
 from __future__ import annotations
