@@ -15,6 +15,7 @@ from m2gen.kernels.survey import left_out, spills, variants
 from m2gen.planner.fftconv.backward import of_filter_sums, one_each, together
 from m2gen.planner.fftconv.cost import fused_estimates, fused_seconds
 from m2gen.planner.fftconv.filters import kernels
+from m2gen.planner.fftconv.fused_passes import in_passes
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.programs import programs
 from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, TurnedConv
@@ -162,6 +163,8 @@ def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: 
     transform = Transform("monarch", spec.size, spec.radices)
     count, held_back = programs(problem, limits, spec), _held_back(spec, limits)
     conv = FusedConv(of_conv, transform, 1, False, spec, dk, count, filters=filters, bwd=bwd, **held_back)
+    back = in_passes(problem, limits, spec, conv)
+    conv = conv if back is None else replace(conv, back=back, one_each=False)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.kernels.spectrum import SpectrumSpec
+from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.fftconv import cost
 from m2gen.planner.fftconv.backward import Backward, of_gradients
@@ -23,7 +23,7 @@ from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.step import UNTRIED, Body, Estimate, Launch, Reluctance, Step, Terms
 
 Part = Literal["filter", "conv"]
-_Triton = FftConvSpec | TurnSpec | SpectrumSpec
+_Triton = FftConvSpec | TritonSpec
 
 # times that a kernel has to be faster whose gradients take one kernel each, and one that spills registers: of its time
 # the estimate knows less
@@ -54,6 +54,10 @@ class Conv(Body[FftConvProblem]):
 
     def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
         """What the filter's transform and the convolution cost."""
+        raise NotImplementedError
+
+    def behind(self, problem: FftConvProblem) -> tuple[_Triton, ...]:
+        """The generated kernels of a call for all gradients, where another step's forward pass goes before it."""
         raise NotImplementedError
 
     def expected(self, problem: FftConvProblem, limits: DeviceLimits) -> float:
@@ -153,7 +157,8 @@ class FusedConv(Conv):
 
     `dk` is the kernel of the filter's gradient, on the same ring; `bwd` are those of several gradients at once, and
     kernels of one do what those leave; `filters` are those that make the filter's spectrum and take its gradient back
-    to taps. A tail is never folded: a wrapped kernel reads the circle periodically instead.
+    to taps. Where that is faster, the filter's gradient and all that are wanted with it are those of another step,
+    `back`, in passes over memory. A tail is never folded: a wrapped kernel reads the circle periodically instead.
     """
 
     spec: FftConvSpec
@@ -163,6 +168,7 @@ class FusedConv(Conv):
     bwd: tuple[Backward, ...] = field(default=(), kw_only=True)
     one_each: bool = field(default=False, kw_only=True)  # gradients; with other radices there is a kernel of several
     spills: bool = field(default=False, kw_only=True)  # the forward kernel, registers
+    back: Conv | None = field(default=None, kw_only=True)
 
     @property
     def choice(self) -> str:
@@ -177,16 +183,19 @@ class FusedConv(Conv):
     def untried(self) -> str | None:
         """Those that add to their result, that mask nothing, of several gradients and of the filter are newer than the
         device that ran the others."""
-        return UNTRIED if self.spec.add or self.spec.full or self.bwd or self.filters.forward else None
+        newer = self.spec.add or self.spec.full or self.bwd or self.filters.forward or self.back
+        return UNTRIED if newer else None
 
     def plainer(
         self, problem: FftConvProblem, limits: DeviceLimits
     ) -> tuple[Step[FftConvProblem], Body[FftConvProblem]] | None:
-        """With PyTorch's FFT in place of the filter's kernels, a kernel for each gradient, and masks."""
-        if not (self.filters.forward or self.bwd or self.spec.full):
+        """With PyTorch's FFT in place of the filter's kernels, a kernel for each gradient on chip, and masks."""
+        if not (self.filters.forward or self.bwd or self.spec.full or self.back):
             return None
         spec, dk = (replace(one, full=False) for one in (self.spec, self.dk))
-        conv = replace(self, spec=spec, dk=dk, bwd=(), filters=FilterKernels(why="no device has run a kernel for it"))
+        conv = replace(
+            self, spec=spec, dk=dk, bwd=(), back=None, filters=FilterKernels(why="no device has run a kernel for it")
+        )
         return FilterSpectrum(conv.estimates(problem, limits)[0], Transform("fft", self.spec.size, ())), conv
 
     @property
@@ -203,7 +212,11 @@ class FusedConv(Conv):
         singly = "of one gradient each" if not self.bwd else "and of one gradient each what they leave"
         several = ", ".join(f"{one.spec.name} ({one.programs} programs)" for one in self.bwd)
         found = super(FusedConv, self).lines(problem)  # a dataclass with slots is made anew
-        return [*found, f"backward  {several or 'kernels'} {singly}", self.filters.line]
+        found += [f"backward  {several or 'kernels'} {singly}", self.filters.line]
+        if self.back is not None:
+            own = (line for line in self.back.lines(problem) if line.startswith(("backward", "kernels", "scratch")))
+            found += ["backward  with the filter's gradient in passes over memory:", *(f"  {line}" for line in own)]
+        return found
 
     def _why(self, problem: FftConvProblem) -> str:
         if self.spec.ring == "causal":
@@ -223,7 +236,12 @@ class FusedConv(Conv):
             "dk": replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip),
             **self._several,
             **self.filters.parts,
+            **self._passes(problem),
         }
+
+    def _passes(self, problem: FftConvProblem) -> dict[str, _Triton]:
+        """Those of the backward pass in another step, by names of their own."""
+        return {} if self.back is None else {f"passes_{one.name}": one for one in self.back.behind(problem)}
 
     @property
     def _several(self) -> dict[str, FftConvSpec]:
@@ -233,6 +251,8 @@ class FusedConv(Conv):
         forward: tuple[_Triton, ...] = (self.spec, *self.filters.forward)
         if not gradients:
             return forward
+        if self.back is not None:
+            return tuple(dict.fromkeys((*forward, *self.back.behind(problem))))
         behind = of_gradients(problem, self.spec, self.dk, self.bwd)
         return tuple(dict.fromkeys((*forward, *behind, *self.filters.back)))
 
@@ -245,6 +265,9 @@ class FusedConv(Conv):
         return self.filters.estimates(problem, limits, cost.fused_estimates(problem, self.spec, limits))
 
     def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
+        forward = of_kernels(problem, limits, self.spec, self.dk, False, self.filters, self.bwd)
+        if gradients and self.back is not None:
+            return (*forward, *(one for one in self.back.launches(problem, limits, True) if one.back))
         return of_kernels(problem, limits, self.spec, self.dk, gradients, self.filters, self.bwd)
 
     def __str__(self) -> str:

@@ -171,14 +171,27 @@ class PassesConv(Conv):
 
     def _behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
         """The outermost passes of the gradients."""
+        yield from self._outermost_behind(problem)
+        yield self.reading(self.way(True), problem.post_gate, True)  # where no filter is trained
+        if problem.pre_gate:  # where only one of the two is wanted
+            yield self.writing(self.way(True), True, ranged=True)
+
+    def _outermost_behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
+        """Those where all are wanted."""
         pre, post = problem.pre_gate, problem.post_gate
         yield self.reading_both(post, pre, problem.skip)
-        yield self.reading(self.way(True), post, True)  # where no filter is trained
         yield self.writing(self.way(True), pre, second=pre, ranged=True)
-        if pre:  # where only one of the two is wanted
-            yield self.writing(self.way(True), True, ranged=True)
         if post:
             yield self.writing(self.way(), True)
+            if self.way() != "plain":
+                yield self.reading(self.way(), pre)
+
+    def behind(self, problem: FftConvProblem) -> tuple[FftConvSpec | OuterSpec, ...]:
+        spec = self.dk if self.bwd is None else self.bwd.spec
+        nested = [each for one in self.outer[1:] for each in (one, replace(one, part="synthesis"))]
+        singly = [replace(self.spec, transpose=True)] if self.bwd is None else []
+        singly += [self.spec] if problem.post_gate and "conv" not in spec.results else []
+        return tuple(dict.fromkeys((spec, *singly, *self._outermost_behind(problem), *nested)))
 
     # -- cost ----------------------------------------------------------------------------------------------------------
 

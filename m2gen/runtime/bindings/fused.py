@@ -6,7 +6,8 @@ one launch of the forward kernel with other gates:
     y     = post * C(u * pre) + add    d post = dy   * C(u * pre)
     d u   = pre  * C'(dy * post)       d pre  = u    * C'(dy * post)
 
-A plan's kernel of several gradients (`FusedConv.bwd`) gives those of them that are wanted, if they are two or more.
+A plan's kernel of several gradients (`FusedConv.bwd`) gives those of them that are wanted, if they are two or more. A
+plan may have another step for the gradients (`FusedConv.back`), which does all that are wanted with the filter's.
 
 The skip is part of the filter's spectrum (an impulse at lag 0); its gradient is summed in float32 by the kernel of the
 filter's gradient, which has both factors at hand.
@@ -27,9 +28,11 @@ from m2gen.planner.fftconv.backward import assigned, of_call
 from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
+from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.runtime.bindings import kept_spectra
 from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twiddles
 from m2gen.runtime.bindings.filters import TORCH, Filters, LibraryFilters
+from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.bindings.spectrum_triton import FusedFilters
@@ -54,6 +57,7 @@ class FusedKernel:
         self.ring = Ring(problem, step.spec.size)
         self.filters = _filters(self.ring, self.spec, step.filters)
         self.shift = problem.taps[1] if step.spec.wrap else 0
+        self.back = PassesKernel(problem, step.back) if isinstance(step.back, PassesConv) else None
 
     def forward(self, x: Operands) -> Tensor:
         y = torch.empty_like(x.u)
@@ -62,6 +66,9 @@ class FusedKernel:
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
+        if self.back is not None and (out.filter or out.skip is not None):
+            self.back.backward(dy, x, out)
+            return
         pre, post = x.pre_gate is not None, x.post_gate is not None
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
         largest = self._largest(dy)

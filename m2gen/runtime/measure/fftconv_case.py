@@ -19,6 +19,7 @@ from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.plan import Plan
+from m2gen.planner.step import Body
 from m2gen.reference.fftconv import fftconv_at
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings.kept_spectra import KeptFilter
@@ -82,7 +83,7 @@ class FftConvCase(Case[FftConvProblem]):
         return self._oracle.wrong(y)
 
     def wrong_somewhere(self, plan: Plan) -> str | None:
-        bound = BOUND[self.problem.dtype] * _slack(plan)
+        bounds = [BOUND[self.problem.dtype] * slack for slack in _slack(plan)]
         kernel = kernel_of(plan)
         expected, leaves = exact(self.args)
         found = [("result", self.call(kernel), expected)]
@@ -94,6 +95,7 @@ class FftConvCase(Case[FftConvProblem]):
             out = self._backward(kernel, dy, names)
             found += [(f"gradient of {name} alone", getattr(out, name), wanted[name]) for name in names]
         for what, value, right in found:
+            bound = bounds[what.startswith("gradient")]
             if not (error := relative(value, right)) < bound:  # also true for NaN
                 return f"it is wrong: {what} is off by {error:.3g}, allowed {bound:.3g}"
         return None
@@ -133,11 +135,18 @@ class FftConvCase(Case[FftConvProblem]):
         return call
 
 
-def _slack(plan: Plan) -> float:
-    """Times the bound of a kernel on chip: what goes through memory in half precision is rounded there once more."""
-    if isinstance(plan.body, PassesConv):
-        return NESTED if len(plan.body.outer) > 1 else STAGED
-    return STAGED if isinstance(plan.body, FusedConv) and plan.body.spec.staged else 1
+def _slack(plan: Plan) -> tuple[float, float]:
+    """Times the bound of a kernel on chip, of the result and of gradients."""
+    body = plan.body
+    back = body.back if isinstance(body, FusedConv) else None
+    return _rounded(body), _rounded(body if back is None else back)
+
+
+def _rounded(body: Body[Any]) -> float:
+    """What goes through memory in half precision is rounded there once more."""
+    if isinstance(body, PassesConv):
+        return NESTED if len(body.outer) > 1 else STAGED
+    return STAGED if isinstance(body, FusedConv) and body.spec.staged else 1
 
 
 def tensors(problem: FftConvProblem, device: torch.device) -> dict[str, Any]:
