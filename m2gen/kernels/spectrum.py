@@ -30,6 +30,8 @@ class SpectrumSpec:
     stack       sums beside one another that are to be added
     two_sided   there are taps of negative lags
     skip        the skip is part of the filter; of the way back, its gradient is summed, too
+    rows        of outer stages beside these: rings of this size that are divided by one number, and...
+    bounds      ... the sums that it comes from, in memory: (of which the largest counts, parts of each)
     precision   of float32 products: tf32x3 (three TF32 products) or ieee
     emulated    for Triton's interpreter, whose conversion to bfloat16 cuts off: it is rounded by hand
     """
@@ -44,6 +46,8 @@ class SpectrumSpec:
     stack: int = 1
     two_sided: bool = False
     skip: bool = False
+    rows: int = 1
+    bounds: tuple[int, int] = (0, 0)
     precision: str = "tf32x3"
     emulated: bool = False
     num_warps: int = 4
@@ -93,7 +97,12 @@ class SpectrumSpec:
     @property
     def programs(self) -> int:
         """A channel."""
-        return {"outer": self.parts, "inner": self.n0}.get(self.part.partition("_")[2], 1)
+        return self.rows * {"outer": self.parts, "inner": self.n0}.get(self.part.partition("_")[2], 1)
+
+    @property
+    def sums(self) -> tuple[int, int]:
+        """Of moduli, as they lie: rows or groups of them, and parts of each."""
+        return self.bounds if self.rows > 1 else (self.n0, self.parts)
 
     @property
     def name(self) -> str:
@@ -101,6 +110,7 @@ class SpectrumSpec:
         words = ["spectrum", self.part, f"n{self.size}", _radices(self.radices), self.ring, self.compute]
         words += [_radices(self.order)] if self.order else []
         words += [f"stack{self.stack}"] if self.stack > 1 else []
+        words += [f"rows{self.rows}_bounds{self.bounds[0]}x{self.bounds[1]}"] if self.rows > 1 else []
         words += [flag for flag in ("two_sided", "skip", "emulated") if getattr(self, flag)]
         return "_".join([*words, *([self.precision] if self.precision != "tf32x3" else []), f"w{self.num_warps}"])
 

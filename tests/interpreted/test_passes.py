@@ -21,7 +21,7 @@ from m2gen.planner.fftconv.problem import MODES, FftConvProblem
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.problems import parse
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.bindings import passes
+from m2gen.runtime.bindings import large_filter_triton, passes
 from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.measure.fftconv_case import FftConvCase
@@ -31,6 +31,7 @@ from m2gen.testing.operands import operands
 BOUND = {"fp16": 1e-3, "bf16": 3e-3, "fp32": 1e-5}  # relative l2, forward and gradients
 SMALLEST = 4096  # points of a ring: 16 rows of 16 x 16
 LIMITS = replace(target("sm90"), cores=4)  # few programs, with loops
+LAUNCHING = (passes, large_filter_triton)
 pytestmark = pytest.mark.usefixtures("poison")
 
 
@@ -259,9 +260,7 @@ def test_the_public_call_takes_passes_and_a_plan_names_every_kernel(monkeypatch:
     text = "fftconv n=70000 h=1 b=1 fp16 causal gated skip"
     plan = m2gen.plan(text, "auto")
     assert plan.solver == "passes" and isinstance(kernel_of(plan), PassesKernel)
-    launched = []
-    launch = passes.launch
-    monkeypatch.setattr(passes, "launch", lambda spec, *rest: launched.append(spec) or launch(spec, *rest))
+    launched = watched(monkeypatch)
     args, _ = drawn(parse(text))
     args.pop("layout")
     leaves = {n: args[n].requires_grad_() for n in NAMES if n in args}
@@ -276,15 +275,22 @@ def test_the_public_call_takes_passes_and_a_plan_names_every_kernel(monkeypatch:
     assert set(launched) <= set(plan.body.kernels(plan.problem))
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The specs of the kernels that are launched from now on."""
+    launched: list[Any] = []
+    launch = passes.launch
+    for module in LAUNCHING:
+        monkeypatch.setattr(module, "launch", lambda spec, *rest: launched.append(spec) or launch(spec, *rest))
+    return launched
+
+
 def test_a_first_use_meets_every_kernel_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of kernels that no device has run calls each of them, and a wrong one is found."""
     problem = parse("fftconv n=4001 h=1 b=1 bf16 causal gated skip")
     body = body_of(problem, (16,), "causal")
     plan = next(plan for plan in plans(problem, LIMITS, SMALLEST) if plan.body == body)
     case = FftConvCase(problem, torch.device("cpu"))
-    launched = []
-    launch = passes.launch
-    monkeypatch.setattr(passes, "launch", lambda spec, *rest: launched.append(spec) or launch(spec, *rest))
+    launched = watched(monkeypatch)
     assert case.wrong_somewhere(plan) is None
     assert {replace(spec, emulated=False) if isinstance(spec, OuterSpec) else spec for spec in launched} == set(
         body.kernels(problem)
@@ -304,7 +310,8 @@ def test_a_first_use_meets_every_kernel_of_the_plan(monkeypatch: pytest.MonkeyPa
 def test_memory_stays_within_what_is_stated(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a call has allocated at any time, beside its results, is the scratch that the plan states at most. Kernels
     allocate nothing; the interpreter would keep their arguments for a while, so none is run."""
-    monkeypatch.setattr(passes, "launch", lambda *_: None)
+    for module in LAUNCHING:
+        monkeypatch.setattr(module, "launch", lambda *_: None)
     problem = parse(text)
     body = replace(body_of(problem, (16,), "cyclic"), channels=2, rows=4)
     kernel = PassesKernel(problem, body)

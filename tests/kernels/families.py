@@ -17,7 +17,8 @@ from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.kernels.survey import GATELESS
 from m2gen.planner.blockdiag import tiles as blockdiag
 from m2gen.planner.blockdiag.tiles import BlockdiagSizes
-from m2gen.planner.fftconv import filters
+from m2gen.planner.fftconv import filters, large_filters
+from m2gen.planner.fftconv.large_filters import LargeFilterKernels
 from m2gen.planner.fftconv.passes import fitting
 from m2gen.planner.fftconv.passes_rows import INNER, on_chip, together
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -49,6 +50,12 @@ FILTERS = (  # a problem, and the radices of the kernels that read the spectrum 
     ("fftconv n=32768 h=768 b=16 fp16 causal skip", (32, 32, 32)),
     ("fftconv n=65536 h=768 b=8 fp16 causal", (64, 32, 32)),
 )
+LARGE_FILTERS = (  # a problem on a large ring, and radices: of the outer stages, and the last two on chip
+    ("fftconv n=1048576 h=192 b=2 fp16 circular", (16, 16, 64, 64)),
+    ("fftconv n=131072 h=64 b=4 bf16 same k=4095 skip", (32, 64, 64)),
+    ("fftconv n=4194304 h=64 b=1 fp16 causal skip", (64, 64, 32, 32)),
+    ("fftconv n=131072 h=64 b=4 bf16 bidirectional", (16, 128, 64)),
+)
 PASSES = OuterSpec(part="analysis", ring="cyclic", n0=16, columns=0, dtype="fp16", compute="fp16", gate=True)
 SAMPLE = (  # what the tests compile again
     ("sm90", "blockdiag_fwd_bf16", "glu"),
@@ -74,6 +81,10 @@ SAMPLE = (  # what the tests compile again
     ("gfx942", "outer_synthesis_n32", "second"),
     ("sm90", "rows_fwd_n4096", ""),
     ("sm90", "rows_bwd_n256", "conv"),
+    ("sm90", "filter_pass_fwd", "r64x64"),
+    ("sm90", "filter_pass_inverse", "two_sided"),
+    ("sm80", "filter_pass_fwd", "nested"),
+    ("gfx942", "filter_pass_inverse", "nested"),
 )
 
 
@@ -110,6 +121,9 @@ def specs(limits: DeviceLimits) -> Iterator[TritonSpec | FftConvSpec]:
     for text in MONARCHS:
         yield from (plan.body.whole for plan in monarch.candidates(parse(text), limits) if plan.body.whole is not None)
     yield from passes(limits)
+    for text, radices in LARGE_FILTERS:
+        of = large_filter_kernels(text, radices, limits)
+        yield from (*of.forward, *of.backward)
 
 
 def passes(limits: DeviceLimits) -> Iterator[OuterSpec | FftConvSpec]:
@@ -149,6 +163,17 @@ def filter_kernels(text: str, radices: tuple[int, ...], limits: DeviceLimits) ->
     spec = FftConvSpec(part="fwd", ring=ring, dtype=problem.dtype, compute="fp16", **sizes)
     of = filters.kernels(problem, spec, replace(spec, part="dk"), limits)
     return *of.forward, *of.back
+
+
+def large_filter_kernels(text: str, radices: tuple[int, ...], limits: DeviceLimits) -> LargeFilterKernels:
+    """Those of a filter on a large ring."""
+    problem = parse(text)
+    assert isinstance(problem, FftConvProblem)
+    *stages, n1, n2 = radices
+    ring: Any = "cyclic" if problem.mode == "circular" else "causal"
+    outer = tuple(replace(PASSES, ring=ring, n0=n0) for n0 in stages)
+    spec = FftConvSpec(part="fwd", ring="cyclic", n1=n1, n2=n2, dtype="fp16", compute="fp16")
+    return large_filters.kernels(problem, outer, spec, replace(spec, part="dk"), limits, problem.dtype == "bf16")
 
 
 def jobs(arch: str) -> list[Job]:

@@ -22,6 +22,7 @@ from m2gen.codegen.render import fields, render
 from m2gen.device.limits import LIMITS, target
 from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.blockdiag import BlockdiagSpec
+from m2gen.kernels.filter_pass import FilterPassSpec
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.kernels.rows import RowsSpec
@@ -44,6 +45,7 @@ OUTER = OuterSpec(part="analysis", ring="cyclic", n0=32, columns=64, dtype="fp16
 ROWS = RowsSpec(part="fwd", ring="cyclic", n1=16, n2=16, dtype="fp16", compute="fp16", full=True)
 MONARCH = MonarchSpec(dtype="bf16", blocks=32, depth=32, middle=32, width=32)
 SPECTRUM = SpectrumSpec(part="fwd", n1=32, n2=16, order=(32, 16), compute="fp16")
+FILTER_PASS = FilterPassSpec(part="fwd", ring="cyclic", n0=16, n1=16, n2=256, columns=64)
 SPECS: list[TritonSpec] = [
     MONARCH,
     *(
@@ -67,6 +69,16 @@ SPECS: list[TritonSpec] = [
             "num_warps": 8, "emulated": True,
         }.items()
     ),
+    replace(SPECTRUM, part="fwd_inner", rows=16, bounds=(16, 4)),
+    replace(SPECTRUM, part="fwd_inner", rows=16, bounds=(4, 16)),
+    *(
+        replace(FILTER_PASS, **{name: value})
+        for name, value in {
+            "part": "inverse", "ring": "causal", "n0": 32, "n1": 1, "n2": 4096, "columns": 128, "nested": True,
+            "last": True, "two_sided": True, "skip": True, "precision": "ieee", "num_warps": 4,
+        }.items()
+    ),
+    *(replace(FILTER_PASS, part="inverse", **{name: True}) for name in ("nested", "ranged", "two_sided", "emulated")),
     TurnSpec(dtype="fp16"),
     TurnSpec(dtype="fp32", block_r=32, block_c=128, num_warps=8),
     TurnSpec(dtype="bf16", inner="fp16", pre=True),
@@ -118,7 +130,9 @@ SPECS: list[TritonSpec] = [
     ),
 ]  # fmt: skip
 PIECES = {
-    "spectrum": SPECTRUM,
+    "spectrum/[!p]*": SPECTRUM,
+    "spectrum/pass*": FILTER_PASS,
+    "_lib/factored": FILTER_PASS,
     "turn": TurnSpec(dtype="fp16"),
     "add_parts": AddPartsSpec(dtype="bf16"),
     "outer/analysis.py": OUTER,

@@ -84,7 +84,7 @@ def kernels(problem: FftConvProblem, spec: FftConvSpec, dk: FftConvSpec, limits:
 
 
 def _forward(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:
-    n0, n1, n2 = _radices(spec, limits)
+    n0, n1, n2 = radices_of(spec, limits)
     whole = SpectrumSpec(
         part="fwd",
         ring=spec.ring,
@@ -98,14 +98,14 @@ def _forward(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -
         n2=n2,
     )
     if whole.n0 == 1:
-        return (_with_warps(whole, limits),)
+        return (with_warps(whole, limits),)
     outer = replace(whole, part="fwd_outer", order=(), compute="fp32")
     inner = replace(whole, part="fwd_inner", ring="cyclic", two_sided=False, skip=False)
-    return _with_warps(outer, limits), _with_warps(inner, limits)
+    return with_warps(outer, limits), with_warps(inner, limits)
 
 
 def _back(problem: FftConvProblem, dk: FftConvSpec, limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:
-    n0, n1, n2 = _radices(dk, limits)
+    n0, n1, n2 = radices_of(dk, limits)
     whole = SpectrumSpec(
         part="inverse",
         ring=dk.ring,
@@ -119,13 +119,13 @@ def _back(problem: FftConvProblem, dk: FftConvSpec, limits: DeviceLimits) -> tup
         n2=n2,
     )
     if whole.n0 == 1:
-        return (_with_warps(whole, limits),)
+        return (with_warps(whole, limits),)
     inner = replace(whole, part="inverse_inner", ring="cyclic", two_sided=False, skip=False)
     outer = replace(whole, part="inverse_outer", order=(), stack=1)
-    return _with_warps(inner, limits), _with_warps(outer, limits)
+    return with_warps(inner, limits), with_warps(outer, limits)
 
 
-def _radices(consumer: FftConvSpec, limits: DeviceLimits) -> tuple[int, int, int]:
+def radices_of(consumer: FftConvSpec, limits: DeviceLimits) -> tuple[int, int, int]:
     """(n0, n1, n2): the consumer's own, so that bins are stored as they lie, where its products are small enough."""
     most, outermost = _AT_ONCE[FAMILIES[limits.arch]]
     fits = consumer.n0 <= outermost if consumer.staged else consumer.size <= most
@@ -134,7 +134,7 @@ def _radices(consumer: FftConvSpec, limits: DeviceLimits) -> tuple[int, int, int
     return _OWN[consumer.size]
 
 
-def _with_warps(spec: SpectrumSpec, limits: DeviceLimits) -> SpectrumSpec:
+def with_warps(spec: SpectrumSpec, limits: DeviceLimits) -> SpectrumSpec:
     """As many as keep a tile in registers (seen in the compiled kernels of every size)."""
     points = spec.n1 * spec.n2
     if spec.part.endswith("outer"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import RADICES, FftConvSpec
@@ -168,7 +169,7 @@ def _plan(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk: 
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))
 
 
-def _held_back(spec: FftConvSpec, limits: DeviceLimits) -> dict[str, bool]:
+def _held_back(spec: FftConvSpec, limits: DeviceLimits) -> dict[str, Any]:
     """Why it may stand behind others that are a little slower."""
     return {"one_each": one_each(spec, limits), "spills": spills(spec, limits)}
 

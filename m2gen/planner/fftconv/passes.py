@@ -14,6 +14,7 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.outer import RADICES, OuterSpec
 from m2gen.kernels.survey import FAMILIES
+from m2gen.planner.fftconv.large_filters import kernels as filter_kernels
 from m2gen.planner.fftconv.passes_cost import at_once, backward_bytes, filter_bytes
 from m2gen.planner.fftconv.passes_rows import INNER, on_chip, one_each, results, together
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -128,9 +129,12 @@ def _bounded(
     size = prod(one.n0 for one in outer) * spec.size
     operand, rows = COMPUTE_BYTES[spec.compute], outer[0].rows
     tiles = -(-problem.b // rows)
+    ranged = outer[0].dtype == "bf16" and spec.compute == "fp16"
+    filters = filter_kernels(problem, outer, spec, dk, limits, ranged)
+    library = not filters.forward
 
     def needs(count: int) -> int:
-        return int(max(backward_bytes(size, operand, count), filter_bytes(size, operand)))
+        return int(max(backward_bytes(size, operand, count), filter_bytes(size, operand, library)))
 
     most = limits.chunk_bytes // needs(tiles)
     if most == 0:  # not one channel: some of the batch
@@ -142,6 +146,8 @@ def _bounded(
     inner, rows = channels * size // spec.size, min(problem.b, tiles * rows)
     bwd = together(spec, dk, results(problem, outer[0].wrap), inner, 2 * tiles, limits)
     few = bwd is None and one_each(spec.compute, limits)
+    if bwd is not None:
+        filters = filter_kernels(problem, outer, spec, bwd.spec, limits, ranged)
     body = PassesConv(
         Estimate(),
         transform,
@@ -152,11 +158,12 @@ def _bounded(
         dk,
         rows,
         programs,
+        filters=filters,
         bwd=bwd,
         one_each=few,
     )
     of_filter, of_conv = body.estimates(problem, limits)
-    steps = (FilterSpectrum(of_filter, Transform("fft", size, ())), replace(body, estimate=of_conv))
+    steps = (FilterSpectrum(of_filter, filters.transform(size)), replace(body, estimate=of_conv))
     return Plan(problem, limits.arch, "passes", steps)
 
 

@@ -84,9 +84,10 @@ def passes_conv(v: PassValues, a: Arithmetic) -> Cost:
     )
 
 
-def filter_bytes(points: Any, operand: Any) -> Any:
-    """Bytes a channel while its filter is transformed: taps, their transform and its scratch, the spectrum."""
-    return points * (3 * 8 + 2 * operand)
+def filter_bytes(points: Any, operand: Any, library: bool = True) -> Any:
+    """Bytes a channel while its filter is transformed: by the library taps, their transform and its scratch, by
+    generated kernels rows in place; and the spectrum."""
+    return points * ((3 if library else 1) * 8 + 2 * operand)
 
 
 def forward_bytes(points: Any, operand: Any, tiles: Any) -> Any:

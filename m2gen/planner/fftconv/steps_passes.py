@@ -11,8 +11,9 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.outer import OuterSpec
-from m2gen.planner.fftconv import passes_cost
+from m2gen.planner.fftconv import large_filters, passes_cost
 from m2gen.planner.fftconv.backward import Backward
+from m2gen.planner.fftconv.large_filters import Kernel, LargeFilterKernels
 from m2gen.planner.fftconv.launch_cost import STREAMED
 from m2gen.planner.fftconv.launches import FILTER
 from m2gen.planner.fftconv.passes_cost import (
@@ -42,10 +43,11 @@ class PassesConv(Conv):
     convolutions of all rows k0 by one kernel on chip, and syntheses back; `programs` programs a launch, about.
 
     `outer` are the analyses of a forward pass. Backward the rows have one kernel of several gradients, `bwd`, or, where
-    there is none, the convolution's and `dk`, that of the filter's gradient alone.
+    there is none, the convolution's and `dk`, that of the filter's gradient alone. `filters` make the filter's spectrum
+    and take its gradient back.
     """
 
-    legend: ClassVar = passes_cost.LEGEND
+    legend: ClassVar = f"{passes_cost.LEGEND}; of the filter: {large_filters.LEGEND}"
     notes: ClassVar = "Every figure is an estimate of the cost model."
 
     outer: tuple[OuterSpec, ...]
@@ -53,6 +55,7 @@ class PassesConv(Conv):
     dk: FftConvSpec
     rows: int
     programs: int
+    filters: LargeFilterKernels = field(default=LargeFilterKernels(), kw_only=True)
     bwd: Backward | None = field(default=None, kw_only=True)
     one_each: bool = field(default=False, kw_only=True)  # gradients; rows of other sizes have a kernel of several
 
@@ -128,6 +131,7 @@ class PassesConv(Conv):
         return [
             *found,
             f"backward  {several}",
+            self.filters.line,
             f"scratch   {forward:.0f} MiB, with gradients {both:.0f} MiB, for {at_once}",
         ]
 
@@ -140,19 +144,21 @@ class PassesConv(Conv):
         """Bytes beside operands and results, at most."""
         operand, size = COMPUTE_BYTES[self.spec.compute], self.transform.size
         channels, tiles = min(self.channels, problem.h), -(-min(self.rows, problem.b) // self.outer[0].rows)
-        forward = int(max(filter_bytes(size, operand), forward_bytes(size, operand, tiles)))
+        forward = int(max(filter_bytes(size, operand, not self.filters.forward), forward_bytes(size, operand, tiles)))
         back = backward_bytes(size, operand, tiles) if gradients else 0
         few = 16 * (channels * tiles + self.programs)  # powers of two, parts of the skip's gradient
+        if self.filters.rows is not None:  # what bounds its bins
+            few += 4 * channels * (1 + prod(self.filters.rows.bounds))
         return channels * max(forward, back) + few
 
     # -- kernels -------------------------------------------------------------------------------------------------------
 
-    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | OuterSpec]:
+    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | OuterSpec | Kernel]:
         """Between the passes "fwd", its transpose and the filter's gradient "dk", or several, "bwd"; the passes of a
-        forward call."""
+        forward call; those of the filter."""
         plain = self.way()
         gradient = {"dk": self.dk} if self.bwd is None else {"bwd": self.bwd.spec}
-        found: dict[str, FftConvSpec | OuterSpec] = {
+        found: dict[str, FftConvSpec | OuterSpec | Kernel] = {
             "fwd": self.spec,
             "transpose": replace(self.spec, transpose=True),
             **gradient,
@@ -161,12 +167,14 @@ class PassesConv(Conv):
         }
         for level, one in enumerate(self.outer[1:], 1):
             found |= {f"analysis{level}": one, f"synthesis{level}": replace(one, part="synthesis")}
-        return found
+        return found | self.filters.parts
 
-    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | OuterSpec, ...]:
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | OuterSpec | Kernel, ...]:
         parts = self.parts(problem)
         if not gradients:
-            return tuple(one for name, one in parts.items() if name not in ("transpose", "dk", "bwd"))
+            behind = {"transpose", "dk", "bwd"}
+            own = [one for name, one in parts.items() if name not in behind]
+            return tuple(one for one in own if one not in self.filters.backward)
         return tuple(dict.fromkeys((*parts.values(), *self._behind(problem))))
 
     def _behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
@@ -233,11 +241,15 @@ class PassesConv(Conv):
         return rows_estimate(spec.size, problem.h * self.inner_rows, 2 * tiles, spec, limits)
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
+        if part == "filter" and self.filters.forward:
+            return large_filters.terms(self.filters, self.channels, problem, limits)
         return Terms(self.values(problem, limits), passes_filter if part == "filter" else passes_conv)
 
     def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
         numbers = self.values(problem, limits)
         of_filter, of_conv = (Estimate(*map(float, of(numbers, NUMBERS))) for of in (passes_filter, passes_conv))
+        if self.filters.forward:
+            of_filter = large_filters.estimate(self.filters, self.channels, problem, limits)
         return of_filter, of_conv
 
     def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
@@ -250,8 +262,10 @@ class PassesConv(Conv):
             *chunk.writing(self.writing(self.way(), problem.post_gate, problem.add)),
         )
         behind = self._launches_behind(problem, limits, chunk, v.c) if gradients else ()
-        taps = Launch(FILTER, *self._of_taps(problem, limits), back=True)
-        last = replace(taps, name="taps of the filter's gradient")
+        of = self.estimates(problem, limits)[0]
+        taps = Launch(FILTER, of.bytes, of.seconds, of.flop, back=True)
+        of = large_filters.of_taps(self.filters, self.channels, problem, limits) if self.filters.forward else of
+        last = Launch("taps of the filter's gradient", of.bytes, of.seconds, of.flop, back=True)
         return (*forward * v.c, *((taps, *(replace(one, back=True) for one in behind), last) if gradients else ()))
 
     def _launches_behind(
@@ -284,10 +298,6 @@ class PassesConv(Conv):
         size = bwd.spec.size
         of = rows_estimate(size, channels * self.inner_rows, 2 * tiles, bwd.spec, limits, bwd.programs)
         return Launch(bwd.spec.name, of.bytes, of.seconds, of.flop)
-
-    def _of_taps(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[float, float, float]:
-        of = self.estimates(problem, limits)[0]
-        return of.bytes, of.seconds, of.flop
 
     def __str__(self) -> str:
         outer = " ".join(one.name for one in self.outer)

@@ -1,19 +1,52 @@
 """Filters on large rings: spectra for kernels that leave bins in the order of their stages, and the way back.
 
 By PyTorch's FFT in complex64, some channels at a time: what it works in is counted in the plan's scratch
-(`filter_bytes`, `backward_bytes` in planner/fftconv/passes_cost.py).
+(`filter_bytes`, `backward_bytes` in planner/fftconv/passes_cost.py). large_filter_triton.py does the same by a launch
+for each stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from m2gen.runtime.bindings.constants import ring_weights
 from m2gen.runtime.bindings.ring import Ring
-from m2gen.runtime.bindings.spectral import Operands
+from m2gen.runtime.bindings.spectral import Gradients, Operands
+
+
+class LargeFilters(Protocol):
+    """The way from taps to a spectrum, and back from sums of spectra to taps' gradients, some channels at a time."""
+
+    def spectrum(self, x: Operands, part: slice) -> tuple[Tensor, Tensor]:
+        """kf (C, K, 2, M) of the channels `part`, K rows of the outer stages of M points each, and the powers of two
+        (C,) it was divided by, after which no bin exceeds 1."""
+
+    def write(self, sums: Tensor, part: slice, out: Gradients, range_: Tensor | None, order: tuple[int, ...]) -> None:
+        """Fill the gradients of taps from sums (C K, 2, M), times `range_[0]`. The sums are written over; `order` has
+        the radices of the kernel on chip that wrote them."""
+
+
+class LibraryLargeFilters:
+    """By PyTorch's FFT."""
+
+    def __init__(self, ring: Ring, kind: str, radices: Sequence[int], dtype: torch.dtype) -> None:
+        """`radices` are those of the stages, the last two on chip."""
+        self.ring, self.kind, self.radices, self.dtype = ring, kind, radices, dtype
+
+    def spectrum(self, x: Operands, part: slice) -> tuple[Tensor, Tensor]:
+        return spectrum(x, part, self.ring, self.kind, self.radices, self.dtype)
+
+    def write(self, sums: Tensor, part: slice, out: Gradients, range_: Tensor | None, order: tuple[int, ...]) -> None:
+        if range_ is not None:
+            sums.mul_(range_[0])
+        bins = from_kernel(sums, self.ring.size, (*self.radices[:-2], *order))
+        del sums
+        ahead, behind = taps(bins, self.ring, self.kind)
+        self.ring.write_gradients(ahead, part, out.k, out.k_rev, behind)
 
 
 def spectrum(

@@ -24,8 +24,10 @@ from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps_passes import PassesConv
-from m2gen.runtime.bindings import kept_spectra, large_filter
+from m2gen.runtime.bindings import kept_spectra
 from m2gen.runtime.bindings.constants import left_matrix, pass_twiddles, right_matrix, ring_twiddles
+from m2gen.runtime.bindings.large_filter import LargeFilters, LibraryLargeFilters
+from m2gen.runtime.bindings.large_filter_triton import GeneratedLargeFilters
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.build.triton_kernel import interned, launch
@@ -65,6 +67,7 @@ class PassesKernel:
         self._several: dict[tuple[str, ...], FftConvSpec] = {}
         self.ring = Ring(problem, step.transform.size)
         self.shift = problem.taps[1] if step.outer[0].wrap else 0
+        self.filters = _filters(self.ring, step)
         self._tables: dict[tuple[object, int], list[Tensor]] = {}
 
     def forward(self, x: Operands) -> Tensor:
@@ -169,9 +172,7 @@ class PassesKernel:
         return Spectrum(kf[channels], scale[channels])
 
     def _transformed(self, x: Operands, channels: slice) -> tuple[Tensor, Tensor]:
-        step = self.step
-        kind, dtype = step.outer[0].ring, _TORCH[self.spec.compute]
-        return large_filter.spectrum(x, channels, self.ring, kind, step.transform.radices, dtype)
+        return self.filters.spectrum(x, channels)
 
     def _whole(self, x: Operands) -> tuple[Tensor, Tensor]:
         """That of all channels, made in chunks."""
@@ -214,15 +215,8 @@ class PassesKernel:
         if out.skip is not None and sums.skip is not None:
             out.skip[channels] = sums.skip if range_ is None else sums.skip * range_[0]
         dkf, sums.dkf = sums.dkf, None
-        if dkf is None:
-            return
-        if range_ is not None:
-            dkf.mul_(range_[0])
-        radices = (*(one.n0 for one in self.step.outer), *sums.radices)
-        bins = large_filter.from_kernel(dkf, self.ring.size, radices)
-        del dkf
-        ahead, behind = large_filter.taps(bins, self.ring, self.step.outer[0].ring)
-        self.ring.write_gradients(ahead, channels, out.k, out.k_rev, behind)
+        if dkf is not None:
+            self.filters.write(dkf, channels, out, range_, sums.radices)
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
@@ -321,6 +315,15 @@ class PassesKernel:
             tables = pass_twiddles(spec.ring, spec.n0, inner, spec.columns, s.device)
             found = self._tables[key] = [matrix, *tables]
         return found
+
+
+def _filters(ring: Ring, step: PassesConv) -> LargeFilters:
+    """What makes the filter's spectra."""
+    if step.filters.forward:
+        return GeneratedLargeFilters(ring, step.filters, step.spec.compute)
+    outer = tuple(one.n0 for one in step.outer)
+    dtype = _TORCH[step.spec.compute]
+    return LibraryLargeFilters(ring, step.outer[0].ring, (*outer, step.spec.n1, step.spec.n2), dtype)
 
 
 def _emulated(step: PassesConv) -> PassesConv:

@@ -38,31 +38,31 @@ class FusedFilters:
 
     def spectrum(self, x: Operands) -> tuple[Tensor, Tensor]:
         spec, (channels, _), device = self.spec, x.k.shape, x.k.device
-        taps = _taps(self.ring, x.k.resolve_neg(), None if x.k_rev is None else x.k_rev.resolve_neg(), x.skip)
+        taps = taps_of(self.ring, x.k.resolve_neg(), None if x.k_rev is None else x.k_rev.resolve_neg(), x.skip)
         shape = channels, 2, spec.n0, spec.n1, spec.n2
         kf, scale = x.k.new_empty(shape, dtype=TORCH[spec.compute]), x.k.new_empty(channels, dtype=torch.float32)
         first, last = self._forward[0], self._forward[-1]
         if first is last:
-            launch(first, channels, *taps.tensors, kf, scale, *_constants(first, device), *taps.numbers)
+            launch(first, channels, *taps.tensors, kf, scale, *constants(first, device), *taps.numbers)
             return kf, scale
         rows = scale.new_empty((channels, 2 * spec.size))
         moduli = scale.new_empty((channels, first.n0 * first.parts))
         between = rows, moduli
-        launch(first, channels * first.programs, *taps.tensors, *between, *_constants(first, device), *taps.numbers)
-        launch(last, channels * last.programs, *between, kf, scale, *_constants(last, device))
+        launch(first, channels * first.programs, *taps.tensors, *between, *constants(first, device), *taps.numbers)
+        launch(last, channels * last.programs, *between, kf, scale, *constants(last, device))
         return kf, scale
 
     def gradients(self, sums: Tensor, of_skip: Tensor, wrote: FftConvSpec, out: Gradients) -> None:
         (channels, splits), device = sums.shape[:2], sums.device
-        taps = _taps(self.ring, out.k, out.k_rev, out.skip)
+        taps = taps_of(self.ring, out.k, out.k_rev, out.skip)
         by_hand = any(emulated(t.dtype) for t in taps.tensors)
         specs = self._gradient_kernels((wrote.radices, sums.shape[3], out.skip is not None, by_hand))
         first, last = specs[0], specs[-1]
         if first is not last:
             rows = sums.new_empty((channels, 2 * wrote.size))
-            launch(first, channels * first.programs, sums, rows, *_constants(first, device), splits)
+            launch(first, channels * first.programs, sums, rows, *constants(first, device), splits)
             sums = rows
-        arguments = (sums, of_skip, *taps.tensors, *_constants(last, device), splits, *taps.numbers)
+        arguments = (sums, of_skip, *taps.tensors, *constants(last, device), splits, *taps.numbers)
         launch(last, channels * last.programs, *arguments)
 
     def _gradient_kernels(self, variant: _Variant) -> list[SpectrumSpec]:
@@ -83,7 +83,7 @@ class _Taps(NamedTuple):
     numbers: tuple[int, ...]  # of taps on either side, where they begin, and strides
 
 
-def _taps(ring: Ring, k: Tensor | None, k_rev: Tensor | None, skip: Tensor | None) -> _Taps:
+def taps_of(ring: Ring, k: Tensor | None, k_rev: Tensor | None, skip: Tensor | None) -> _Taps:
     """Lag d is tap centre + d of k, lag -m tap m - 1 of k_rev or, in mode "same", tap centre - m of k."""
     ahead = next(t for t in (k, k_rev, skip) if t is not None)
     stride_h, stride = (1, 1) if k is None else (k.stride(0), k.stride(1))
@@ -98,18 +98,18 @@ def _taps(ring: Ring, k: Tensor | None, k_rev: Tensor | None, skip: Tensor | Non
     return _Taps((ahead, behind, ahead if skip is None else skip.resolve_neg()), (*numbers, *strides))
 
 
-def _constants(spec: SpectrumSpec, device: torch.device) -> list[Tensor]:
+def constants(spec: SpectrumSpec, device: torch.device) -> list[Tensor]:
     """Matrices and twiddles of a kernel, in the order of its arguments."""
     back = spec.part.startswith("inverse")
     if spec.part.endswith("outer"):
         rest = spec.n1 * spec.n2
-        return [_matrix(spec.ring, spec.n0, rest, back, device), ring_twiddles(spec.ring, spec.n0, rest, device)]
-    left = _matrix(spec.ring, spec.n1, spec.n2, back, device)
-    return [left, _matrix("cyclic", spec.n2, 1, back, device), ring_twiddles(spec.ring, spec.n1, spec.n2, device)]
+        return [matrix(spec.ring, spec.n0, rest, back, device), ring_twiddles(spec.ring, spec.n0, rest, device)]
+    left = matrix(spec.ring, spec.n1, spec.n2, back, device)
+    return [left, matrix("cyclic", spec.n2, 1, back, device), ring_twiddles(spec.ring, spec.n1, spec.n2, device)]
 
 
 @lru_cache(maxsize=64)
-def _matrix(ring: str, radix: int, rest: int, transposed: bool, device: torch.device) -> Tensor:
+def matrix(ring: str, radix: int, rest: int, transposed: bool, device: torch.device) -> Tensor:
     """(2, radix, radix) in float32: real and imaginary part of the unscaled DFT [k, n]; on the causal ring with the
     weights theta^(n rest), theta = exp(i pi / (2 radix rest))."""
     index = torch.arange(radix)
