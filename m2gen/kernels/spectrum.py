@@ -30,8 +30,8 @@ class SpectrumSpec:
     stack       sums beside one another that are to be added
     two_sided   there are taps of negative lags
     skip        the skip is part of the filter; of the way back, its gradient is summed, too
-    rows        of outer stages beside these: rings of this size that are divided by one number, and...
-    bounds      ... the sums that it comes from, in memory: (of which the largest counts, parts of each)
+    rows        of "fwd_inner", on a large ring: rows of its outer stages, which are divided by one number, and...
+    bounds      ... the sums that it comes from, in memory: (of which the largest counts, parts of each); else (0, 0)
     precision   of float32 products: tf32x3 (three TF32 products) or ieee
     emulated    for Triton's interpreter, whose conversion to bfloat16 cuts off: it is rounded by hand
     """
