@@ -14,6 +14,7 @@ LONG = {
     "models": ("test_models",),
     "fused": ("test_fused",),
     "passes": ("test_passes",),
+    "filters": ("test_spectrum", "test_large_filter"),
     "turned": ("test_turned", "test_compile"),
 }
 GROUPS = LONG | {"others": tuple(p.stem for p in FILES if not any(p.stem in group for group in LONG.values()))}
