@@ -137,7 +137,7 @@ def test_every_mode_ring_length_dtype_and_stride(
     ring: str, radices: Radices, mode: str, n: int, k: int, dtype: torch.dtype, how: str
 ) -> None:
     """There and back, with outer stages one in the other, in launches as many as there are stages and one."""
-    h = H if len(radices) == 3 and math.prod(radices) < 131072 else 1
+    h = H if len(radices) == 3 and math.prod(radices) < 65536 else 1
     problem = FftConvProblem(n=n, k=k, h=h, mode=mode, skip=True)
     x = drawn(problem, dtype, how, h)
     check_spectrum(problem, ring, radices, x)
