@@ -152,7 +152,7 @@ def test_sequences_are_addressed_in_64_bits(audited: Audited) -> None:
 def test_the_other_families_use_the_matrix_units_without_spills(audited: Audited) -> None:
     """Those of transforms without spills on Hopper, elsewhere next to none. And on Hopper products read what they
     should; everywhere offsets have 64 bits."""
-    transforms = {"spectrum", "outer", "rows"}
+    transforms = {"spectrum", "outer", "rows", "filter"}
     families_seen = {job.spec.name.split("_")[0] for job, _ in others(audited)}
     assert families_seen >= {"blockdiag", "shortconv", "monarch", *transforms}
     for job, found in others(audited):
