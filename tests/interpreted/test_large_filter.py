@@ -112,7 +112,7 @@ def check_gradients(problem: FftConvProblem, ring: str, radices: Radices, x: Ope
     bins = torch.view_as_real(spectrum(problem, ring, radices, *leaves, None)).view(-1, points, 2).mT
     wanted = torch.autograd.grad((bins * sums.double()).sum(), [t for t in leaves if t is not None])
     out = Gradients(k=torch.zeros_like(x.k), k_rev=None if x.k_rev is None else torch.zeros_like(x.k_rev))
-    filters(problem, ring, radices, **how).write(sums, slice(None), out, torch.tensor([4.0, 0.25]))
+    filters(problem, ring, radices, **how).write(sums, slice(None), out, torch.tensor([4.0, 0.25]), radices[-2:])
     for found, want in zip((out.k, out.k_rev), wanted, strict=False):
         assert found is not None and relative(found.double(), 4 * want) < EXACT
         assert ((found != 0) == (want != 0)).all()  # taps that reach nothing stay as they are
@@ -164,7 +164,7 @@ def test_taps_of_half_precision_are_read_and_their_gradients_round_once(dtype: t
     def filled(dtype: torch.dtype) -> Gradients:
         out = Gradients(k=torch.zeros(x.k.shape, dtype=dtype), k_rev=torch.zeros(x.k.shape, dtype=dtype))
         sums = torch.randn(H * 16, 2, 256, generator=torch.Generator().manual_seed(1))
-        of.write(sums, slice(None), out, torch.tensor([2.0**-4, 2.0**4]))
+        of.write(sums, slice(None), out, torch.tensor([2.0**-4, 2.0**4]), (16, 16))
         return out
 
     low, high = filled(dtype), filled(torch.float32)
@@ -212,10 +212,10 @@ def test_some_channels_and_one_gradient_alone() -> None:
     assert all(torch.equal(a[1:], b) for a, b in zip(every, some, strict=True))
     sums = torch.randn(3 * 16, 2, 256)
     both = Gradients(k=torch.zeros_like(x.k), k_rev=torch.zeros_like(x.k))
-    of.write(sums.clone(), slice(None), both, torch.ones(2))
+    of.write(sums.clone(), slice(None), both, torch.ones(2), (16, 16))
     for name in ("k", "k_rev"):
         out = Gradients(**{name: torch.zeros_like(x.k)})
-        of.write(sums[16:].clone(), slice(1, 3), out, torch.ones(2))
+        of.write(sums[16:].clone(), slice(1, 3), out, torch.ones(2), (16, 16))
         found = getattr(out, name)
         assert torch.equal(found[1:], getattr(both, name)[1:]) and not found[0].any()
 
@@ -229,7 +229,8 @@ def test_launches(radices: Radices, stages: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.fft, "fft", None)
     monkeypatch.setattr(torch.fft, "ifft", None)
     of.spectrum(x, slice(None))
-    of.write(torch.randn(problem.n // 256, 2, 256), slice(None), Gradients(k=torch.zeros_like(x.k)), torch.ones(2))
+    sums, out = torch.randn(problem.n // 256, 2, 256), Gradients(k=torch.zeros_like(x.k))
+    of.write(sums, slice(None), out, torch.ones(2), (16, 16))
     planned_ = planned(problem, "causal", radices)
     assert names == [one.name for one in (*planned_.forward, *planned_.backward)]
     assert len(planned_.passes) == stages == len(planned_.back)
@@ -239,13 +240,13 @@ def test_the_librarys_way_gives_the_same() -> None:
     """What plans without such kernels do."""
     problem, radices = FftConvProblem(n=4000, h=H, mode="bidirectional", skip=True), (16, 16, 16)
     x, ring = drawn(problem), Ring(problem, 4096)
-    library = LibraryLargeFilters(ring, "causal", radices, radices, torch.float32)
+    library = LibraryLargeFilters(ring, "causal", radices, torch.float32)
     kf, scale = library.spectrum(x, slice(None))
     assert relative(whole(kf, scale), spectrum(problem, "causal", radices, *doubled(x))) < EXACT
     sums = torch.randn(H * 16, 2, 256)
     outs = [Gradients(k=torch.zeros_like(x.k), k_rev=torch.zeros_like(x.k)) for _ in range(2)]
     for of, out in zip((library, filters(problem, "causal", radices)), outs, strict=True):
-        of.write(sums.clone(), slice(None), out, torch.ones(2))
+        of.write(sums.clone(), slice(None), out, torch.ones(2), (16, 16))
     for name in ("k", "k_rev"):
         assert relative(getattr(outs[1], name), getattr(outs[0], name)) < EXACT
 

@@ -54,11 +54,8 @@ class GeneratedLargeFilters:
         """The gradients of the taps of the channels `part`, from sums (C K, 2, M) of spectra in the order of the kernel
         that wrote them, whose radices are `order`, times `range_[0]`. The sums are written over."""
         k, k_rev = (None if t is None else t[part] for t in (out.k, out.k_rev))
-        taps, rows, device = (
-            taps_of(self.ring, k, k_rev, None),
-            interned(replace(self.rows_back, order=order)),
-            sums.device,
-        )
+        taps, device = taps_of(self.ring, k, k_rev, None), sums.device
+        rows = interned(replace(self.rows_back, order=order))
         between = sums if rows.n0 == 1 else torch.empty_like(sums)  # one program reads a row and writes it, or several
         count = sums.shape[0] * rows.n0
         launch(rows, count, sums, between, *constants(rows, device), 1)
