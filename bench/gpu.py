@@ -247,7 +247,8 @@ def compile_plan(text: str, device: str) -> list[Row]:
     the tensors. What Triton compiles depends on which sizes are multiples of 16, and so many rows are left."""
     problem = parse(text)
     kernel = executor.bound(_posed(problem), live(torch.device(device)), torch.get_num_threads(), wisdom.generation())
-    few = replace(problem, b=16) if isinstance(kernel, FusedKernel) and problem.b % 16 == 0 else problem
+    rows = next((rows for rows in (32, 16) if problem.b % rows == 0), problem.b)  # two make a tile
+    few = replace(problem, b=rows) if isinstance(kernel, FusedKernel) else problem
     x = Operands(**drawn(few, device))
     dy = kernel.forward(x)
     given = {name: value for name in NAMES if (value := getattr(x, name)) is not None}
