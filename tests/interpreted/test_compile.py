@@ -33,7 +33,7 @@ def test_a_mixer_is_one_graph_for_every_batch_size(
 ) -> None:
     launches: list[int] = []
     convolve = FusedKernel._convolve
-    monkeypatch.setattr(FusedKernel, "_convolve", lambda *args: launches.append(1) or convolve(*args))
+    monkeypatch.setattr(FusedKernel, "_convolve", lambda *a, **more: launches.append(1) or convolve(*a, **more))
     mixer = SequenceMixer(4, 40, bidirectional=bidirectional, width=8)
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(mixer, fullgraph=True, backend=counter)

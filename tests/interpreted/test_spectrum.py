@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import m2gen
 from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.fftconv.filters import kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
+from m2gen.planner.search import rank
 from m2gen.runtime.bindings import fused, spectrum_triton
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
@@ -258,7 +259,8 @@ def test_gradients_one_by_one(wanted: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("text, most", [("n=256", 1), ("n=4096", 1), ("n=8192", 2)])
 def test_few_launches(text: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a spectrum, and of taps from sums: no more than two, and nothing of PyTorch's but memory."""
+    """Of a spectrum, and of taps from sums: no more than two, and nothing of PyTorch's but memory. By the fused plan
+    whose gradients are on chip, too."""
     problem: Problem = parse(f"fftconv {text} h=1 b=1 fp16 circular skip")
     args = operands(problem)
     names: list[str] = []
@@ -272,9 +274,11 @@ def test_few_launches(text: str, most: int, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(module, "launch", counted)
     monkeypatch.setattr(torch.fft, "fft", None)
     monkeypatch.setattr(torch.fft, "ifft", None)
-    k = args["k"].requires_grad_()
-    y = m2gen.fftconv(**args)
+    body = next(plan.body for plan in rank(problem, target("sm90")).plans if isinstance(plan.body, FusedConv))
+    kernel = fused.FusedKernel(problem, replace(body, back=None))
+    x = Operands(*(args.get(name) for name in ("u", "k", "k_rev", "pre_gate", "post_gate", "skip")))
+    y = kernel.forward(x)
     assert len([name for name in names if name.startswith("spectrum_fwd")]) == most == len(names) - 1
     names.clear()
-    torch.autograd.grad(y.float().sum(), k)
+    kernel.backward(torch.ones_like(y), x, Gradients(k=torch.zeros_like(args["k"])))
     assert len([name for name in names if name.startswith("spectrum_inverse")]) == most == len(names) - 1
