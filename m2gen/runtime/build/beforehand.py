@@ -9,6 +9,7 @@ there after the first kernel, and backward finds its own.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from threading import RLock
@@ -38,7 +39,8 @@ class Expected:
     begun: set[bool] = field(default_factory=set)  # without gradients, with them
 
 
-_expected: dict[KernelSpec, list[Expected]] = {}  # of the plans that share a kernel, the newest last
+_MOST = 64  # plans that share a kernel which are remembered; the others' kernels compile one after another
+_expected: dict[KernelSpec, deque[Expected]] = {}  # of those plans, the newest last
 _lock = RLock()
 _background = Background(SERVES)
 
@@ -46,7 +48,7 @@ _background = Background(SERVES)
 def expect(specs: Iterable[KernelSpec], what: Expected) -> None:
     """Let the first launch of one of these kernels begin the others."""
     for spec in specs:
-        _expected.setdefault(spec, []).append(what)
+        _expected.setdefault(spec, deque(maxlen=_MOST)).append(what)
 
 
 def forget() -> None:
@@ -77,7 +79,7 @@ def before(spec: Any, device: int, arguments: tuple[Any, ...]) -> None:
 
 def _begin(spec: Any, own: Launched) -> None:
     """Have the rest compiled beside what the caller compiles now."""
-    for what in reversed(_expected.get(spec, [])):
+    for what in reversed(_expected.get(spec, ())):
         gradients = gradients_follow.get() or spec not in what.forward
         jobs = what.jobs(gradients)
         if all(job.launch != own for job in jobs):  # it is not this plan's: its others would be for other calls
