@@ -156,30 +156,42 @@ def _seconds(problem: FftConvProblem, limits: DeviceLimits, forward: FftConvSpec
 
 
 def estimate(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, count: int) -> Estimate:
-    """A launch of several gradients with `count` programs. A transform is a product with A1 and one with B2; two that
-    begin together wait together."""
-    behind = not {"dpost", "conv"}.isdisjoint(spec.results), not {"du", "dpre"}.isdisjoint(spec.results)
-    transforms = spec.of_u + spec.of_dy + sum(behind)
-    together = spec.of_u and spec.of_dy and not behind[0]
-    tiles = problem.h * -(-problem.b // spec.batch_rows)
-    flop = transforms * spec.stack * spec.size * (4 * spec.batch_rows * spec.n1 + 8 * spec.n2)
+    """A launch of several gradients with `count` programs."""
     moved = len(spec.sequences) * problem.b * problem.h * problem.n * DTYPES[problem.dtype].bytes
     moved += 2 * problem.h * spec.size * COMPUTE_BYTES[spec.compute]
     moved += count * 8 * spec.held * spec.n2 if "dk" in spec.results else 0
+    tiles, own = problem.h * -(-problem.b // spec.batch_rows), most_tiles(problem, spec, count)
+    return of_launch(spec, limits, moved=moved, tiles=tiles, programs=count, blocks=blocks(spec, limits), own=own)
+
+
+def of_launch(
+    spec: FftConvSpec, limits: DeviceLimits, *, moved: float, tiles: int, programs: int, blocks: int, own: int
+) -> Estimate:
+    """A launch of several gradients: `tiles` of all `programs`, `own` of the one that has most, `blocks` of a
+    multiprocessor at once. A transform is a product with A1 and one with B2; two that begin together wait together."""
+    transforms = transforms_of(spec)
+    together = spec.of_u and spec.of_dy and {"dpost", "conv"}.isdisjoint(spec.results)
+    flop = transforms * spec.stack * spec.size * (4 * spec.batch_rows * spec.n1 + 8 * spec.n2)
     entry, needs = found(spec, limits.arch), spec.resources(limits.arch)
     launch = TileLaunch(
         moved=moved,
         tiles=tiles,
-        programs=count,
+        programs=programs,
         flop=flop,
         instructions=entry.instructions if entry else 0,
         threads=needs.threads,
-        blocks=blocks(spec, limits),
+        blocks=blocks,
         spills=entry.spills if entry else 0,
         shared_bytes=needs.shared_bytes,
         stages=spec.num_stages,
         products=2 * (transforms - together),
         full=spec.full,
-        own=most_tiles(problem, spec, count),
+        own=own,
     )
     return Estimate(float(tiles * flop), float(moved), 1, float(needs.shared_bytes), tile_seconds(launch, limits))
+
+
+def transforms_of(spec: FftConvSpec) -> int:
+    """There and back, of a tile."""
+    inverse = sum(not set(those).isdisjoint(spec.results) for those in (("dpost", "conv"), ("du", "dpre")))
+    return spec.of_u + spec.of_dy + inverse

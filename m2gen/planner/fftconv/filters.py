@@ -4,7 +4,7 @@ launch each to 4096 points and two beyond, or PyTorch's FFT with the copies arou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
@@ -84,19 +84,7 @@ def kernels(problem: FftConvProblem, spec: FftConvSpec, dk: FftConvSpec, limits:
 
 
 def _forward(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:
-    n0, n1, n2 = radices_of(spec, limits)
-    whole = SpectrumSpec(
-        part="fwd",
-        ring=spec.ring,
-        order=spec.radices,
-        compute=spec.compute,
-        two_sided=problem.taps[0] > 0,
-        skip=problem.skip,
-        precision=PRECISION[FAMILIES[limits.arch]],
-        n0=n0,
-        n1=n1,
-        n2=n2,
-    )
+    whole = replace(_whole("fwd", problem, spec, limits), compute=spec.compute)
     if whole.n0 == 1:
         return (with_warps(whole, limits),)
     outer = replace(whole, part="fwd_outer", order=(), compute="fp32")
@@ -105,12 +93,24 @@ def _forward(problem: FftConvProblem, spec: FftConvSpec, limits: DeviceLimits) -
 
 
 def _back(problem: FftConvProblem, dk: FftConvSpec, limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:
-    n0, n1, n2 = radices_of(dk, limits)
-    whole = SpectrumSpec(
-        part="inverse",
-        ring=dk.ring,
-        order=dk.radices,
-        stack=1 if dk.staged else dk.stack,  # with an outer stage, what is stacked are different bins
+    stack = 1 if dk.staged else dk.stack  # with an outer stage, what is stacked are different bins
+    whole = replace(_whole("inverse", problem, dk, limits), stack=stack)
+    if whole.n0 == 1:
+        return (with_warps(whole, limits),)
+    inner = replace(whole, part="inverse_inner", ring="cyclic", two_sided=False, skip=False)
+    outer = replace(whole, part="inverse_outer", order=(), stack=1)
+    return with_warps(inner, limits), with_warps(outer, limits)
+
+
+def _whole(
+    part: Literal["fwd", "inverse"], problem: FftConvProblem, of: FftConvSpec, limits: DeviceLimits
+) -> SpectrumSpec:
+    """One launch for the whole ring, there or back, beside the kernel `of` that reads its bins or writes their sums."""
+    n0, n1, n2 = radices_of(of, limits)
+    return SpectrumSpec(
+        part=part,
+        ring=of.ring,
+        order=of.radices,
         two_sided=problem.taps[0] > 0,
         skip=problem.skip,
         precision=PRECISION[FAMILIES[limits.arch]],
@@ -118,11 +118,6 @@ def _back(problem: FftConvProblem, dk: FftConvSpec, limits: DeviceLimits) -> tup
         n1=n1,
         n2=n2,
     )
-    if whole.n0 == 1:
-        return (with_warps(whole, limits),)
-    inner = replace(whole, part="inverse_inner", ring="cyclic", two_sided=False, skip=False)
-    outer = replace(whole, part="inverse_outer", order=(), stack=1)
-    return with_warps(inner, limits), with_warps(outer, limits)
 
 
 def radices_of(consumer: FftConvSpec, limits: DeviceLimits) -> tuple[int, int, int]:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
-from m2gen.kernels.survey import found, held
+from m2gen.kernels.survey import held
+from m2gen.planner.fftconv.backward import of_launch, transforms_of
 from m2gen.planner.fftconv.cost import fused_values
 from m2gen.planner.fftconv.formulas import FORMULAS
-from m2gen.planner.fftconv.launch_cost import TileLaunch, tile_seconds
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.step import NUMBERS, Arithmetic, Cost, Estimate
 
@@ -27,8 +27,6 @@ LEGEND = (
 # Times that a pass with radix n0 takes which a copy of the same bytes takes: prototypes on an H100, 2026-11-26, 402 M
 # numbers of 16 bits with a gate: 0.81 and 0.85 ms with 32, 0.85 and 1.00 with 64, 1.40 and 1.73 with 128, of 0.83.
 SLOWER = {16: 1.0, 32: 1.0, 64: 1.11, 128: 1.9}
-
-
 # Times of a copy of its bytes that the library's way to a spectrum takes: 1.2 ms at 32 K points of 768 channels, the
 # longest measured (H100, 2026-11-26), where a copy takes 0.63.
 _LIBRARY = 1.9
@@ -126,32 +124,14 @@ def rows_estimate(
 
 def _of_several(channels: int, tiles: int, spec: FftConvSpec, limits: DeviceLimits, programs: int) -> Estimate:
     """A launch of several gradients, `tiles` tiles to each of `channels` spectra, which one program does: what is given
-    is written over what is read. A transform is a product with A1 and one with B2; two that begin together wait
-    together."""
+    is written over what is read."""
     operand, size = COMPUTE_BYTES[spec.compute], spec.size
-    behind = [one in spec.results for one in ("conv", "du")]
-    transforms = spec.of_u + spec.of_dy + sum(behind)
-    flop = transforms * size * (4 * spec.batch_rows * spec.n1 + 8 * spec.n2)
     scratch = 2 * operand * channels * tiles * size
     sums = 8 * channels * size if "dk" in spec.results else 0
-    spectra = 2 * operand * channels * size if any(behind) else 0
-    moved = transforms * scratch + spectra + sums
+    spectra = 2 * operand * channels * size if {"conv", "du"} & set(spec.results) else 0
+    moved = transforms_of(spec) * scratch + spectra + sums
     count = min(channels, programs or at_once(spec, limits))
-    entry, needs = found(spec, limits.arch), spec.resources(limits.arch)
-    launch = TileLaunch(
-        moved=moved,
-        tiles=channels * tiles,
-        programs=count,
-        flop=flop,
-        instructions=entry.instructions if entry else 0,
-        threads=needs.threads,
-        blocks=held(spec, limits),
-        spills=entry.spills if entry else 0,
-        shared_bytes=needs.shared_bytes,
-        stages=spec.num_stages,
-        products=2 * (transforms - (spec.of_u and spec.of_dy and not behind[0])),
-        full=True,
-        own=-(-channels // count) * tiles,
+    own = -(-channels // count) * tiles
+    return of_launch(
+        spec, limits, moved=moved, tiles=channels * tiles, programs=count, blocks=held(spec, limits), own=own
     )
-    seconds = tile_seconds(launch, limits)
-    return Estimate(float(channels * tiles * flop), float(moved), 1, float(needs.shared_bytes), seconds)
