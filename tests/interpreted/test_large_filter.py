@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_filters import drawn
 from torch import Tensor
 
 from m2gen.device.limits import DeviceLimits, target
@@ -78,20 +79,6 @@ def whole(kf: Tensor, scale: Tensor) -> Tensor:
     return torch.complex(kf[:, :, 0].double(), kf[:, :, 1].double()).flatten(1) * scale.double().unsqueeze(1)
 
 
-def drawn(problem: FftConvProblem, dtype: torch.dtype = torch.float32, how: str = "as is", h: int = H) -> Operands:
-    generator = torch.Generator().manual_seed(0)
-
-    def taps(*shape: int) -> Tensor:
-        t = torch.randn(*shape, generator=generator).to(dtype)
-        if how == "step":
-            t = torch.stack([t, -t], -1).flatten(-2)[..., ::2]
-        return t.T.contiguous().T if how == "turned" and t.dim() == 2 else t
-
-    k = taps(h, problem.taps_given)
-    k_rev = taps(h, problem.taps_given) if problem.mode == "bidirectional" else None
-    return Operands(k, k, k_rev, skip=taps(h) if problem.skip else None)
-
-
 def doubled(x: Operands) -> list[Tensor | None]:
     return [None if t is None else t.double() for t in (x.k, x.k_rev, x.skip)]
 
@@ -139,7 +126,7 @@ def test_every_mode_ring_length_dtype_and_stride(
     """There and back, with outer stages one in the other, in launches as many as there are stages and one."""
     h = H if len(radices) == 3 and math.prod(radices) < 65536 else 1
     problem = FftConvProblem(n=n, k=k, h=h, mode=mode, skip=True)
-    x = drawn(problem, dtype, how, h)
+    x = drawn(problem, h, dtype, how)
     check_spectrum(problem, ring, radices, x)
     check_gradients(problem, ring, radices, x)
 
@@ -157,7 +144,7 @@ def test_rows_in_the_order_of_other_radices(arch: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_taps_of_half_precision_are_read_and_their_gradients_round_once(dtype: torch.dtype) -> None:
     problem, radices = FftConvProblem(n=4096, h=H, mode="bidirectional", skip=True), (16, 16, 16)
-    x = drawn(problem, dtype)
+    x = drawn(problem, H, dtype)
     check_spectrum(problem, "causal", radices, x)
     of = filters(problem, "causal", radices)
 
@@ -239,7 +226,7 @@ def test_launches(radices: Radices, stages: int, monkeypatch: pytest.MonkeyPatch
 def test_the_librarys_way_gives_the_same() -> None:
     """What plans without such kernels do."""
     problem, radices = FftConvProblem(n=4000, h=H, mode="bidirectional", skip=True), (16, 16, 16)
-    x, ring = drawn(problem), Ring(problem, 4096)
+    x, ring = drawn(problem, H), Ring(problem, 4096)
     library = LibraryLargeFilters(ring, "causal", radices, torch.float32)
     kf, scale = library.spectrum(x, slice(None))
     assert relative(whole(kf, scale), spectrum(problem, "causal", radices, *doubled(x))) < EXACT
