@@ -58,15 +58,15 @@ def check(problem: Problem, args: dict[str, Any], run: Any, bound: float) -> Non
 
 def of_terms(name: str, problem: Any, args: dict[str, Any], dy: Tensor) -> float:
     """The norm that a filter's gradient has where the products that each tap sums have signs by chance: a sum that
-    cancels keeps the error of its terms. 0 for other gradients."""
-    if name not in ("k", "k_rev", "skip"):
+    cancels keeps the error of its terms. 0 for other gradients: the skip's is summed in float32."""
+    if name not in ("k", "k_rev"):
         return 0.0
     z, d = (args["u"] * args.get("pre_gate", 1.0)).detach(), (dy * args.get("post_gate", 1.0)).detach()
     if problem.layout == "BLH":
         z, d = z.mT, d.mT
     of_tap = z.square().mean((0, 2)) * d.square().mean((0, 2)) * z.shape[0]  # times the samples that a lag leaves
     lo, hi = problem.taps
-    lags = {"k": range(-lo if problem.mode == "same" else 0, hi + 1), "k_rev": range(1, lo + 1), "skip": range(1)}[name]
+    lags = {"k": range(-lo if problem.mode == "same" else 0, hi + 1), "k_rev": range(1, lo + 1)}[name]
     terms = sum(problem.n if problem.mode == "circular" else problem.n - abs(lag) for lag in lags)
     return float((of_tap * terms).sum().sqrt())
 
