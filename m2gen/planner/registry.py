@@ -9,9 +9,10 @@ from m2gen.planner.blockdiag.problem import BlockDiagProblem
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
 from m2gen.planner.fftconv import solvers as fftconv
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, SpectralConv, TurnedConv
+from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, SpectralConv
 from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.fftconv.steps_passes import PassesConv
+from m2gen.planner.fftconv.steps_turned import TurnedConv, TurnedPasses
 from m2gen.planner.gate import solvers as gate
 from m2gen.planner.gate.problem import GateProblem
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
@@ -41,7 +42,7 @@ _ROWS = (
     Op(
         FftConvProblem,
         fftconv.SOLVERS,
-        (FilterSpectrum, SpectralConv, FusedConv, TurnedConv, PassesConv, NativeConv),
+        (FilterSpectrum, SpectralConv, FusedConv, TurnedConv, PassesConv, TurnedPasses, NativeConv),
     ),
     Op(
         BlockDiagProblem,

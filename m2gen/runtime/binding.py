@@ -8,9 +8,10 @@ from typing import Any
 
 from m2gen.errors import M2GenError
 from m2gen.planner.blockdiag.steps import FusedProduct, LibraryProduct, NativeProduct
-from m2gen.planner.fftconv.steps import FusedConv, SpectralConv, TurnedConv
+from m2gen.planner.fftconv.steps import FusedConv, SpectralConv
 from m2gen.planner.fftconv.steps_native import NativeConv
 from m2gen.planner.fftconv.steps_passes import PassesConv
+from m2gen.planner.fftconv.steps_turned import TurnedConv, TurnedPasses
 from m2gen.planner.gate.steps import LibraryGate, NativeGate
 from m2gen.planner.monarch.problem import MonarchProblem, stage_problems, turned
 from m2gen.planner.monarch.steps import FusedMonarch, NativeMonarch, StagedMonarch
@@ -29,10 +30,11 @@ from m2gen.runtime.bindings import (
     shortconv_triton,
     turn,
 )
-from m2gen.runtime.bindings.fused import FusedKernel, TurnedKernel
+from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.native import NativeKernel
 from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.spectral import SpectralKernel
+from m2gen.runtime.bindings.turned import TurnedKernel, TurnedPassesKernel
 
 
 def _staged(problem: MonarchProblem, step: StagedMonarch) -> monarch.StagedKernel:
@@ -51,6 +53,7 @@ BINDINGS: dict[type[Body[Any]], Callable[[Any, Any], Any]] = {
     FusedConv: FusedKernel,
     TurnedConv: TurnedKernel,
     PassesConv: PassesKernel,
+    TurnedPasses: TurnedPassesKernel,
     NativeConv: NativeKernel,
     LibraryProduct: blockdiag.LibraryKernel,
     NativeProduct: blockdiag.NativeKernel,

@@ -12,13 +12,15 @@ from torch import Tensor
 
 import m2gen
 from m2gen.device.limits import target
-from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.fftconv.steps_turned import TurnedConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
-from m2gen.runtime.bindings.fused import FusedKernel, TurnedKernel
+from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.bindings.turned import TurnedKernel
 from m2gen.testing.exact import exact
 from m2gen.testing.operands import operands
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import m2gen
 from m2gen.device.limits import target
-from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.fftconv.steps_turned import TurnedConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
@@ -24,8 +25,9 @@ from m2gen.planner.search import rank
 from m2gen.reference import fftconv as oracle
 from m2gen.runtime import executor
 from m2gen.runtime.bindings import fused, turn_triton
-from m2gen.runtime.bindings.fused import FusedKernel, TurnedKernel
+from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.bindings.turned import TurnedKernel
 from m2gen.runtime.build.triton_kernel import launch
 from m2gen.testing.operands import operands
 

@@ -10,7 +10,8 @@ from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.survey import found
 from m2gen.planner.fftconv.backward import Backward, assigned, usual
-from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.fftconv.steps_turned import TurnedConv
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank

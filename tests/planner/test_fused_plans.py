@@ -12,7 +12,8 @@ from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.survey import FAMILIES, KNOBS, found
 from m2gen.kernels.surveyed import SURVEYED
 from m2gen.kernels.unsound import ONE_STAGE, unsound
-from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
+from m2gen.planner.fftconv.steps import FusedConv
+from m2gen.planner.fftconv.steps_turned import TurnedConv
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.planner.stored import plan_from_json

@@ -12,6 +12,7 @@ from m2gen.planner.fftconv.passes import LARGEST, SMALLEST, Passes, factored, pl
 from m2gen.planner.fftconv.passes_rows import INNER, ONE_EACH
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps_passes import PassesConv
+from m2gen.planner.fftconv.steps_turned import TurnedPasses
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.planner.step import UNTRIED
@@ -62,7 +63,6 @@ def test_what_is_too_large_too_small_or_lies_across_is_rejected_with_the_reason(
 
     assert f"at most {LARGEST} points, and the least for it has {2 * LARGEST}" in why(f"fftconv n={LARGEST + 1} fp16")
     assert "done on chip" in why("fftconv n=2000 fp16")
-    assert "turn the tensors" in why("fftconv n=40000 fp16 blh")
     assert "no fp64 path" in why("fftconv n=40000 fp64")
     assert "sm90" not in why("fftconv n=40000 fp16", "avx2")
     bare = replace(SM90, shared_bytes=2**10)
@@ -119,6 +119,34 @@ def test_launches_are_those_of_a_call(text: str) -> None:
         behind[0].name,
         behind[-1].name,
     }
+
+
+@pytest.mark.parametrize("words", ["", "gated skip add", "pre_gated", "post_gated"])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_channels_last_is_turned(words: str, mode: str) -> None:
+    """Between turns stands what is planned for times as neighbours, without gates; launches are those that the estimate
+    has, and what they move is told."""
+    problem = parse(f"fftconv n=100001 h=64 b=8 bf16 {mode} {words} blh")
+    plan = rank(problem, SM90).best("passes")
+    body = plan.body
+    assert isinstance(body, TurnedPasses) and body.layout(problem) == "BHL"
+    like = replace(problem, layout="BHL", pre_gate=False, post_gate=False, add=False)
+    straight = next(one.body for one in plans(like, SM90, SMALLEST) if one.body.outer == body.outer)
+    assert isinstance(straight, PassesConv) and not isinstance(straight, TurnedPasses)
+    assert set(straight.kernels(like, False)) < set(body.kernels(problem, False))
+    forward, every = (body.launches(problem, SM90, gradients) for gradients in (False, True))
+    turns = [one for one in every if one.name.startswith("turn")]
+    assert len(turns) == 2 + 2 + 1 + problem.gates and every[: len(forward)] == forward
+    assert forward[0].name.startswith("turn") and forward[-1].name.startswith("turn")
+    assert len(forward) == body.estimate.launches
+    assert sum(one.seconds for one in forward) == pytest.approx(body.estimate.seconds, rel=0.02)
+    assert sum(one.bytes for one in forward) == pytest.approx(body.estimate.bytes)
+    named = {spec.name for spec in body.kernels(problem)}
+    assert {one.name for one in every} - named == {"spectrum of the filter", "taps of the filter's gradient"}
+    tensor = problem.b * problem.h * problem.n
+    more = body.scratch(problem, False) - straight.scratch(like, False)
+    assert more == tensor * (2 + (4 if problem.post_gate or problem.add else 2))
+    assert "turned by turn_bf16" in plan.explain() and plan_from_json(plan.to_json()) == plan
 
 
 def test_kernels_of_other_sizes_are_shared() -> None:

@@ -103,7 +103,7 @@ def fused_values(
         u=most_tiles(problem, spec, count),
         o=limits.program_seconds,
         a=lost(scratch, limits) if spec.staged else 0.0,
-        w=DTYPES[read(problem, spec)].bytes + DTYPES[written(problem)].bytes if turned else 0,
+        w=turned_bytes(problem, spec) if turned else 0,
     )
 
 
@@ -143,15 +143,13 @@ def _of_kernel(spec: FftConvSpec, arch: str, registers: int, shared_bytes: int) 
     )
 
 
-def read(problem: FftConvProblem, spec: FftConvSpec) -> str:
-    """The dtype of a turned input: a product with the first gate is rounded as the kernel rounds its operands."""
+def turned_bytes(problem: FftConvProblem, spec: FftConvSpec) -> int:
+    """Bytes of a number of a turned input, whose product with the first gate is rounded as the kernel rounds its
+    operands, and of a result that is to be turned, not yet rounded where something is still to come."""
     compute = "bf16" if spec.compute == "bf16_emulated" else spec.compute
-    return compute if problem.pre_gate else problem.dtype
-
-
-def written(problem: FftConvProblem) -> str:
-    """The dtype of a result that is to be turned: not yet rounded where something is still to come."""
-    return "fp32" if problem.post_gate or problem.add else problem.dtype
+    read = compute if problem.pre_gate else problem.dtype
+    written = "fp32" if problem.post_gate or problem.add else problem.dtype
+    return DTYPES[read].bytes + DTYPES[written].bytes
 
 
 def fused_estimates(

@@ -19,11 +19,12 @@ from m2gen.planner.fftconv.filters import kernels
 from m2gen.planner.fftconv.fused_passes import in_passes
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.programs import programs
-from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, TurnedConv
+from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv
+from m2gen.planner.fftconv.steps_turned import TurnedConv
 from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.fftconv.turns import turn_of
 from m2gen.planner.languages import no_triton
 from m2gen.planner.plan import Plan
-from m2gen.planner.turn.tiles import TurnSizes, candidates
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # bfloat16 tensors: half precision inside rounds less
 OUTER = (1, 32, 64)  # 1: no outer stage
@@ -181,7 +182,9 @@ def _turned(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, dk
     filters = kernels(problem, plain, of_filter_sums(bwd, dk), limits)
     of_filter, of_conv = filters.estimates(problem, limits, fused_estimates(problem, plain, limits, turned=True))
     transform = Transform("monarch", spec.size, spec.radices)
-    turn = candidates(TurnSizes(problem.b, problem.n, problem.h, problem.dtype), limits)[0].spec
     count, held_back = programs(problem, limits, plain), _held_back(plain, limits)
-    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn, filters=filters, bwd=bwd, **held_back)
+    more: dict[str, Any] = {"filters": filters, "bwd": bwd, **held_back}
+    conv = TurnedConv(of_conv, transform, 1, False, plain, dk, count, turn_of(problem, limits), **more)
+    back = in_passes(problem, limits, spec, conv)
+    conv = conv if back is None else replace(conv, back=back, one_each=False)
     return Plan(problem, limits.arch, "fused", (FilterSpectrum(of_filter, filters.transform(spec)), conv))

@@ -22,7 +22,7 @@ SMALLEST = 2**12  # points of a ring
 
 def in_passes(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, conv: FusedConv) -> PassesConv | None:
     """The step for the gradients of such a plan; None where its own kernels are estimated faster."""
-    if spec.size < SMALLEST or problem.layout != "BHL":
+    if spec.size < SMALLEST:
         return None
     seconds, back = quickest(replace(problem, add=False), limits)
     return back if back is not None and seconds < _behind(problem, limits, conv) else None

@@ -13,6 +13,7 @@ from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.filters import estimate as filters_estimate
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.programs import of_gradient
+from m2gen.planner.fftconv.turns import straight
 from m2gen.planner.step import Estimate, Launch
 
 FILTER = "spectrum of the filter"  # a launch, or those, that a filter which is kept does not need again
@@ -26,11 +27,14 @@ def of_kernels(
     gradients: bool,
     filters: FilterKernels,
     bwd: Iterable[Backward] = (),
+    turned: bool = False,
 ) -> tuple[Launch, ...]:
     """The convolution and, with `gradients`, those of every operand; the spectrum of the filter is a step of its own,
-    and is made again for the gradients."""
+    and is made again for the gradients. `turned`: what stands between turns, which have the gates."""
+    singly = of_gradients(problem, spec, dk, bwd, turned)
+    problem = straight(problem) if turned else problem
     forward = _launch(spec.name, fused_estimates(problem, spec, limits)[1])
-    behind = _behind(replace(problem, add=False), limits, spec, dk, filters, bwd) if gradients else ()
+    behind = _behind(replace(problem, add=False), limits, spec, singly, filters, bwd) if gradients else ()
     return (forward, *(replace(one, back=True) for one in behind))
 
 
@@ -38,7 +42,7 @@ def _behind(
     problem: FftConvProblem,
     limits: DeviceLimits,
     spec: FftConvSpec,
-    dk: FftConvSpec,
+    singly: Iterable[FftConvSpec],
     filters: FilterKernels,
     bwd: Iterable[Backward],
 ) -> Iterator[Launch]:
@@ -47,7 +51,6 @@ def _behind(
         filters_estimate(filters.back, problem, limits) if filters.back else of_filter
     )  # by PyTorch: as many bytes
     yield _launch(FILTER, of_filter)
-    singly = of_gradients(problem, spec, dk, bwd)
     for kernel in bwd:
         yield _launch(kernel.spec.name, estimate(problem, limits, kernel.spec, kernel.programs))
     for one in (one for one in singly if one.part != "bwd"):

@@ -1,6 +1,7 @@
 """Rings too large for one kernel: outer stages as passes through memory, nested as often as needed.
 
-Order 3 and beyond: radices of the outer stages, and order 2 on chip for the rows that they leave.
+Order 3 and beyond: radices of the outer stages, and order 2 on chip for the rows that they leave. Passes go along
+times; tensors whose channels are neighbours are turned before and after.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from math import prod
+from typing import Any
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
@@ -20,7 +22,9 @@ from m2gen.planner.fftconv.passes_rows import INNER, on_chip, one_each, results,
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum
 from m2gen.planner.fftconv.steps_passes import PassesConv
+from m2gen.planner.fftconv.steps_turned import TurnedPasses
 from m2gen.planner.fftconv.transform import Transform
+from m2gen.planner.fftconv.turns import turn_of
 from m2gen.planner.languages import no_triton
 from m2gen.planner.plan import Plan
 from m2gen.planner.step import Estimate
@@ -46,8 +50,6 @@ class Passes:
             return why
         if problem.dtype not in COMPUTE:
             return f"matrix units have no {problem.dtype} path here; fp16, bf16 and fp32 have"
-        if problem.layout == "BLH":
-            return "its passes go along times, and channels are neighbours in memory here; turn the tensors"
         sizes = [size for _, size, _ in _rings(problem)]
         if min(sizes) > LARGEST:
             return f"its rings have at most {LARGEST} points, and the least for it has {min(sizes)}"
@@ -110,7 +112,7 @@ def _plan(
         columns=0,
         dtype=problem.dtype,
         compute=compute,
-        gate=problem.pre_gate,
+        gate=problem.pre_gate and not _turned(problem),
         wrap=wrap,
     )
     nested = replace(outer, ring="cyclic", dtype=compute, gate=False, wrap=False, nested=True)
@@ -120,6 +122,11 @@ def _plan(
     if len(passes) < len(radices) or inner[0] is None or inner[1] is None:
         return None
     return _bounded(problem, limits, passes, inner[0], inner[1])
+
+
+def _turned(problem: FftConvProblem) -> bool:
+    """Whether its tensors are turned before and after, with the gates in the turns."""
+    return problem.layout == "BLH"
 
 
 def _bounded(
@@ -148,20 +155,10 @@ def _bounded(
     few = bwd is None and one_each(spec.compute, limits)
     if bwd is not None:
         filters = filter_kernels(problem, outer, spec, bwd.spec, limits, ranged)
-    body = PassesConv(
-        Estimate(),
-        transform,
-        channels,
-        False,
-        outer,
-        spec,
-        dk,
-        rows,
-        programs,
-        filters=filters,
-        bwd=bwd,
-        one_each=few,
-    )
+    own = (Estimate(), transform, channels, False, outer, spec, dk, rows, programs)
+    more: dict[str, Any] = {"filters": filters, "bwd": bwd, "one_each": few}
+    turn = (turn_of(problem, limits),) if _turned(problem) else ()
+    body = TurnedPasses(*own, *turn, **more) if turn else PassesConv(*own, **more)
     of_filter, of_conv = body.estimates(problem, limits)
     steps = (FilterSpectrum(of_filter, filters.transform(size)), replace(body, estimate=of_conv))
     return Plan(problem, limits.arch, "passes", steps)

@@ -22,7 +22,8 @@ LEGEND = (
     "B batch, H channels, n sequence, N points of the ring, e bytes of a user's number, Q of one in scratch, G gates, "
     "K skip, E 1 where something is added, T complex rows of a channel, c chunks, v outer stages, y times of a copy "
     "that their passes take, r sum of their radices, X rate of products, D bandwidth of memory, t cost of a call, f, b "
-    "and j FLOP, bytes and seconds of the convolutions between the passes"
+    "and j FLOP, bytes and seconds of the convolutions between the passes, w bytes of a number of tensors that were "
+    "turned, as input and as result (0: none are)"
 )
 # Times that a pass with radix n0 takes which a copy of the same bytes takes: prototypes on an H100, 2026-11-26, 402 M
 # numbers of 16 bits with a gate: 0.81 and 0.85 ms with 32, 0.85 and 1.00 with 64, 1.40 and 1.73 with 128, of 0.83.
@@ -56,6 +57,7 @@ class PassValues(NamedTuple):
     f: Any
     b: Any
     j: Any
+    w: Any = 0
 
 
 def passes_filter(v: PassValues, a: Arithmetic) -> Cost:
@@ -72,8 +74,26 @@ def passes_filter(v: PassValues, a: Arithmetic) -> Cost:
 
 def passes_conv(v: PassValues, a: Arithmetic) -> Cost:
     """Two passes a stage, the outermost on the user's tensors."""
+    return _passes(v, a, _users(v))
+
+
+def turned_passes(v: PassValues, a: Arithmetic) -> Cost:
+    """The same on tensors that were turned, so that times are neighbours in memory: w bytes of input and result for
+    each number. A turn in front multiplies by the first gate, one behind by the second, and adds."""
+    own = v.B * v.H * v.n * v.w
+    turns = _users(v) + own
+    return _passes(v, a, own).plus(Cost(bytes=turns, launches=2, working_set=own, seconds=turns / v.D + 2 * v.t))
+
+
+def _users(v: PassValues) -> Any:
+    """Bytes of the user's tensors."""
+    return v.B * v.H * v.n * v.e * (2 + v.G + v.E)
+
+
+def _passes(v: PassValues, a: Arithmetic, own: Any) -> Cost:
+    """Passes, the outermost on `own` bytes of sequences."""
     scratch = 2 * v.T * v.H * v.N * v.Q
-    moved = v.B * v.H * v.n * v.e * (2 + v.G + v.E) + 2 * scratch + 4 * (v.v - 1) * scratch
+    moved = own + 2 * scratch + 4 * (v.v - 1) * scratch
     flop = 16 * v.T * v.H * v.N * v.r
     launches = (2 * v.v + 1) * v.c
     return Cost(

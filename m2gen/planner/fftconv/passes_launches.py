@@ -15,7 +15,8 @@ class Chunk:
 
     def __init__(self, numbers: PassValues, outer: tuple[OuterSpec, ...], rows: Launch) -> None:
         self._v, self._outer, self._rows = numbers, outer, rows
-        self.tensor = numbers.B * numbers.H * numbers.n * numbers.e / numbers.c  # bytes of a sequence, of scratch
+        each = numbers.w / 2 or numbers.e  # of turned ones the mean of input and result
+        self.tensor = numbers.B * numbers.H * numbers.n * each / numbers.c  # bytes of a sequence, of scratch
         self.scratch = 2 * numbers.T * numbers.H * numbers.N * numbers.Q / numbers.c
 
     def one(self, spec: OuterSpec, moved: float) -> Launch:

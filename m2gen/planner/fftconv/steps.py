@@ -1,5 +1,5 @@
 """The steps of a long convolution: the filter's spectrum, and the ways of convolving; C++ is in steps_native.py, large
-rings in steps_passes.py."""
+rings in steps_passes.py, and tensors whose channels are neighbours, turned for either, in steps_turned.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.kernels.spec import TritonSpec
-from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.fftconv import cost
 from m2gen.planner.fftconv.backward import Backward, of_gradients
 from m2gen.planner.fftconv.filters import FilterKernels
@@ -272,85 +271,6 @@ class FusedConv(Conv):
 
     def __str__(self) -> str:
         return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"
-
-
-@dataclass(frozen=True, slots=True)
-class TurnedConv(FusedConv):
-    """The same kernel for tensors whose channels are neighbours in memory: turned before, its result turned back.
-
-    Gates and what is added are applied by the turns (`inward`, `outward`), so the kernel has none of them. `turn` is
-    the plain copy from channels to times as neighbours. Backward each tensor is turned once, too.
-    """
-
-    turn: TurnSpec
-
-    def inward(self, gated: bool, wide: bool = False) -> TurnSpec:
-        """The kernel that turns an input, as it is or times a gate, rounded as the convolution rounds its operands;
-        `wide`: not rounded, as the skip's gradient is the sum of such products."""
-        return replace(self.turn, pre=True, inner="fp32" if wide else self.spec.compute) if gated else self.turn
-
-    def outward(self, gated: bool, added: bool = False) -> TurnSpec:
-        """The kernel that turns a result back, in float32 where it has still a gate or a sum before it."""
-        wide = "fp32" if gated or added else None
-        return replace(self.turn.back, post=gated, add=added, inner=wide)
-
-    @property
-    def untried(self) -> str:
-        """The turning kernels."""
-        return UNTRIED
-
-    @property
-    def choice(self) -> str:
-        return f"{super(TurnedConv, self).choice} turned"
-
-    @property
-    def style(self) -> str:
-        return f"{super(TurnedConv, self).style} turned"
-
-    def lines(self, problem: FftConvProblem) -> list[str]:
-        turns = f"turned by {self.inward(problem.pre_gate).name}, back by {self._outward(problem).name}"
-        found = super(TurnedConv, self).lines(problem)  # a dataclass with slots is made anew
-        return [*found, f"layout    channels are neighbours: {turns}"]
-
-    def _outward(self, problem: FftConvProblem) -> TurnSpec:
-        return self.outward(problem.post_gate, problem.add)
-
-    def parts(self, problem: FftConvProblem) -> dict[str, _Triton]:
-        return {
-            "fwd": self.spec,
-            "transpose": replace(self.spec, transpose=True),
-            "dk": replace(self.dk, skip=problem.skip),
-            "turn": self.inward(problem.pre_gate),
-            "back": self._outward(problem),
-            **self._several,
-            **self.filters.parts,
-        }
-
-    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[_Triton, ...]:
-        turns = self.inward(problem.pre_gate), self._outward(problem)
-        forward: tuple[_Triton, ...] = (self.spec, *self.filters.forward, *turns)
-        if not gradients:
-            return forward
-        behind = [self.inward(problem.pre_gate, problem.skip)]  # u
-        behind += [self.inward(problem.post_gate, problem.skip or self.dk.scales)]  # dy
-        behind += [self.outward(gated) for gated in {problem.pre_gate, problem.gates > 0}]  # du, the gates' gradients
-        of_conv = of_gradients(problem, self.spec, self.dk, self.bwd, turned=True)
-        every: tuple[_Triton, ...] = (*forward, *of_conv, *self.filters.back, *behind)
-        return tuple(dict.fromkeys(every))
-
-    def layout(self, problem: FftConvProblem) -> str:
-        return "BHL"
-
-    def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
-        return self.filters.terms(part, problem, limits) or Terms(
-            cost.fused_values(problem, self.spec, limits, turned=True), FORMULAS["turned", part]
-        )
-
-    def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
-        return self.filters.estimates(problem, limits, cost.fused_estimates(problem, self.spec, limits, turned=True))
-
-    def __str__(self) -> str:
-        return f"(turned-conv {FusedConv.__str__(self)} {self.turn.name})"
 
 
 def _runs(items: Iterable[str], times: str) -> list[str]:

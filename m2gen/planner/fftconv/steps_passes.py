@@ -11,9 +11,10 @@ from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
 from m2gen.kernels.outer import OuterSpec
+from m2gen.kernels.spec import TritonSpec
 from m2gen.planner.fftconv import large_filters, passes_cost
 from m2gen.planner.fftconv.backward import Backward
-from m2gen.planner.fftconv.large_filters import Kernel, LargeFilterKernels
+from m2gen.planner.fftconv.large_filters import LargeFilterKernels
 from m2gen.planner.fftconv.launch_cost import STREAMED
 from m2gen.planner.fftconv.launches import FILTER
 from m2gen.planner.fftconv.passes_cost import (
@@ -24,6 +25,7 @@ from m2gen.planner.fftconv.passes_cost import (
     passes_conv,
     passes_filter,
     rows_estimate,
+    turned_passes,
 )
 from m2gen.planner.fftconv.passes_launches import Chunk, launch
 from m2gen.planner.fftconv.passes_rows import ONE_EACH
@@ -58,6 +60,10 @@ class PassesConv(Conv):
     filters: LargeFilterKernels = field(default=LargeFilterKernels(), kw_only=True)
     bwd: Backward | None = field(default=None, kw_only=True)
     one_each: bool = field(default=False, kw_only=True)  # gradients; rows of other sizes have a kernel of several
+
+    def between(self, problem: FftConvProblem) -> FftConvProblem:
+        """The problem as the kernels have it: where tensors are turned, without gates."""
+        return problem
 
     @property
     def inner_rows(self) -> int:
@@ -153,23 +159,23 @@ class PassesConv(Conv):
 
     # -- kernels -------------------------------------------------------------------------------------------------------
 
-    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | OuterSpec | Kernel]:
+    def parts(self, problem: FftConvProblem) -> dict[str, FftConvSpec | TritonSpec]:
         """Between the passes "fwd", its transpose and the filter's gradient "dk", or several, "bwd"; the passes of a
         forward call; those of the filter."""
-        plain = self.way()
+        plain, own = self.way(), self.between(problem)
         gradient = {"dk": self.dk} if self.bwd is None else {"bwd": self.bwd.spec}
-        found: dict[str, FftConvSpec | OuterSpec | Kernel] = {
+        found: dict[str, FftConvSpec | TritonSpec] = {
             "fwd": self.spec,
             "transpose": replace(self.spec, transpose=True),
             **gradient,
-            "analysis": self.reading(plain, problem.pre_gate),
-            "synthesis": self.writing(plain, problem.post_gate, problem.add),
+            "analysis": self.reading(plain, own.pre_gate),
+            "synthesis": self.writing(plain, own.post_gate, own.add),
         }
         for level, one in enumerate(self.outer[1:], 1):
             found |= {f"analysis{level}": one, f"synthesis{level}": replace(one, part="synthesis")}
         return found | self.filters.parts
 
-    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | OuterSpec | Kernel, ...]:
+    def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | TritonSpec, ...]:
         parts = self.parts(problem)
         if not gradients:
             behind = {"transpose", "dk", "bwd"}
@@ -179,27 +185,29 @@ class PassesConv(Conv):
 
     def _behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
         """The outermost passes of the gradients."""
+        own = self.between(problem)
         yield from self._outermost_behind(problem)
-        yield self.reading(self.way(True), problem.post_gate, True)  # where no filter is trained
-        if problem.pre_gate:  # where only one of the two is wanted
+        yield self.reading(self.way(True), own.post_gate, True)  # where no filter is trained
+        if own.pre_gate:  # where only one of the two is wanted
             yield self.writing(self.way(True), True, ranged=True)
 
     def _outermost_behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
         """Those where all are wanted."""
-        pre, post = problem.pre_gate, problem.post_gate
-        yield self.reading_both(post, pre, problem.skip)
-        yield self.writing(self.way(True), pre, second=pre, ranged=True)
-        if post:
-            yield self.writing(self.way(), True)
+        own = self.between(problem)
+        yield self.reading_both(own.post_gate, own.pre_gate, problem.skip)
+        yield self.writing(self.way(True), own.pre_gate, second=own.pre_gate, ranged=True)
+        if problem.post_gate:
+            yield self.writing(self.way(), own.post_gate)
             if self.way() != "plain":
-                yield self.reading(self.way(), pre)
+                yield self.reading(self.way(), own.pre_gate)
 
-    def behind(self, problem: FftConvProblem) -> tuple[FftConvSpec | OuterSpec, ...]:
+    def behind(self, problem: FftConvProblem) -> tuple[FftConvSpec | TritonSpec, ...]:
         spec = self.dk if self.bwd is None else self.bwd.spec
         nested = [each for one in self.outer[1:] for each in (one, replace(one, part="synthesis"))]
         singly = [replace(self.spec, transpose=True)] if self.bwd is None else []
         singly += [self.spec] if problem.post_gate and "conv" not in spec.results else []
-        return tuple(dict.fromkeys((spec, *singly, *self._outermost_behind(problem), *nested)))
+        filters = *self.filters.forward, *self.filters.backward
+        return tuple(dict.fromkeys((spec, *singly, *self._outermost_behind(problem), *nested, *filters)))
 
     # -- cost ----------------------------------------------------------------------------------------------------------
 
@@ -243,11 +251,13 @@ class PassesConv(Conv):
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
         if part == "filter" and self.filters.forward:
             return large_filters.terms(self.filters, self.channels, problem, limits)
-        return Terms(self.values(problem, limits), passes_filter if part == "filter" else passes_conv)
+        numbers = self.values(problem, limits)
+        return Terms(numbers, passes_filter if part == "filter" else turned_passes if numbers.w else passes_conv)
 
     def estimates(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Estimate, Estimate]:
         numbers = self.values(problem, limits)
-        of_filter, of_conv = (Estimate(*map(float, of(numbers, NUMBERS))) for of in (passes_filter, passes_conv))
+        convolving = turned_passes if numbers.w else passes_conv
+        of_filter, of_conv = (Estimate(*map(float, of(numbers, NUMBERS))) for of in (passes_filter, convolving))
         if self.filters.forward:
             of_filter = large_filters.estimate(self.filters, self.channels, problem, limits)
         return of_filter, of_conv
@@ -256,10 +266,11 @@ class PassesConv(Conv):
         v, call = self.values(problem, limits), limits.call_seconds
         rows = launch(self.spec.name, self.inner_estimate(problem, self.spec, limits), v.c, call)
         chunk = Chunk(v, self.outer, rows)
+        own = self.between(problem)
         forward = (
-            *chunk.reading(self.reading(self.way(), problem.pre_gate)),
+            *chunk.reading(self.reading(self.way(), own.pre_gate)),
             *chunk.convolving(),
-            *chunk.writing(self.writing(self.way(), problem.post_gate, problem.add)),
+            *chunk.writing(self.writing(self.way(), own.post_gate, own.add)),
         )
         behind = self._launches_behind(problem, limits, chunk, v.c) if gradients else ()
         of = self.estimates(problem, limits)[0]
@@ -272,7 +283,8 @@ class PassesConv(Conv):
         self, problem: FftConvProblem, limits: DeviceLimits, chunk: Chunk, chunks: int
     ) -> Iterator[Launch]:
         """Those of all gradients, the filter's spectrum and taps aside."""
-        pre, post = problem.pre_gate, problem.post_gate
+        own = self.between(problem)
+        pre, post = own.pre_gate, own.post_gate
         spec = self.dk if self.bwd is None else self.bwd.spec
         if self.bwd is None:
             rows = launch(spec.name, self.inner_estimate(problem, spec, limits), chunks, limits.call_seconds)
@@ -284,12 +296,12 @@ class PassesConv(Conv):
             if self.bwd is None:
                 yield from chunk.convolving()
             yield from chunk.writing(self.writing(self.way(True), pre, second=pre, ranged=True))
-            if post:
+            if problem.post_gate:
                 if self.way() != "plain":  # the input once more, as a convolution reads it
                     yield from chunk.reading(self.reading(self.way(), pre))
                 if "conv" not in spec.results:
                     yield from chunk.convolving()
-                yield from chunk.writing(self.writing(self.way(), True))
+                yield from chunk.writing(self.writing(self.way(), post))
 
     def _launch_together(self, problem: FftConvProblem, bwd: Backward, limits: DeviceLimits) -> Launch:
         """That of several gradients on a chunk."""

@@ -27,7 +27,7 @@ from m2gen.kernels.fftconv import FftConvSpec
 from m2gen.planner.fftconv.backward import assigned, of_call
 from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FusedConv, TurnedConv
+from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.runtime.bindings import kept_spectra
 from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twiddles
@@ -36,7 +36,6 @@ from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.bindings.spectrum_triton import FusedFilters
-from m2gen.runtime.bindings.turn_triton import turned
 from m2gen.runtime.build.triton_kernel import interned, launch
 
 
@@ -225,76 +224,6 @@ class FusedKernel:
         if found is None:
             found = self._tables[key] = _constants(spec, u.device)
         return found
-
-
-class TurnedKernel(FusedKernel):
-    """The same for tensors whose channels are neighbours in memory. Each is turned once, so that times are neighbours:
-
-        z = T(u * pre)    d = T(dy * post)    y = post * T'(C(z)) + add
-        d u = pre * T'(C'(d))    d pre = u * T'(C'(d))    d post = dy * T'(C(z))
-
-    Products are float32; z and d are rounded as the kernel rounds its operands (not where the skip's gradient is
-    wanted, which sums them as they are), and what is still to be multiplied or added to stays float32: so every result
-    is rounded where it is without turning.
-    """
-
-    def __init__(self, problem: FftConvProblem, step: TurnedConv) -> None:
-        super().__init__(problem, step)
-        self.step = step
-
-    def forward(self, x: Operands) -> Tensor:
-        c = self._own(x.u, x.post_gate is not None or x.add is not None)
-        self._convolve(self.spec, self._in(x.u, x.pre_gate), None, None, c, self._spectrum(x))
-        y = torch.empty_like(x.u)
-        self._out(c, y, x.post_gate, x.add)
-        return y
-
-    def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
-        filters = out.filter or out.skip is not None
-        wide = out.skip is not None
-        z = self._in(x.u, x.pre_gate, wide) if filters or out.post_gate is not None else None
-        d = self._in(dy, x.post_gate, wide or self.dk.scales) if filters or out.input else None
-        largest = None if d is None else self._largest(d)
-        spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
-        behind = conv = None  # C'(d) and C(z)
-        if d is not None and out.input:
-            behind = self._own(d, out.pre_gate is not None or x.pre_gate is not None, x.u.dtype)
-        if z is not None and out.post_gate is not None:
-            conv = self._own(z, True)
-        tensors = {"u": z, "dy": d, "du": behind, "conv": conv}
-        left = self._together(tensors, (False, False), out, spectrum)
-        if behind is not None and d is not None and spectrum is not None:
-            if "du" in left:
-                self._convolve(self._variant(True, False, False), d, None, None, behind, spectrum, largest=largest)
-            if out.u is not None:
-                self._out(behind, out.u, x.pre_gate)
-            if out.pre_gate is not None:
-                self._out(behind, out.pre_gate, x.u)
-        if conv is not None and z is not None and spectrum is not None:
-            if "conv" in left:
-                self._convolve(self.spec, z, None, None, conv, spectrum)
-            if out.post_gate is not None:
-                self._out(conv, out.post_gate, dy)
-        if z is not None and d is not None and "dk" in left:
-            self._filter_gradient(d, replace(x, u=z, pre_gate=None, post_gate=None), out, largest)
-
-    def _in(self, x: Tensor, gate: Tensor | None, wide: bool = False) -> Tensor:
-        """x * gate with times as neighbours; `wide`: in float32."""
-        rounded = torch.float32 if wide else TORCH[self.spec.compute]
-        z = x.new_empty(x.shape, dtype=x.dtype if gate is None else rounded)
-        turn = self.step.inward(gate is not None, wide)
-        turned(x.transpose(1, 2), z, turn, pre=None if gate is None else gate.transpose(1, 2))
-        return z
-
-    def _own(self, like: Tensor, wide: bool, dtype: torch.dtype | None = None) -> Tensor:
-        """A result that is turned back, with times as neighbours."""
-        return like.new_empty(like.shape, dtype=torch.float32 if wide else dtype or like.dtype)
-
-    def _out(self, c: Tensor, y: Tensor, gate: Tensor | None, add: Tensor | None = None) -> None:
-        """y = c * gate + add."""
-        turn = self.step.outward(gate is not None, add is not None)
-        post, plus = (None if t is None else t.transpose(1, 2) for t in (gate, add))
-        turned(c, y.transpose(1, 2), turn, post=post, add=plus)
 
 
 def _filters(ring: Ring, spec: FftConvSpec, of: FilterKernels) -> Filters:

@@ -72,6 +72,11 @@ class PassesKernel:
 
     def forward(self, x: Operands) -> Tensor:
         y = torch.empty_like(x.u)
+        self.convolve(x, y)
+        return y
+
+    def convolve(self, x: Operands, y: Tensor) -> None:
+        """Fill y, of any dtype."""
         step, way = self.step, self.step.way()
         reading = step.reading(way, x.pre_gate is not None)
         writing = step.writing(way, x.post_gate is not None, x.add is not None)
@@ -85,7 +90,6 @@ class PassesKernel:
                 self._write(writing, s, found.scale, _those(of, x.post_gate, x.add, y))
                 del s
             del found
-        return y
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
@@ -134,7 +138,11 @@ class PassesKernel:
                 self._read(reading, [z], _those(of, x.u, x.pre_gate))
             if "conv" not in done:
                 self._convolve(self.spec, z, found.kf)
-            self._write(step.writing(step.way(), True), z, found.scale, _those(of, dy, out.post_gate))
+            self._write_conv(z, found.scale, of, dy, out.post_gate)
+
+    def _write_conv(self, z: Tensor, scale: Tensor, of: tuple[slice, slice], dy: Tensor, into: Tensor) -> None:
+        """dy C(u * pre), the gradient of the second gate."""
+        self._write(self.step.writing(self.step.way(), True), z, scale, _those(of, dy, into))
 
     def _read_both(
         self, of: tuple[slice, slice], dy: Tensor, x: Operands, sums: Sums, skip: bool, range_: Tensor | None
