@@ -27,7 +27,6 @@ class FilterPassSpec:
     last        of "fwd": rows are done on chip after it, and it leaves what bounds their bins
     two_sided   there are taps of negative lags
     skip        of "fwd": the skip is part of the filter
-    ranged      of "inverse": gradients are multiplied by a number in memory
     precision   of float32 products: tf32x3 (three TF32 products) or ieee
     emulated    for Triton's interpreter, whose conversion to bfloat16 cuts off: it is rounded by hand
     """
@@ -42,7 +41,6 @@ class FilterPassSpec:
     last: bool = False
     two_sided: bool = False
     skip: bool = False
-    ranged: bool = False
     precision: str = "tf32x3"
     emulated: bool = False
     num_warps: int = 8
@@ -84,7 +82,7 @@ class FilterPassSpec:
     @property
     def name(self) -> str:
         """For example filter_pass_fwd_n1048576_r16x16x4096_c256_causal_skip_w8."""
-        flags = ("nested", "last", "two_sided", "skip", "ranged", "emulated")
+        flags = ("nested", "last", "two_sided", "skip", "emulated")
         words = ["filter_pass", self.part, f"n{self.size}", f"r{self.n0}x{self.n1}x{self.n2}", f"c{self.columns}"]
         words += [self.ring, *(flag for flag in flags if getattr(self, flag))]
         return "_".join([*words, *([self.precision] if self.precision != "tf32x3" else []), f"w{self.num_warps}"])

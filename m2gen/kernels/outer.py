@@ -34,7 +34,8 @@ class OuterSpec:
                own) as it stands on the ring; `skip`: and the sum of their products, the gradient of the skip
     add        with "synthesis": something is added to the result
     wrap       a circular problem on a longer ring, read periodically; `transpose`: its transpose, which looks ahead
-    ranged     results are multiplied by a number in memory, or sequences by its inverse as they are read
+    ranged     sequences are brought into half precision's range as they are read, by a power of two of the largest
+               number of their complex row, which is in memory, and results brought back
     nested     both sides are complex scratch, the same memory
     emulated   for Triton's interpreter, whose conversion to bfloat16 cuts off: results are rounded by hand
     """
@@ -106,7 +107,7 @@ class OuterSpec:
     def launched(self) -> Mapping[str, str]:
         ones = {f"stride_{name}l": "1" for name in self.operands}
         scratch = ("a0_ptr", "s_ptr", *(("t_ptr",) if self.pair else ()))
-        given = {"scale_ptr": self.part == "synthesis" and not self.nested, "range_ptr": self.ranged}
+        given = {"scale_ptr": self.part == "synthesis" and not self.nested, "largest_ptr": self.ranged}
         floats = [name for name, there in {**given, "skip_ptr": self.skip}.items() if there]
         numbers = ("batch", "shift", "channels", "splits")
         return {

@@ -16,12 +16,18 @@ from m2gen.kernels.spec import Resources
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsSpec(FftConvSpec):
     """The parts "fwd", "dk" and "bwd" (of du, conv and dk) of FftConvSpec on the cyclic ring, `full`, without gates;
-    all in `compute`."""
+    all in `compute`.
+
+    ranged  of what sums the filter's gradient: each tile of D was divided by a power of two of its largest number
+    """
+
+    ranged: bool = False
 
     @property
     def name(self) -> str:
         """For example rows_fwd_n4096_r64x64_cyclic_fp16_fp16_full_w4_s2."""
-        return super(RowsSpec, self).name.replace("fftconv", "rows")  # a dataclass with slots is made anew
+        own = super(RowsSpec, self).name.replace("fftconv", "rows")  # a dataclass with slots is made anew
+        return own.replace("_full", "_full_ranged") if self.ranged else own
 
     @property
     def template(self) -> str:

@@ -66,9 +66,10 @@ def fftconv(
 
     Returns:
         Shape, dtype and memory layout of ``u``. Differentiable to any order in every tensor. A NaN or infinity spoils
-        its own row (b, h) and no other, but on a GPU where two batch rows of a channel share a transform: in mode
-        circular, and wherever the plan names a cyclic ring, as at 128 samples and taps. Set M2GEN_CHECK_FINITE=1 to get
-        an error instead.
+        its own row (b, h) and no other, but on a GPU where batch rows of a channel share a product: two in mode
+        circular, and wherever the plan names a cyclic ring, as at 128 samples and taps; up to eight where it names a
+        stack. On a cyclic ring a result is rounded relative to the larger of the two rows. Set
+        M2GEN_CHECK_FINITE=1 to get an error instead.
 
     Raises:
         ProblemError: for shapes, dtypes, devices, modes or filter lengths that do not fit together.
@@ -107,12 +108,24 @@ def _vjp(args: Args, dy: Tensor, needs: Args) -> Args:
 
 
 def _jvp(args: Args, tangents: Args) -> Tensor:
-    """That of the convolution, and of what is added."""
-    found: list[Tensor] = [] if tangents[_ADD] is None else [tangents[_ADD].clone()]
+    """That of the convolution, and of what is added; 16-bit sequences wide, as tangents may be of any size."""
+    dtype = args[_U].dtype
+    added, found = tangents[_ADD], None
     if any(tangent is not None for tangent in tangents[:_MODE]):
         groups = [(_U,), _FILTERS, (_PRE,), (_POST,)]
-        found.append(multilinear_jvp(fftconv_op, groups)(args[:_ADD], tangents[:_ADD]))
-    return found[0] if len(found) == 1 else found[0] + found[1]
+        found = multilinear_jvp(fftconv_op, groups)(_wide(args[:_ADD]), _wide(tangents[:_ADD]))
+    if found is None:
+        return torch.clone(added)
+    y: Tensor = found if added is None else found + added
+    return y.to(dtype)
+
+
+def _wide(args: Args) -> Args:
+    """The arguments of a convolution, 16-bit sequences among them in float32."""
+    own = [i in _SEQUENCES and arg is not None for i, arg in enumerate(args)]
+    return [
+        a.to(torch.promote_types(a.dtype, torch.float32)) if is_own else a for a, is_own in zip(args, own, strict=True)
+    ]
 
 
 def transposed_conv(

@@ -35,7 +35,7 @@ def planned(problem: FftConvProblem, ring: str, radices: Radices, limits: Device
     given: dict[str, Any] = {"ring": ring, "columns": 64, "dtype": "fp32", "compute": "fp32"}
     outer = tuple(OuterSpec(part="analysis", n0=n0, **given) for n0 in stages)
     spec = FftConvSpec(part="fwd", ring="cyclic", n1=n1, n2=n2, dtype="fp32", compute="fp32")
-    found = kernels(problem, outer, spec, replace(spec, part="dk"), limits, ranged=True)
+    found = kernels(problem, outer, spec, replace(spec, part="dk"), limits)
     assert not found.why
     return found
 
@@ -242,5 +242,5 @@ def test_radices_that_spill_stay_with_the_library() -> None:
     problem = FftConvProblem(n=65536, h=1, mode="causal")
     outer = (OuterSpec(part="analysis", ring="causal", n0=128, columns=32, dtype="fp16", compute="fp16"),)
     spec = FftConvSpec(part="fwd", ring="cyclic", n1=32, n2=16, dtype="fp16", compute="fp16")
-    found = kernels(problem, outer, spec, replace(spec, part="dk"), SM90, ranged=False)
+    found = kernels(problem, outer, spec, replace(spec, part="dk"), SM90)
     assert not found.forward and "no float32 pass of radix 128" in found.why and found.why in found.line

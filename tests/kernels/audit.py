@@ -21,6 +21,8 @@ import triton
 
 from m2gen.device.limits import target
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.filter_pass import FilterPassSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.kernels.rows import RowsSpec
 from m2gen.kernels.spec import TritonSpec
@@ -31,7 +33,13 @@ from m2gen.planner.search import rank
 from m2gen.runtime.build.cross_compile import TARGETS, Compiled, Job, compile_all
 from m2gen.testing.corpus import corpus
 
-ELSEWHERE = (SpectrumSpec, OuterSpec, RowsSpec)  # of which families.py has some of each size
+ELSEWHERE = (
+    SpectrumSpec,
+    OuterSpec,
+    RowsSpec,
+    FilterPassSpec,
+    LargestSpec,
+)  # families.py has some of each size
 
 
 def spec(text: str) -> FftConvSpec:

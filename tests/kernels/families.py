@@ -11,6 +11,7 @@ from m2gen.device.limits import target
 from m2gen.device.row import DeviceLimits
 from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.kernels.outer import RADICES, OuterSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.spectrum import SpectrumSpec
@@ -20,7 +21,7 @@ from m2gen.planner.blockdiag.tiles import BlockdiagSizes
 from m2gen.planner.fftconv import filters, large_filters
 from m2gen.planner.fftconv.large_filters import LargeFilterKernels
 from m2gen.planner.fftconv.passes import fitting
-from m2gen.planner.fftconv.passes_rows import INNER, on_chip, together
+from m2gen.planner.fftconv.passes_rows import INNER, on_chip, together, with_range
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.monarch.fused import Fused
 from m2gen.planner.problems import parse
@@ -81,6 +82,8 @@ SAMPLE = (  # what the tests compile again
     ("gfx942", "outer_synthesis_n32", "second"),
     ("sm90", "rows_fwd_n4096", ""),
     ("sm90", "rows_bwd_n256", "conv"),
+    ("sm90", "largest_bf16", "gate"),
+    ("gfx942", "largest_bf16", "rows2"),
     ("sm90", "filter_pass_fwd", "r64x64"),
     ("sm90", "filter_pass_inverse", "two_sided"),
     ("sm80", "filter_pass_fwd", "nested"),
@@ -116,6 +119,7 @@ def specs(limits: DeviceLimits) -> Iterator[TritonSpec | FftConvSpec]:
     yield shortconv.candidates(replace(plain, last_in=False, masked="out"), limits)[0].spec
     yield shortconv.candidates(replace(plain, last_out=True), limits, "dw")[0].spec
     yield AddPartsSpec(dtype="bf16")
+    yield from (LargestSpec(dtype="bf16", gate=gate, rows=rows) for gate, rows in ((True, 1), (False, 2)))
     for text, radices in FILTERS:
         yield from filter_kernels(text, radices, limits)
     for text in MONARCHS:
@@ -149,8 +153,9 @@ def passes(limits: DeviceLimits) -> Iterator[OuterSpec | FftConvSpec]:
         spec, dk = (on_chip(size, "fp16", part, limits) for part in ("fwd", "dk"))
         yield from (one for one in (spec, dk) if one is not None)
         if spec is not None and dk is not None:
-            several = (together(spec, dk, results, 2**16, 32, limits) for results in GATELESS)
-            yield from (one.spec for one in several if one is not None)
+            several = [together(spec, dk, results, 2**16, 32, limits) for results in GATELESS]
+            of_sums = [one.spec for one in several if one is not None]
+            yield from (*of_sums, *(with_range(one, True) for one in (*of_sums, dk)))  # of bfloat16 tensors
 
 
 def filter_kernels(text: str, radices: tuple[int, ...], limits: DeviceLimits) -> tuple[SpectrumSpec, ...]:
@@ -173,7 +178,7 @@ def large_filter_kernels(text: str, radices: tuple[int, ...], limits: DeviceLimi
     ring: Any = "cyclic" if problem.mode == "circular" else "causal"
     outer = tuple(replace(PASSES, ring=ring, n0=n0) for n0 in stages)
     spec = FftConvSpec(part="fwd", ring="cyclic", n1=n1, n2=n2, dtype="fp16", compute="fp16")
-    return large_filters.kernels(problem, outer, spec, replace(spec, part="dk"), limits, problem.dtype == "bf16")
+    return large_filters.kernels(problem, outer, spec, replace(spec, part="dk"), limits)
 
 
 def jobs(arch: str) -> list[Job]:

@@ -23,6 +23,7 @@ from m2gen.device.limits import LIMITS, target
 from m2gen.kernels.add_parts import AddPartsSpec
 from m2gen.kernels.blockdiag import BlockdiagSpec
 from m2gen.kernels.filter_pass import FilterPassSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.kernels.monarch import MonarchSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.kernels.rows import RowsSpec
@@ -78,7 +79,7 @@ SPECS: list[TritonSpec] = [
             "last": True, "two_sided": True, "skip": True, "precision": "ieee", "num_warps": 4,
         }.items()
     ),
-    *(replace(FILTER_PASS, part="inverse", **{name: True}) for name in ("nested", "ranged", "two_sided", "emulated")),
+    *(replace(FILTER_PASS, part="inverse", **{name: True}) for name in ("nested", "two_sided", "emulated")),
     TurnSpec(dtype="fp16"),
     TurnSpec(dtype="fp32", block_r=32, block_c=128, num_warps=8),
     TurnSpec(dtype="bf16", inner="fp16", pre=True),
@@ -100,6 +101,7 @@ SPECS: list[TritonSpec] = [
         replace(OUTER, part="synthesis", gate=gate, second=second, add=add, nested=not (gate or add))
         for gate, second, add in ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0, 1))
     ),
+    *(LargestSpec(dtype=dtype, rows=rows, gate=gate) for dtype, rows, gate in (("bf16", 1, True), ("fp32", 2, False))),
     AddPartsSpec(dtype="bf16"),
     AddPartsSpec(dtype="bf16", block=256, num_warps=2, emulated=True),
     *(

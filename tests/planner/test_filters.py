@@ -14,7 +14,8 @@ from m2gen.kernels.spectrum import SpectrumSpec
 from m2gen.planner import search
 from m2gen.planner.fftconv import filters
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv, TurnedConv
+from m2gen.planner.fftconv.steps import FilterSpectrum, FusedConv
+from m2gen.planner.fftconv.steps_turned import TurnedConv
 from m2gen.planner.problems import parse
 from m2gen.planner.step import UNTRIED
 from m2gen.planner.stored import plan_from_json
@@ -69,8 +70,9 @@ def test_plans_name_their_filter_s_kernels_and_come_back_from_json(text: str, la
         forward = [one for one in plan.body.kernels(problem, gradients=False) if isinstance(one, SpectrumSpec)]
         every = [one for one in plan.body.kernels(problem) if isinstance(one, SpectrumSpec)]
         assert forward == list(plan.body.filters.forward) and every[: len(forward)] == forward
-        back = plan.body.filters.back if plan.body.back is None else ()  # gradients in passes need others
-        assert set(every) == {*plan.body.filters.forward, *back}
+        passes = plan.body.back  # gradients in passes need others
+        back = plan.body.filters.back if passes is None else (*passes.filters.forward, *passes.filters.backward)
+        assert set(every) == {one for one in (*plan.body.filters.forward, *back) if isinstance(one, SpectrumSpec)}
         assert set(plan.body.filters.parts.items()) <= set(plan.body.parts(problem).items())
         assert plan.body.untried == UNTRIED and forward[0].name in "\n".join(plan.body.lines(problem))
         assert plan_from_json(plan.to_json()) == plan

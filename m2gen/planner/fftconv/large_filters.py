@@ -93,15 +93,14 @@ def kernels(
     spec: FftConvSpec,
     dk: FftConvSpec,
     limits: DeviceLimits,
-    ranged: bool,
 ) -> LargeFilterKernels:
     """Those for the spectrum that `spec` reads and the sums that `dk` writes, between passes like `outer`."""
     stages, most = tuple(one.n0 for one in outer), _OUTERMOST[FAMILIES[limits.arch]]
     if max(stages) > most:
         return LargeFilterKernels(why=f"{limits.arch} has no float32 pass of radix {max(stages)}, only to {most}")
     ring = outer[0].ring
-    forward, rows = _one("fwd", problem, ring, stages, spec, limits, ranged)
-    back, rows_back = _one("inverse", problem, ring, stages, dk, limits, ranged)
+    forward, rows = _one("fwd", problem, ring, stages, spec, limits)
+    back, rows_back = _one("inverse", problem, ring, stages, dk, limits)
     every: tuple[Kernel, ...] = (*forward, rows, rows_back, *back)
     for one in every:
         needed = one.resources(limits.arch).shared_bytes
@@ -119,7 +118,6 @@ def _one(
     stages: tuple[int, ...],
     consumer: FftConvSpec,
     limits: DeviceLimits,
-    ranged: bool,
 ) -> tuple[tuple[FilterPassSpec, ...], SpectrumSpec]:
     """The passes one way, outermost first, and the kernel of the rows. Rows that no block transforms in float32 have
     one more stage, whose radix is the rows' kernel's n0."""
@@ -140,7 +138,6 @@ def _one(
             last=part == "fwd" and level == len(every) - 1,
             two_sided=problem.taps[0] > 0 and level == 0,
             skip=part == "fwd" and problem.skip and level == 0,
-            ranged=part == "inverse" and ranged and level == 0,
             precision=precision,
             num_warps=warps,
         )

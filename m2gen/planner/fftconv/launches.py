@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from m2gen.device.limits import DeviceLimits
+from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.planner.fftconv.backward import Backward, estimate, of_gradients
 from m2gen.planner.fftconv.cost import fused_estimates
 from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.filters import estimate as filters_estimate
+from m2gen.planner.fftconv.launch_cost import STREAMED
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.programs import of_gradient
 from m2gen.planner.fftconv.turns import straight
@@ -27,15 +30,18 @@ def of_kernels(
     gradients: bool,
     filters: FilterKernels,
     bwd: Iterable[Backward] = (),
+    largest: LargestSpec | None = None,
     turned: bool = False,
 ) -> tuple[Launch, ...]:
     """The convolution and, with `gradients`, those of every operand; the spectrum of the filter is a step of its own,
-    and is made again for the gradients. `turned`: what stands between turns, which have the gates."""
+    and is made again for the gradients, before which `largest` goes. `turned`: what stands between turns, which have
+    the gates."""
     singly = of_gradients(problem, spec, dk, bwd, turned)
     problem = straight(problem) if turned else problem
     forward = _launch(spec.name, fused_estimates(problem, spec, limits)[1])
     behind = _behind(replace(problem, add=False), limits, spec, singly, filters, bwd) if gradients else ()
-    return (forward, *(replace(one, back=True) for one in behind))
+    first = [] if largest is None or not gradients else [of_largest(largest, problem, limits)]
+    return (forward, *(replace(one, back=True) for one in (*first, *behind)))
 
 
 def _behind(
@@ -58,6 +64,12 @@ def _behind(
         count = of_gradient(problem, limits, spec, one) if one.part == "dk" else 0
         yield _launch(one.name, fused_estimates(of, one, limits, count=count)[1])
     yield _launch("taps of the filter's gradient", of_taps)  # summed, transformed back and placed
+
+
+def of_largest(spec: LargestSpec, problem: FftConvProblem, limits: DeviceLimits) -> Launch:
+    """What comes backward, and a gate, read as a whole."""
+    moved = float(problem.b * problem.h * problem.n * DTYPES[spec.dtype].bytes * (1 + spec.gate))
+    return Launch(spec.name, moved, moved / (STREAMED * limits.dram_bandwidth) + limits.call_seconds)
 
 
 def _launch(name: str, of: Estimate) -> Launch:

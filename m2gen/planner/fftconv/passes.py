@@ -18,7 +18,7 @@ from m2gen.kernels.outer import RADICES, OuterSpec
 from m2gen.kernels.survey import FAMILIES
 from m2gen.planner.fftconv.large_filters import kernels as filter_kernels
 from m2gen.planner.fftconv.passes_cost import at_once, backward_bytes, filter_bytes
-from m2gen.planner.fftconv.passes_rows import INNER, on_chip, one_each, results, together
+from m2gen.planner.fftconv.passes_rows import INNER, on_chip, one_each, results, together, with_range
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FilterSpectrum
 from m2gen.planner.fftconv.steps_passes import PassesConv
@@ -30,7 +30,7 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.step import Estimate
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # as inside fused kernels
-SMALLEST, LARGEST = 2**13, 2**24  # points of a ring
+SMALLEST, LARGEST = 2**13, 2**25  # points of a ring, of a circle of 16M points, whatever their number is made of
 _LEVELS = 3  # outer stages
 # (columns of a tile, warps, stages) of a pass, the first that fits the device: a line of memory or two a row of a tile
 _KNOBS = {
@@ -137,7 +137,7 @@ def _bounded(
     operand, rows = COMPUTE_BYTES[spec.compute], outer[0].rows
     tiles = -(-problem.b // rows)
     ranged = outer[0].dtype == "bf16" and spec.compute == "fp16"
-    filters = filter_kernels(problem, outer, spec, dk, limits, ranged)
+    filters = filter_kernels(problem, outer, spec, dk, limits)
     library = not filters.forward
 
     def needs(count: int) -> int:
@@ -154,8 +154,9 @@ def _bounded(
     bwd = together(spec, dk, results(problem, outer[0].wrap), inner, 2 * tiles, limits)
     few = bwd is None and one_each(spec.compute, limits)
     if bwd is not None:
-        filters = filter_kernels(problem, outer, spec, bwd.spec, limits, ranged)
-    own = (Estimate(), transform, channels, False, outer, spec, dk, rows, programs)
+        filters = filter_kernels(problem, outer, spec, bwd.spec, limits)
+        bwd = replace(bwd, spec=with_range(bwd.spec, ranged))
+    own = (Estimate(), transform, channels, False, outer, spec, with_range(dk, ranged), rows, programs)
     more: dict[str, Any] = {"filters": filters, "bwd": bwd, "one_each": few}
     turn = (turn_of(problem, limits),) if _turned(problem) else ()
     body = TurnedPasses(*own, *turn, **more) if turn else PassesConv(*own, **more)

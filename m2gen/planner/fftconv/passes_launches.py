@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from m2gen.kernels.largest import LargestSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.planner.fftconv.passes_cost import SLOWER, PassValues
 from m2gen.planner.step import Estimate, Launch
@@ -24,6 +25,11 @@ class Chunk:
         v = self._v
         flop = 8 * v.T * v.H * v.N * spec.n0 / v.c
         return Launch(spec.name, moved, max(SLOWER[spec.n0] * moved / v.D, flop / v.X) + v.t, flop)
+
+    def largest(self, spec: LargestSpec) -> Launch:
+        """What comes backward, read as a whole."""
+        moved = (1 + spec.gate) * self.tensor
+        return Launch(spec.name, moved, moved / self._v.D + self._v.t)
 
     def reading(self, spec: OuterSpec) -> Iterator[Launch]:
         """All analyses."""

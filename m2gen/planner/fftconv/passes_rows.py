@@ -40,6 +40,11 @@ def on_chip(size: int, compute: str, part: str, limits: DeviceLimits) -> FftConv
     return min(found, key=lambda one: (found[one], one.name), default=None)
 
 
+def with_range(spec: FftConvSpec, ranged: bool) -> FftConvSpec:
+    """The kernel that sums the filter's gradient, of what was brought into range before it or of what was not."""
+    return replace(spec, ranged=ranged) if isinstance(spec, RowsSpec) else spec
+
+
 def results(problem: FftConvProblem, wrap: bool) -> tuple[str, ...]:
     """What one kernel of several gradients gives: on a circle that is wrapped onto a longer ring the transpose reads
     other places than the convolution does, which is then a launch of its own."""

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.planner.fftconv import cost
 from m2gen.planner.fftconv.backward import Backward, of_gradients
@@ -238,6 +239,13 @@ class FusedConv(Conv):
             **self._passes(problem),
         }
 
+    def largest(self, problem: FftConvProblem) -> LargestSpec | None:
+        """The kernel that finds how large what comes backward is, where a kernel that meets no tile as a whole brings
+        it into range."""
+        if not self.dk.scales or not (self.spec.staged or self.dk.staged):
+            return None
+        return LargestSpec(dtype=problem.dtype, gate=problem.post_gate, rows=self.dk.rows)
+
     def _passes(self, problem: FftConvProblem) -> dict[str, _Triton]:
         """Those of the backward pass in another step, by names of their own."""
         return {} if self.back is None else {f"passes_{one.name}": one for one in self.back.behind(problem)}
@@ -253,7 +261,8 @@ class FusedConv(Conv):
         if self.back is not None:
             return tuple(dict.fromkeys((*forward, *self.back.behind(problem))))
         behind = of_gradients(problem, self.spec, self.dk, self.bwd)
-        return tuple(dict.fromkeys((*forward, *behind, *self.filters.back)))
+        largest = [one for one in (self.largest(problem),) if one is not None]
+        return tuple(dict.fromkeys((*forward, *largest, *behind, *self.filters.back)))
 
     def terms_of(self, part: Part, problem: FftConvProblem, transform: Transform, limits: DeviceLimits) -> Terms:
         return self.filters.terms(part, problem, limits) or Terms(
@@ -267,7 +276,8 @@ class FusedConv(Conv):
         forward = of_kernels(problem, limits, self.spec, self.dk, False, self.filters, self.bwd)
         if gradients and self.back is not None:
             return (*forward, *(one for one in self.back.launches(problem, limits, True) if one.back))
-        return of_kernels(problem, limits, self.spec, self.dk, gradients, self.filters, self.bwd)
+        largest = self.largest(problem) if gradients else None
+        return of_kernels(problem, limits, self.spec, self.dk, gradients, self.filters, self.bwd, largest)
 
     def __str__(self) -> str:
         return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from m2gen.device.limits import DeviceLimits
 from m2gen.dtypes import DTYPES
 from m2gen.kernels.fftconv import COMPUTE_BYTES, FftConvSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.planner.fftconv import large_filters, passes_cost
@@ -79,6 +80,11 @@ class PassesConv(Conv):
     def way(self, transpose: bool = False) -> Way:
         """How a convolution reads its input, or its transpose."""
         return "plain" if not self.outer[0].wrap else "ahead" if transpose else "behind"
+
+    def largest(self, problem: FftConvProblem) -> LargestSpec | None:
+        """The kernel that finds how large what comes backward is, if that is brought into range."""
+        gate, rows = self.between(problem).post_gate, self.outer[0].rows
+        return LargestSpec(dtype=self.outer[0].dtype, gate=gate, rows=rows) if self.ranged else None
 
     def reading(self, way: Way, gate: bool, ranged: bool = False) -> OuterSpec:
         """The outermost analysis."""
@@ -183,7 +189,7 @@ class PassesConv(Conv):
             return tuple(one for one in own if one not in self.filters.backward)
         return tuple(dict.fromkeys((*parts.values(), *self._behind(problem))))
 
-    def _behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
+    def _behind(self, problem: FftConvProblem) -> Iterator[TritonSpec]:
         """The outermost passes of the gradients."""
         own = self.between(problem)
         yield from self._outermost_behind(problem)
@@ -191,9 +197,11 @@ class PassesConv(Conv):
         if own.pre_gate:  # where only one of the two is wanted
             yield self.writing(self.way(True), True, ranged=True)
 
-    def _outermost_behind(self, problem: FftConvProblem) -> Iterator[OuterSpec]:
+    def _outermost_behind(self, problem: FftConvProblem) -> Iterator[TritonSpec]:
         """Those where all are wanted."""
-        own = self.between(problem)
+        own, largest = self.between(problem), self.largest(problem)
+        if largest is not None:
+            yield largest
         yield self.reading_both(own.post_gate, own.pre_gate, problem.skip)
         yield self.writing(self.way(True), own.pre_gate, second=own.pre_gate, ranged=True)
         if problem.post_gate:
@@ -290,7 +298,10 @@ class PassesConv(Conv):
             rows = launch(spec.name, self.inner_estimate(problem, spec, limits), chunks, limits.call_seconds)
         else:
             rows = self._launch_together(problem, self.bwd, limits)
+        largest = self.largest(problem)
         for _ in range(chunks):
+            if largest is not None:
+                yield chunk.largest(largest)
             yield from chunk.reading(self.reading_both(post, pre, problem.skip))
             yield rows
             if self.bwd is None:

@@ -6,10 +6,11 @@ once, too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.kernels.spec import TritonSpec
 from m2gen.kernels.turn import TurnSpec
 from m2gen.planner.fftconv import cost, passes_cost
@@ -64,8 +65,13 @@ class TurnedConv(FusedConv):
         if self.back is not None:
             return tuple(dict.fromkeys((*forward, *self.back.behind(problem))))
         of_conv = of_gradients(problem, self.spec, self.dk, self.bwd, turned=True)
-        every: tuple[_Triton, ...] = (*forward, *of_conv, *self.filters.back, *self.turns.behind(problem))
+        largest = [one for one in (self.largest(problem),) if one is not None]
+        every: tuple[_Triton, ...] = (*forward, *largest, *of_conv, *self.filters.back, *self.turns.behind(problem))
         return tuple(dict.fromkeys(every))
+
+    def largest(self, problem: FftConvProblem) -> LargestSpec | None:
+        found = super(TurnedConv, self).largest(problem)
+        return found and turned_largest(found, problem)
 
     def layout(self, problem: FftConvProblem) -> str:
         return "BHL"
@@ -80,7 +86,9 @@ class TurnedConv(FusedConv):
 
     def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
         own = gradients and self.back is None
-        found = of_kernels(problem, limits, self.spec, self.dk, own, self.filters, self.bwd, turned=True)
+        found = of_kernels(
+            problem, limits, self.spec, self.dk, own, self.filters, self.bwd, self.largest(problem), turned=True
+        )
         found = _between(self.turns, problem, limits, found, own)
         if not gradients or self.back is None:
             return found
@@ -102,6 +110,10 @@ class TurnedPasses(PassesConv):
 
     def between(self, problem: FftConvProblem) -> FftConvProblem:
         return straight(problem)
+
+    def largest(self, problem: FftConvProblem) -> LargestSpec | None:
+        found = super(TurnedPasses, self).largest(problem)
+        return found and turned_largest(found, problem)
 
     @property
     def choice(self) -> str:
@@ -143,6 +155,11 @@ class TurnedPasses(PassesConv):
 
     def __str__(self) -> str:
         return f"(turned-passes {PassesConv.__str__(self)} {self.turn.name})"
+
+
+def turned_largest(spec: LargestSpec, problem: FftConvProblem) -> LargestSpec:
+    """The kernel for what a turn has multiplied by the gate, in float32."""
+    return replace(spec, gate=False, dtype="fp32" if problem.post_gate else spec.dtype)
 
 
 def _between(

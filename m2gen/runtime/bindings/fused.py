@@ -24,6 +24,7 @@ from torch import Tensor
 from m2gen.config import config
 from m2gen.errors import M2GenError
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.planner.fftconv.backward import assigned, of_call
 from m2gen.planner.fftconv.filters import FilterKernels
 from m2gen.planner.fftconv.problem import FftConvProblem
@@ -32,11 +33,12 @@ from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.runtime.bindings import kept_spectra
 from m2gen.runtime.bindings.constants import left_matrix, right_matrix, ring_twiddles
 from m2gen.runtime.bindings.filters import TORCH, Filters, LibraryFilters
+from m2gen.runtime.bindings.largest import largest_of
 from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.bindings.spectrum_triton import FusedFilters
-from m2gen.runtime.build.triton_kernel import interned, launch
+from m2gen.runtime.build.triton_kernel import DTYPES, interned, launch
 
 
 class FusedKernel:
@@ -70,7 +72,8 @@ class FusedKernel:
             return
         pre, post = x.pre_gate is not None, x.post_gate is not None
         spectrum = self._spectrum(x) if out.input or out.post_gate is not None else None
-        largest = self._largest(dy)
+        needed = out.input or out.filter or out.skip is not None
+        largest = self._largest(dy, x.post_gate) if needed else None
         tensors = {"u": x.u, "pre": x.pre_gate, "post": x.post_gate, "dy": dy}
         tensors |= {"du": out.u, "dpre": out.pre_gate, "dpost": out.post_gate}
         left = self._together(tensors, (pre, post), out, spectrum)
@@ -120,10 +123,12 @@ class FusedKernel:
             found = self._bwd_specs[key] = interned(of_call(spec, results, pre, post, skip))
         return found
 
-    def _largest(self, d: Tensor) -> Tensor | None:
-        """The largest size in d, where a kernel with an outer stage scales by it: it meets no row as a whole."""
-        staged = any(spec.staged for spec in (self.spec, self.dk))
-        return torch.linalg.vector_norm(d, torch.inf, dtype=torch.float32) if staged and self.dk.scales else None
+    def _largest(self, d: Tensor, gate: Tensor | None) -> Tensor | None:
+        """The largest |d gate| of each tile, where a kernel with an outer stage scales by it: it meets none as a
+        whole."""
+        if not self.dk.scales or not (self.spec.staged or self.dk.staged):
+            return None
+        return largest_of(d, gate, LargestSpec(dtype=DTYPES[d.dtype], rows=self.dk.rows), self.programs)
 
     def _variant_of_dk(self, pre: bool, post: bool, skip: bool) -> FftConvSpec:
         """The kernel of the filter's gradient with other gates, or the skip's gradient."""
@@ -199,7 +204,7 @@ class FusedKernel:
         largest: Tensor | None = None,
     ) -> None:
         """Launch with the kernel's sequences in its order and their strides; `spectra` are what
-        the part reads or writes, `largest` is that of the gradient which comes in."""
+        the part reads or writes, `largest` are those of the gradient which comes in."""
         u = sequences[0]
         batch, channels, length = u.shape
         if spec.full and not spec.fills(length, batch):

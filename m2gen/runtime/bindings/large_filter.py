@@ -25,9 +25,9 @@ class LargeFilters(Protocol):
         """kf (C, K, 2, M) of the channels `part`, K rows of the outer stages of M points each, and the powers of two
         (C,) it was divided by, after which no bin exceeds 1."""
 
-    def write(self, sums: Tensor, part: slice, out: Gradients, range_: Tensor | None, order: tuple[int, ...]) -> None:
-        """Fill the gradients of taps from sums (C K, 2, M), times `range_[0]`. The sums are written over; `order` has
-        the radices of the kernel on chip that wrote them."""
+    def write(self, sums: Tensor, part: slice, out: Gradients, order: tuple[int, ...]) -> None:
+        """Fill the gradients of taps from sums (C K, 2, M), which are written over; `order` has the radices of the
+        kernel on chip that wrote them."""
 
 
 class LibraryLargeFilters:
@@ -40,9 +40,7 @@ class LibraryLargeFilters:
     def spectrum(self, x: Operands, part: slice) -> tuple[Tensor, Tensor]:
         return spectrum(x, part, self.ring, self.kind, self.radices, self.dtype)
 
-    def write(self, sums: Tensor, part: slice, out: Gradients, range_: Tensor | None, order: tuple[int, ...]) -> None:
-        if range_ is not None:
-            sums.mul_(range_[0])
+    def write(self, sums: Tensor, part: slice, out: Gradients, order: tuple[int, ...]) -> None:
         bins = from_kernel(sums, self.ring.size, (*self.radices[:-2], *order))
         del sums
         ahead, behind = taps(bins, self.ring, self.kind)

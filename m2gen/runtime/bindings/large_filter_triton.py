@@ -50,9 +50,9 @@ class GeneratedLargeFilters:
         launch(rows, channels * rows.programs, between, moduli, kf, scale, *constants(rows, device))
         return kf, scale
 
-    def write(self, sums: Tensor, part: slice, out: Gradients, range_: Tensor | None, order: tuple[int, ...]) -> None:
+    def write(self, sums: Tensor, part: slice, out: Gradients, order: tuple[int, ...]) -> None:
         """The gradients of the taps of the channels `part`, from sums (C K, 2, M) of spectra in the order of the kernel
-        that wrote them, whose radices are `order`, times `range_[0]`. The sums are written over."""
+        that wrote them, whose radices are `order`. The sums are written over."""
         k, k_rev = (None if t is None else t[part] for t in (out.k, out.k_rev))
         taps, device = taps_of(self.ring, k, k_rev, None), sums.device
         rows = interned(replace(self.rows_back, order=order))
@@ -66,7 +66,7 @@ class GeneratedLargeFilters:
                 launch(interned(spec), count * spec.splits, between, *_pass_constants(spec, device))
                 continue
             spec = interned(replace(spec, emulated=by_hand))
-            own = [between, *([] if range_ is None else [range_]), *taps.tensors[:2]]
+            own = [between, *taps.tensors[:2]]
             launch(spec, count * spec.splits, *own, *_pass_constants(spec, device), *taps.numbers[:-1])
 
 

@@ -13,7 +13,7 @@ Compiled and interpreted, not yet run on a device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from m2gen.config import config
 from m2gen.kernels.fftconv import FftConvSpec
+from m2gen.kernels.largest import LargestSpec
 from m2gen.kernels.outer import OuterSpec
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps_passes import PassesConv
@@ -28,9 +29,10 @@ from m2gen.runtime.bindings import kept_spectra
 from m2gen.runtime.bindings.constants import left_matrix, pass_twiddles, right_matrix, ring_twiddles
 from m2gen.runtime.bindings.large_filter import LargeFilters, LibraryLargeFilters
 from m2gen.runtime.bindings.large_filter_triton import GeneratedLargeFilters
+from m2gen.runtime.bindings.largest import largest_of
 from m2gen.runtime.bindings.ring import Ring
 from m2gen.runtime.bindings.spectral import Gradients, Operands
-from m2gen.runtime.build.triton_kernel import interned, launch
+from m2gen.runtime.build.triton_kernel import DTYPES, interned, launch
 
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "bf16_emulated": torch.float32}
 _PER_PROGRAM = 4  # blocks of columns that a program of a pass does, at least, where there are programs enough
@@ -93,15 +95,14 @@ class PassesKernel:
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
-        range_ = _range(dy) if self.step.ranged and dy.numel() else None
         for channels, rows in self._chunks(x.u):
             needed = out.input or out.post_gate is not None
             found = self._spectrum(x, channels) if needed else None
             sums = Sums()
             for some in rows:
-                self._one_backward((some, channels), dy, x, out, found, sums, range_)
+                self._one_backward((some, channels), dy, x, out, found, sums)
             del found
-            self._write_filter(sums, channels, out, range_)
+            self._write_filter(sums, channels, out)
 
     def _one_backward(
         self,
@@ -111,24 +112,24 @@ class PassesKernel:
         out: Gradients,
         found: Spectrum | None,
         sums: Sums,
-        range_: Tensor | None,
     ) -> None:
         """The gradients of one chunk; what the filter's are made of is added to `sums`."""
         step, z, d = self.step, None, None
         done: tuple[str, ...] = ()
+        largest = self._largest(of, dy, x) if out.filter or out.skip is not None or out.input else []
         if out.filter or out.skip is not None:
-            d, z = self._read_both(of, dy, x, sums, out.skip is not None, range_)
-            done = self._together(z, d, out, found, sums)
+            d, z = self._read_both(of, dy, x, sums, out.skip is not None, largest)
+            done = self._together(z, d, out, found, sums, largest)
             if out.filter and "dk" not in done:
-                self._sum(z, d, sums)
+                self._sum(z, d, sums, largest)
         elif out.input:
             d = self._scratch(x.u[of])
             reading = step.reading(step.way(True), x.post_gate is not None, True)
-            self._read(reading, [d], _those(of, dy, x.post_gate), range_)
+            self._read(reading, [d], _those(of, dy, x.post_gate), largest)
         if out.input and d is not None and found is not None:
             if "du" not in done:
                 self._convolve(self.transpose, d, found.kf)
-            self._write_input(d, found.scale, of, x, out, range_)
+            self._write_input(d, found.scale, of, x, out, largest)
         del d
         if out.post_gate is not None and found is not None:
             if z is None or step.way() != "plain":
@@ -144,28 +145,36 @@ class PassesKernel:
         """dy C(u * pre), the gradient of the second gate."""
         self._write(self.step.writing(self.step.way(), True), z, scale, _those(of, dy, into))
 
+    def _largest(self, of: tuple[slice, slice], dy: Tensor, x: Operands) -> list[Tensor]:
+        """The largest |dy post| of each complex row (T, C), if what comes backward is brought into range by it."""
+        if not self.step.ranged:
+            return []
+        spec = LargestSpec(dtype=DTYPES[dy.dtype], rows=self.step.outer[0].rows)
+        gate = None if x.post_gate is None else x.post_gate[of]
+        return [largest_of(dy[of], gate, spec, self.step.programs)]
+
     def _read_both(
-        self, of: tuple[slice, slice], dy: Tensor, x: Operands, sums: Sums, skip: bool, range_: Tensor | None
+        self, of: tuple[slice, slice], dy: Tensor, x: Operands, sums: Sums, skip: bool, largest: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """dy * post and u * pre in scratch, and the sums of their products for the gradient of the skip."""
         d, z = self._scratch(x.u[of]), self._scratch(x.u[of])
         spec = self.step.reading_both(x.post_gate is not None, x.pre_gate is not None, skip)
         parts = d.new_empty((*self._grid(spec, d),), dtype=torch.float32) if skip else None
-        self._read(spec, [d, z], _those(of, dy, x.post_gate, x.u, x.pre_gate), range_, parts)
+        self._read(spec, [d, z], _those(of, dy, x.post_gate, x.u, x.pre_gate), largest, parts)
         if parts is not None:
             total = parts.sum((0, 2))
             sums.skip = total if sums.skip is None else sums.skip.add_(total)
         return d, z
 
     def _write_input(
-        self, d: Tensor, scale: Tensor, of: tuple[slice, slice], x: Operands, out: Gradients, range_: Tensor | None
+        self, d: Tensor, scale: Tensor, of: tuple[slice, slice], x: Operands, out: Gradients, largest: list[Tensor]
     ) -> None:
         """The gradients of u and of its gate, both from one reading."""
         two = out.u is not None and out.pre_gate is not None
         gate = x.pre_gate if out.u is not None else x.u
         spec = self.step.writing(self.step.way(True), gate is not None, second=two, ranged=True)
         results = (out.u, out.pre_gate) if two else (out.u if out.pre_gate is None else out.pre_gate,)
-        self._write(spec, d, scale, _those(of, gate, x.u if two else None, *results), range_)
+        self._write(spec, d, scale, _those(of, gate, x.u if two else None, *results), largest)
 
     # -- the filter ----------------------------------------------------------------------------------------------------
 
@@ -188,17 +197,24 @@ class PassesKernel:
         kf, scale = (torch.cat(parts) for parts in zip(*found, strict=True))
         return kf, scale
 
-    def _sum(self, z: Tensor, d: Tensor, sums: Sums) -> None:
+    def _sum(self, z: Tensor, d: Tensor, sums: Sums, largest: list[Tensor]) -> None:
         """The sums over the batch of conj(Z) D, bin by bin, added to those of earlier rows of the batch."""
         z, d = self._inner(z), self._inner(d)
         rows, channels, _ = z.shape
         dkf = z.new_empty((channels, 2, self.dk.size), dtype=torch.float32)
         tiles, programs = rows // self.dk.batch_rows, min(channels, self.step.programs)
-        work = (tiles, channels, programs)
-        launch(self.dk, programs, z, d, dkf, *self._constants(self.dk, z), *work, *z.stride()[:2])
+        work = (tiles, channels, programs, *self._inner_rows)
+        launch(self.dk, programs, z, d, dkf, *self._constants(self.dk, z), *largest, *work, *z.stride()[:2])
         sums.add(dkf, self.dk)
 
-    def _together(self, z: Tensor, d: Tensor, out: Gradients, found: Spectrum | None, sums: Sums) -> tuple[str, ...]:
+    @property
+    def _inner_rows(self) -> tuple[int, ...]:
+        """What kernels that know the largest of a complex row find it by."""
+        return (self.step.inner_rows,) if self.step.ranged else ()
+
+    def _together(
+        self, z: Tensor, d: Tensor, out: Gradients, found: Spectrum | None, sums: Sums, largest: list[Tensor]
+    ) -> tuple[str, ...]:
         """Launch the kernel of several gradients, each written over the scratch it is made of, if the filter's and
         another of its results are wanted; which those are."""
         bwd = self.step.bwd
@@ -213,18 +229,19 @@ class PassesKernel:
         rows, channels, _ = z.shape
         dkf = z.new_empty((channels, 2, spec.size), dtype=torch.float32)
         programs = min(channels, bwd.programs)
-        work = (rows // spec.batch_rows, channels, programs)
-        launch(spec, programs, z, d, dkf, found.kf, *self._constants(spec, z), *work, *z.stride()[:2])
+        work = (rows // spec.batch_rows, channels, programs, *self._inner_rows)
+        constants = self._constants(spec, z)
+        launch(spec, programs, z, d, dkf, found.kf, *constants, *largest, *work, *z.stride()[:2])
         sums.add(dkf, spec)
         return results
 
-    def _write_filter(self, sums: Sums, channels: slice, out: Gradients, range_: Tensor | None) -> None:
+    def _write_filter(self, sums: Sums, channels: slice, out: Gradients) -> None:
         """The gradients of taps and skip from their sums, which are dropped."""
         if out.skip is not None and sums.skip is not None:
-            out.skip[channels] = sums.skip if range_ is None else sums.skip * range_[0]
+            out.skip[channels] = sums.skip
         dkf, sums.dkf = sums.dkf, None
         if dkf is not None:
-            self.filters.write(dkf, channels, out, range_, sums.radices)
+            self.filters.write(dkf, channels, out, sums.radices)
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
@@ -244,11 +261,11 @@ class PassesKernel:
         spec: OuterSpec,
         scratch: list[Tensor],
         sequences: list[Tensor],
-        range_: Tensor | None = None,
+        largest: Sequence[Tensor] = (),
         parts: Tensor | None = None,
     ) -> None:
         """All analyses: of (u, gate) to scratch, or of two such pairs to two, and the nested ones in place."""
-        more = [tensor for tensor in (parts, range_ if spec.ranged else None) if tensor is not None]
+        more = [*([] if parts is None else [parts]), *(largest if spec.ranged else ())]
         self._pass(spec, scratch[0], [*sequences, *scratch, *more], sequences)
         for level, one in enumerate(self.step.outer[1:], 1):
             for s in scratch:
@@ -256,14 +273,13 @@ class PassesKernel:
                 self._pass(one, rows, [rows, rows], [rows])
 
     def _write(
-        self, spec: OuterSpec, s: Tensor, scale: Tensor, sequences: list[Tensor], range_: Tensor | None = None
+        self, spec: OuterSpec, s: Tensor, scale: Tensor, sequences: list[Tensor], largest: Sequence[Tensor] = ()
     ) -> None:
         """All syntheses: the nested ones in place, and to the results; `sequences` are in the order of the kernel's."""
         for level, one in reversed(list(enumerate(self.step.outer))[1:]):
             rows = self._level(s, level)
             self._pass(replace(one, part="synthesis"), rows, [rows, rows], [rows])
-        range_ = range_ if spec.ranged else None
-        self._pass(spec, s, [s, *sequences, scale, *([] if range_ is None else [range_])], sequences)
+        self._pass(spec, s, [s, *sequences, scale, *(largest if spec.ranged else ())], sequences)
 
     def _pass(self, spec: OuterSpec, s: Tensor, pointers: list[Tensor], sequences: list[Tensor]) -> None:
         """Launch one pass between `sequences` (B, C, L) and scratch s (2 T, C, rows' points)."""
@@ -343,14 +359,6 @@ def _emulated(step: PassesConv) -> PassesConv:
     spec, dk = (replace(one, compute=compute) for one in (step.spec, step.dk))
     bwd = step.bwd and replace(step.bwd, spec=replace(step.bwd.spec, compute=compute))
     return replace(step, outer=outer, spec=spec, dk=dk, bwd=bwd)
-
-
-def _range(dy: Tensor) -> Tensor:
-    """A power of two about the largest |dy|, and its inverse; 1 where that is zero or not finite. On the device."""
-    largest = torch.linalg.vector_norm(dy, torch.inf).float()
-    power = largest.view(torch.int32).bitwise_and(255 << 23).view(torch.float32)  # its exponent
-    power = torch.where((power > 0) & power.isfinite(), power.clamp(2.0**-126, 2.0**126), 1.0)
-    return torch.stack([power, power.reciprocal()])
 
 
 def _slices(size: int, at_once: int) -> list[slice]:

@@ -106,7 +106,7 @@ class TurnedKernel(_Turned, FusedKernel):
         self._convolve(self.spec, x.u, None, None, y, self._spectrum(x))
 
     def gradients(self, z: Tensor | None, d: Tensor | None, x: Operands, out: Gradients) -> None:
-        largest = None if d is None else self._largest(d)
+        largest = None if d is None else self._largest(d, None)
         behind, conv = out.u, out.post_gate
         spectrum = self._spectrum(x) if behind is not None or conv is not None else None
         tensors = {"u": z, "dy": d, "du": behind, "conv": conv}
