@@ -72,6 +72,7 @@ def test_what_is_too_large_too_small_or_lies_across_is_rejected_with_the_reason(
 @pytest.mark.parametrize("text", [
     "fftconv n=1048576 h=768 b=2 fp16 circular gated",
     "fftconv n=16777216 h=3 b=64 bf16 causal",
+    "fftconv n=16777215 h=3 b=5 bf16 circular gated skip",
     "fftconv n=1000000 h=768 b=64 fp32 bidirectional gated skip add",
     "fftconv n=20000 h=768 b=512 fp16 causal",
 ])  # fmt: skip

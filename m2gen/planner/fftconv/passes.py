@@ -30,7 +30,7 @@ from m2gen.planner.plan import Plan
 from m2gen.planner.step import Estimate
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # as inside fused kernels
-SMALLEST, LARGEST = 2**13, 2**25  # points of a ring, of a circle of 16M points, whatever their number is made of
+SMALLEST, LARGEST = 2**13, 2**25  # points of a ring; a circle of 16M that is no power of two takes twice as many
 _LEVELS = 3  # outer stages
 # (columns of a tile, warps, stages) of a pass, the first that fits the device: a line of memory or two a row of a tile
 _KNOBS = {
