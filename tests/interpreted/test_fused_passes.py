@@ -11,13 +11,13 @@ import torch
 
 from m2gen.device.limits import target
 from m2gen.kernels.outer import OuterSpec
-from m2gen.planner.fftconv.fused_passes import quickest
+from m2gen.planner.fftconv.passes import quickest
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.plan import Plan
 from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
-from m2gen.runtime.bindings import fused, large_filter_triton, passes, spectrum_triton
+from m2gen.runtime.bindings import fused, large_filter_triton, largest, passes, spectrum_triton
 from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.measure.fftconv_case import FftConvCase
@@ -42,7 +42,7 @@ def plan_of(problem: FftConvProblem) -> Plan:
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The kernels launched, in their order."""
     specs: list[Any] = []
-    for module in (fused, passes, spectrum_triton, large_filter_triton):
+    for module in (fused, passes, spectrum_triton, large_filter_triton, largest):
         launch = module.launch
 
         def noted(spec: Any, *rest: Any, launch: Any = launch) -> None:

@@ -21,7 +21,7 @@ from m2gen.planner.fftconv.problem import MODES, FftConvProblem
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.problems import parse
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.bindings import large_filter_triton, passes
+from m2gen.runtime.bindings import large_filter_triton, largest, passes
 from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.measure.fftconv_case import FftConvCase
@@ -31,7 +31,7 @@ from m2gen.testing.operands import operands
 BOUND = {"fp16": 1e-3, "bf16": 3e-3, "fp32": 1e-5}  # relative l2, forward and gradients
 SMALLEST = 4096  # points of a ring: 16 rows of 16 x 16
 LIMITS = replace(target("sm90"), cores=4)  # few programs, with loops
-LAUNCHING = (passes, large_filter_triton)
+LAUNCHING = (passes, large_filter_triton, largest)
 pytestmark = pytest.mark.usefixtures("poison")
 
 
@@ -156,6 +156,26 @@ def test_gradients_at_once_or_one_each(text: str, monkeypatch: pytest.MonkeyPatc
         assert parts == ["dk", "fwd", "fwd"][: 2 + problem.post_gate]
         for name, found in together.items():
             assert relative(found, singly[name].double()) < 1e-6, (name, body)
+
+
+def test_gradients_by_other_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward with one radix and backward with another; without the filter's gradient as forward."""
+    problem = parse("fftconv n=8192 h=1 b=2 fp16 circular gated skip")
+    assert isinstance(problem, FftConvProblem)
+    body, back = (body_of(problem, (n0,), "cyclic") for n0 in (16, 32))
+    body = replace(body, back=back)
+    held(problem, body)
+    launched = watched(monkeypatch)
+    _, x = drawn(problem)
+    kernel = PassesKernel(problem, body)
+    kernel.forward(x)
+    assert set(launched) == set(body.kernels(problem, gradients=False))
+    launched.clear()
+    gradients(kernel, torch.randn_like(x.u), x)
+    assert set(launched) == set(back.behind(problem))
+    launched.clear()
+    gradients(kernel, torch.randn_like(x.u), x, ("u", "post_gate"))
+    assert {one.n0 for one in launched if isinstance(one, OuterSpec)} == {16}
 
 
 def test_only_what_is_wanted_is_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

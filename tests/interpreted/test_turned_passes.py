@@ -13,8 +13,7 @@ from torch import Tensor
 import m2gen
 from m2gen.device.limits import target
 from m2gen.kernels.outer import OuterSpec
-from m2gen.planner.fftconv.fused_passes import quickest
-from m2gen.planner.fftconv.passes import plans
+from m2gen.planner.fftconv.passes import plans, quickest
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps_turned import TurnedConv, TurnedPasses
 from m2gen.planner.plan import Plan
@@ -23,7 +22,7 @@ from m2gen.planner.problems import parse
 from m2gen.planner.search import rank
 from m2gen.runtime import executor
 from m2gen.runtime.binding import kernel_of
-from m2gen.runtime.bindings import fused, large_filter_triton, passes, spectrum_triton, turn_triton
+from m2gen.runtime.bindings import fused, large_filter_triton, largest, passes, spectrum_triton, turn_triton
 from m2gen.runtime.bindings.passes import PassesKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.bindings.turned import TurnedKernel, TurnedPassesKernel
@@ -52,7 +51,7 @@ def last(x: Operands) -> Operands:
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The kernels launched, in their order."""
     specs: list[Any] = []
-    for module in (fused, passes, turn_triton, large_filter_triton, spectrum_triton):
+    for module in (fused, passes, turn_triton, large_filter_triton, largest, spectrum_triton):
 
         def noted(spec: Any, *rest: Any, launch: Any = module.launch) -> None:
             specs.append(spec)
@@ -164,6 +163,20 @@ def test_forward_on_chip_and_gradients_in_passes(launched: list[Any]) -> None:
     assert launched and not any(isinstance(one, OuterSpec) for one in launched)
 
 
+def test_gradients_by_other_passes(launched: list[Any]) -> None:
+    problem = parse("fftconv n=8192 h=2 b=1 fp16 causal gated blh")
+    assert isinstance(problem, FftConvProblem)
+    body, back = (next(p.body for p in plans(problem, LIMITS, SMALLEST) if p.body.outer[0].n0 == n) for n in (16, 32))
+    args, x = drawn(replace(problem, layout="BHL"))
+    expected, leaves = exact(args)
+    dy = torch.randn(x.u.shape, generator=torch.Generator().manual_seed(1)).half()
+    wanted = torch.autograd.grad(expected, list(leaves.values()), dy.double())
+    found = gradients(TurnedPassesKernel(problem, replace(body, back=back)), dy, last(x))
+    for (name, one), want in zip(found.items(), wanted, strict=True):
+        assert relative(one, want) < 1.5e-3, name
+    assert set(launched) == set(back.behind(problem))
+
+
 def test_a_first_use_meets_every_kernel(monkeypatch: pytest.MonkeyPatch, launched: list[Any]) -> None:
     problem = parse("fftconv n=4001 h=2 b=1 fp16 causal gated skip blh")
     assert isinstance(problem, FftConvProblem)
@@ -183,7 +196,7 @@ def test_a_first_use_meets_every_kernel(monkeypatch: pytest.MonkeyPatch, launche
 ])  # fmt: skip
 def test_memory_stays_within_what_is_stated(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of passes without turns: nothing is launched, and what is allocated is counted."""
-    for module in (passes, turn_triton, large_filter_triton):
+    for module in (passes, turn_triton, large_filter_triton, largest):
         monkeypatch.setattr(module, "launch", lambda *_: None)
     problem = parse(text)
     assert isinstance(problem, FftConvProblem)

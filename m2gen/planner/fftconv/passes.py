@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations_with_replacement
 from math import prod
 from typing import Any
@@ -18,9 +19,9 @@ from m2gen.kernels.outer import RADICES, OuterSpec
 from m2gen.kernels.survey import FAMILIES
 from m2gen.planner.fftconv.large_filters import kernels as filter_kernels
 from m2gen.planner.fftconv.passes_cost import at_once, backward_bytes, filter_bytes
-from m2gen.planner.fftconv.passes_rows import INNER, on_chip, one_each, results, together, with_range
+from m2gen.planner.fftconv.passes_rows import INNER, on_chip, results, together, with_range
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FilterSpectrum
+from m2gen.planner.fftconv.steps import Conv, FilterSpectrum
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.fftconv.steps_turned import TurnedPasses
 from m2gen.planner.fftconv.transform import Transform
@@ -31,6 +32,7 @@ from m2gen.planner.step import Estimate
 
 COMPUTE = {"fp16": "fp16", "bf16": "fp16", "fp32": "fp32"}  # as inside fused kernels
 SMALLEST, LARGEST = 2**13, 2**25  # points of a ring; a circle of 16M that is no power of two takes twice as many
+LEAST = 2**12  # where they make the gradients alone
 _LEVELS = 3  # outer stages
 # (columns of a tile, warps, stages) of a pass, the first that fits the device: a line of memory or two a row of a tile
 _KNOBS = {
@@ -60,7 +62,7 @@ class Passes:
         return None
 
     def candidates(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[Plan]:
-        return plans(problem, limits, SMALLEST)
+        return (_with_gradients(plan, limits) for plan in plans(problem, limits, SMALLEST))
 
     def left_out(self, problem: FftConvProblem, limits: DeviceLimits) -> Iterator[tuple[str, str]]:
         return iter(())
@@ -74,6 +76,31 @@ def plans(problem: FftConvProblem, limits: DeviceLimits, smallest: int) -> Itera
                 plan = _plan(problem, limits, "causal" if ring == "causal" else "cyclic", size, wrap, radices)
                 if plan is not None:
                     yield plan
+
+
+def _with_gradients(plan: Plan, limits: DeviceLimits) -> Plan:
+    """The plan, its gradients made by the passes that are the quickest there: the spectrum is made again backward, so
+    the two need not agree on radices."""
+    body, problem = plan.body, plan.problem
+    if not isinstance(body, PassesConv) or not isinstance(problem, FftConvProblem):
+        return plan
+    back = quickest(replace(problem, add=False), limits)[1]
+    if back is None or back.choice == body.choice:
+        return plan
+    return replace(plan, steps=(*plan.steps[:-1], replace(body, back=back)))
+
+
+@lru_cache(maxsize=1024)
+def quickest(problem: FftConvProblem, limits: DeviceLimits) -> tuple[float, PassesConv | None]:
+    """The passes that take the least time for the gradients, and their seconds."""
+    bodies = [plan.body for plan in plans(problem, limits, LEAST)]
+    found = [(seconds_behind(problem, limits, body), body) for body in bodies if isinstance(body, PassesConv)]
+    return min(found, key=lambda one: (one[0], one[1].choice), default=(0.0, None))
+
+
+def seconds_behind(problem: FftConvProblem, limits: DeviceLimits, conv: Conv) -> float:
+    """What a plan's gradients take, all of them."""
+    return sum(one.seconds for one in conv.launches(problem, limits, gradients=True) if one.back)
 
 
 def _power_of_two(least: int) -> int:
@@ -152,12 +179,11 @@ def _bounded(
     transform = Transform("monarch", size, (*(one.n0 for one in outer), spec.n1, spec.n2))
     inner, rows = channels * size // spec.size, min(problem.b, tiles * rows)
     bwd = together(spec, dk, results(problem, outer[0].wrap), inner, 2 * tiles, limits)
-    few = bwd is None and one_each(spec.compute, limits)
     if bwd is not None:
         filters = filter_kernels(problem, outer, spec, bwd.spec, limits)
         bwd = replace(bwd, spec=with_range(bwd.spec, ranged))
     own = (Estimate(), transform, channels, False, outer, spec, with_range(dk, ranged), rows, programs)
-    more: dict[str, Any] = {"filters": filters, "bwd": bwd, "one_each": few}
+    more: dict[str, Any] = {"filters": filters, "bwd": bwd}
     turn = (turn_of(problem, limits),) if _turned(problem) else ()
     body = TurnedPasses(*own, *turn, **more) if turn else PassesConv(*own, **more)
     of_filter, of_conv = body.estimates(problem, limits)

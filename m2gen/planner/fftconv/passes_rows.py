@@ -77,13 +77,6 @@ def _counts(spec: FftConvSpec, channels: int, limits: DeviceLimits) -> list[int]
     return sorted({min(channels, waves * once) for waves in (1, 2, 3, 4, 8)})
 
 
-@lru_cache(maxsize=256)
-def one_each(compute: str, limits: DeviceLimits) -> bool:
-    """Whether rows of some size have a kernel of several gradients: those that have none are then left for them."""
-    rows = (on_chip(size, compute, "fwd", limits) for size in INNER)
-    return any(_several(one, limits) for one in rows if one is not None)
-
-
 def _several(spec: FftConvSpec, limits: DeviceLimits) -> bool:
     return bool(_of_several(spec, ("du", "dk"), limits))
 

@@ -60,6 +60,11 @@ class Conv(Body[FftConvProblem]):
         """The generated kernels of a call for all gradients, where another step's forward pass goes before it."""
         raise NotImplementedError
 
+    def lines_behind(self, problem: FftConvProblem) -> list[str]:
+        """What `explain` says of it where it makes the gradients of another."""
+        own = (line for line in self.lines(problem) if line.startswith(("backward", "kernels", "scratch")))
+        return ["backward  with the filter's gradient in passes over memory:", *(f"  {line}" for line in own)]
+
     def expected(self, problem: FftConvProblem, limits: DeviceLimits) -> float:
         return sum(estimate.seconds for estimate in self.estimates(problem, limits))
 
@@ -213,10 +218,7 @@ class FusedConv(Conv):
         several = ", ".join(f"{one.spec.name} ({one.programs} programs)" for one in self.bwd)
         found = super(FusedConv, self).lines(problem)  # a dataclass with slots is made anew
         found += [f"backward  {several or 'kernels'} {singly}", self.filters.line]
-        if self.back is not None:
-            own = (line for line in self.back.lines(problem) if line.startswith(("backward", "kernels", "scratch")))
-            found += ["backward  with the filter's gradient in passes over memory:", *(f"  {line}" for line in own)]
-        return found
+        return found + ([] if self.back is None else self.back.lines_behind(problem))
 
     def _why(self, problem: FftConvProblem) -> str:
         if self.spec.ring == "causal":
@@ -236,7 +238,7 @@ class FusedConv(Conv):
             "dk": replace(self.dk, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip),
             **self._several,
             **self.filters.parts,
-            **self._passes(problem),
+            **named_behind(self.back, problem),
         }
 
     def largest(self, problem: FftConvProblem) -> LargestSpec | None:
@@ -245,10 +247,6 @@ class FusedConv(Conv):
         if not self.dk.scales or not (self.spec.staged or self.dk.staged):
             return None
         return LargestSpec(dtype=problem.dtype, gate=problem.post_gate, rows=self.dk.rows)
-
-    def _passes(self, problem: FftConvProblem) -> dict[str, _Triton]:
-        """Those of the backward pass in another step, by names of their own."""
-        return {} if self.back is None else {f"passes_{one.name}": one for one in self.back.behind(problem)}
 
     @property
     def _several(self) -> dict[str, FftConvSpec]:
@@ -281,6 +279,11 @@ class FusedConv(Conv):
 
     def __str__(self) -> str:
         return f"(fused-conv {self.transform} {self.spec.ring} (programs {self.programs}) {self.spec.name})"
+
+
+def named_behind(back: Conv | None, problem: FftConvProblem) -> dict[str, _Triton]:
+    """The kernels of the gradients in another step, by names of their own."""
+    return {} if back is None else {f"passes_{one.name}": one for one in back.behind(problem)}
 
 
 def _runs(items: Iterable[str], times: str) -> list[str]:

@@ -29,11 +29,10 @@ from m2gen.planner.fftconv.passes_cost import (
     turned_passes,
 )
 from m2gen.planner.fftconv.passes_launches import Chunk, launch
-from m2gen.planner.fftconv.passes_rows import ONE_EACH
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import Conv, Part
+from m2gen.planner.fftconv.steps import Conv, Part, named_behind
 from m2gen.planner.fftconv.transform import Transform
-from m2gen.planner.step import NUMBERS, UNTRIED, Estimate, Launch, Reluctance, Terms
+from m2gen.planner.step import NUMBERS, UNTRIED, Estimate, Launch, Terms
 
 # How sequences stand on the ring: as they are, or, of a circular problem on a longer one, with the end repeated in
 # front, or with the beginning repeated behind, as the transposed problem reads them.
@@ -47,7 +46,8 @@ class PassesConv(Conv):
 
     `outer` are the analyses of a forward pass. Backward the rows have one kernel of several gradients, `bwd`, or, where
     there is none, the convolution's and `dk`, that of the filter's gradient alone. `filters` make the filter's spectrum
-    and take its gradient back.
+    and take its gradient back. Where passes with other radices are faster backward, `back` makes the filter's gradient
+    and all that are wanted with it.
     """
 
     legend: ClassVar = f"{passes_cost.LEGEND}; of the filter: {large_filters.LEGEND}"
@@ -60,7 +60,7 @@ class PassesConv(Conv):
     programs: int
     filters: LargeFilterKernels = field(default=LargeFilterKernels(), kw_only=True)
     bwd: Backward | None = field(default=None, kw_only=True)
-    one_each: bool = field(default=False, kw_only=True)  # gradients; rows of other sizes have a kernel of several
+    back: PassesConv | None = field(default=None, kw_only=True)
 
     def between(self, problem: FftConvProblem) -> FftConvProblem:
         """The problem as the kernels have it: where tensors are turned, without gates."""
@@ -121,11 +121,6 @@ class PassesConv(Conv):
     def untried(self) -> str:
         return UNTRIED
 
-    @property
-    def reluctance(self) -> Reluctance | None:
-        """Rows of other sizes may give several gradients at once, and are hardly slower forward."""
-        return Reluctance(ONE_EACH, "each of its rows' gradients takes a kernel of its own") if self.one_each else None
-
     def _why(self, problem: FftConvProblem) -> str:
         if self.outer[0].ring == "causal":
             return f"at least {problem.n}: on the ring t^{self.transform.size} = i what wraps is imaginary"
@@ -140,12 +135,12 @@ class PassesConv(Conv):
         at_once = f"{self.channels} of {problem.h} channels and {self.rows} of {problem.b} rows at a time"
         found = super(PassesConv, self).lines(problem)
         several = "one kernel for each gradient" if self.bwd is None else self._together(self.bwd)
-        return [
-            *found,
+        found += [
             f"backward  {several}",
             self.filters.line,
             f"scratch   {forward:.0f} MiB, with gradients {both:.0f} MiB, for {at_once}",
         ]
+        return found + ([] if self.back is None else self.back.lines_behind(problem))
 
     def _together(self, bwd: Backward) -> str:
         gives = {"du": "the input", "conv": "the second gate", "dk": "the filter"}
@@ -158,10 +153,12 @@ class PassesConv(Conv):
         channels, tiles = min(self.channels, problem.h), -(-min(self.rows, problem.b) // self.outer[0].rows)
         forward = int(max(filter_bytes(size, operand, not self.filters.forward), forward_bytes(size, operand, tiles)))
         back = backward_bytes(size, operand, tiles) if gradients else 0
+        own = channels * max(forward, back)
         few = 16 * (channels * tiles + self.programs)  # powers of two, parts of the skip's gradient
         if self.filters.rows is not None:  # what bounds its bins
             few += 4 * channels * (1 + prod(self.filters.rows.bounds))
-        return channels * max(forward, back) + few
+        others = self.back.scratch(problem, True) if gradients and self.back is not None else 0
+        return max(own + few, others)
 
     # -- kernels -------------------------------------------------------------------------------------------------------
 
@@ -179,14 +176,16 @@ class PassesConv(Conv):
         }
         for level, one in enumerate(self.outer[1:], 1):
             found |= {f"analysis{level}": one, f"synthesis{level}": replace(one, part="synthesis")}
-        return found | self.filters.parts
+        return found | self.filters.parts | named_behind(self.back, problem)
 
     def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[FftConvSpec | TritonSpec, ...]:
         parts = self.parts(problem)
         if not gradients:
-            behind = {"transpose", "dk", "bwd"}
+            behind = {"transpose", "dk", "bwd", *named_behind(self.back, problem)}
             own = [one for name, one in parts.items() if name not in behind]
             return tuple(one for one in own if one not in self.filters.backward)
+        if self.back is not None:
+            return tuple(dict.fromkeys((*self.kernels(problem, False), *self.back.behind(problem))))
         return tuple(dict.fromkeys((*parts.values(), *self._behind(problem))))
 
     def _behind(self, problem: FftConvProblem) -> Iterator[TritonSpec]:
@@ -280,6 +279,8 @@ class PassesConv(Conv):
             *chunk.convolving(),
             *chunk.writing(self.writing(self.way(), own.post_gate, own.add)),
         )
+        if gradients and self.back is not None:
+            return (*forward * v.c, *(one for one in self.back.launches(problem, limits, True) if one.back))
         behind = self._launches_behind(problem, limits, chunk, v.c) if gradients else ()
         of = self.estimates(problem, limits)[0]
         taps = Launch(FILTER, of.bytes, of.seconds, of.flop, back=True)

@@ -18,7 +18,7 @@ from m2gen.planner.fftconv.backward import of_gradients
 from m2gen.planner.fftconv.formulas import FORMULAS
 from m2gen.planner.fftconv.launches import of_kernels
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import FusedConv, Part
+from m2gen.planner.fftconv.steps import Conv, FusedConv, Part, named_behind
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.fftconv.transform import Transform
 from m2gen.planner.fftconv.turns import Turns, straight
@@ -56,7 +56,7 @@ class TurnedConv(FusedConv):
     def parts(self, problem: FftConvProblem) -> dict[str, _Triton]:
         turn, back = self.turns.forward(problem)
         own = super(TurnedConv, self).parts(straight(problem))
-        return {**own, "turn": turn, "back": back}
+        return {**own, **named_behind(self.back, problem), "turn": turn, "back": back}
 
     def kernels(self, problem: FftConvProblem, gradients: bool = True) -> tuple[_Triton, ...]:
         forward: tuple[_Triton, ...] = (self.spec, *self.filters.forward, *self.turns.forward(problem))
@@ -89,10 +89,7 @@ class TurnedConv(FusedConv):
         found = of_kernels(
             problem, limits, self.spec, self.dk, own, self.filters, self.bwd, self.largest(problem), turned=True
         )
-        found = _between(self.turns, problem, limits, found, own)
-        if not gradients or self.back is None:
-            return found
-        return (*found, *(one for one in self.back.launches(problem, limits, True) if one.back))
+        return _with_back(_between(self.turns, problem, limits, found, own), self.back, problem, limits, gradients)
 
     def __str__(self) -> str:
         return f"(turned-conv {FusedConv.__str__(self)} {self.turn.name})"
@@ -127,8 +124,9 @@ class TurnedPasses(PassesConv):
         return [*super(TurnedPasses, self).lines(problem), self.turns.line(problem)]
 
     def scratch(self, problem: FftConvProblem, gradients: bool) -> int:
-        own = super(TurnedPasses, self).scratch(problem, gradients)
-        return own + self.turns.copies(problem, gradients)
+        own = super(TurnedPasses, replace(self, back=None)).scratch(problem, gradients)
+        own += self.turns.copies(problem, gradients)
+        return own if self.back is None or not gradients else max(own, self.back.scratch(problem, True))
 
     def parts(self, problem: FftConvProblem) -> dict[str, _Triton]:
         turn, back = self.turns.forward(problem)
@@ -150,11 +148,21 @@ class TurnedPasses(PassesConv):
         return super(TurnedPasses, self).values(problem, limits)._replace(w=turned)
 
     def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
-        found = super(TurnedPasses, self).launches(problem, limits, gradients)
-        return _between(self.turns, problem, limits, found, gradients)
+        own = gradients and self.back is None
+        found = super(TurnedPasses, replace(self, back=None)).launches(problem, limits, own)
+        return _with_back(_between(self.turns, problem, limits, found, own), self.back, problem, limits, gradients)
 
     def __str__(self) -> str:
         return f"(turned-passes {PassesConv.__str__(self)} {self.turn.name})"
+
+
+def _with_back(
+    own: tuple[Launch, ...], back: Conv | None, problem: FftConvProblem, limits: DeviceLimits, gradients: bool
+) -> tuple[Launch, ...]:
+    """These launches, and those of another step for the gradients."""
+    if back is None or not gradients:
+        return own
+    return (*own, *(one for one in back.launches(problem, limits, True) if one.back))
 
 
 def turned_largest(spec: LargestSpec, problem: FftConvProblem) -> LargestSpec:

@@ -70,6 +70,7 @@ class PassesKernel:
         self.ring = Ring(problem, step.transform.size)
         self.shift = problem.taps[1] if step.outer[0].wrap else 0
         self.filters = _filters(self.ring, step)
+        self.back = None if step.back is None else PassesKernel(problem, step.back)
         self._tables: dict[tuple[object, int], list[Tensor]] = {}
 
     def forward(self, x: Operands) -> Tensor:
@@ -95,6 +96,9 @@ class PassesKernel:
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
+        if self.back is not None and (out.filter or out.skip is not None):
+            self.back.backward(dy, x, out)
+            return
         for channels, rows in self._chunks(x.u):
             needed = out.input or out.post_gate is not None
             found = self._spectrum(x, channels) if needed else None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from m2gen.planner.fftconv.problem import FftConvProblem
+from m2gen.planner.fftconv.steps import Conv
 from m2gen.planner.fftconv.steps_turned import TurnedConv, TurnedPasses
 from m2gen.planner.fftconv.turns import Turns, straight
 from m2gen.runtime.bindings.filters import TORCH
@@ -50,6 +51,7 @@ class _Turned:
     """What the convolutions in one kernel and in passes have in common: everything but what is between the turns."""
 
     turning: _Turning
+    in_passes: TurnedPassesKernel | None  # of a plan whose gradients are made by another step
 
     def forward(self, x: Operands) -> Tensor:
         c = _own(x.u, x.post_gate is not None or x.add is not None)
@@ -60,6 +62,9 @@ class _Turned:
 
     def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
         """Fill the wanted gradients; the forward's intermediates are computed again."""
+        if self.in_passes is not None and (out.filter or out.skip is not None):
+            self.in_passes.backward(dy, x, out)
+            return
         filters, wide = out.filter or out.skip is not None, out.skip is not None
         z = d = behind = conv = None  # and C'(d) and C(z)
         if filters or out.post_gate is not None:
@@ -94,13 +99,7 @@ class TurnedKernel(_Turned, FusedKernel):
     def __init__(self, problem: FftConvProblem, step: TurnedConv) -> None:
         FusedKernel.__init__(self, problem, replace(step, back=None))
         self.turning = _Turning(step.turns)
-        self.in_passes = TurnedPassesKernel(problem, step.back) if isinstance(step.back, TurnedPasses) else None
-
-    def backward(self, dy: Tensor, x: Operands, out: Gradients) -> None:
-        if self.in_passes is not None and (out.filter or out.skip is not None):
-            self.in_passes.backward(dy, x, out)
-        else:
-            super().backward(dy, x, out)
+        self.in_passes = _in_passes(problem, step.back)
 
     def convolved(self, x: Operands, y: Tensor) -> None:
         self._convolve(self.spec, x.u, None, None, y, self._spectrum(x))
@@ -124,7 +123,8 @@ class TurnedPassesKernel(_Turned):
 
     def __init__(self, problem: FftConvProblem, step: TurnedPasses) -> None:
         self.turning = _Turning(step.turns)
-        self.own = _Ungated(straight(problem), step)
+        self.own = _Ungated(straight(problem), replace(step, back=None))
+        self.in_passes = _in_passes(problem, step.back)
 
     def convolved(self, x: Operands, y: Tensor) -> None:
         self.own.convolve(x, y)
@@ -140,6 +140,10 @@ class _Ungated(PassesKernel):
 
     def _write_conv(self, z: Tensor, scale: Tensor, of: tuple[slice, slice], dy: Tensor, into: Tensor) -> None:
         self._write(self.step.writing(self.step.way(), False), z, scale, [into[of]])
+
+
+def _in_passes(problem: FftConvProblem, back: Conv | None) -> TurnedPassesKernel | None:
+    return TurnedPassesKernel(problem, back) if isinstance(back, TurnedPasses) else None
 
 
 def _own(like: Tensor, wide: bool, dtype: torch.dtype | None = None) -> Tensor:
