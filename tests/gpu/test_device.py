@@ -78,6 +78,21 @@ def test_large(problem: Problem, plan: Plan) -> None:
     check(problem, plan)
 
 
+@pytest.mark.parametrize("n", [256, 1024, 4096, 2**14, 2**17])
+@pytest.mark.parametrize("mode", ["circular", "causal"])
+@pytest.mark.parametrize(("small", "gate"), [(1e-8, 1.0), (1.0, 1e-8), (1e10, 1e6)])
+def test_gradients_of_bfloat16_are_right_whatever_their_size(n: int, mode: str, small: float, gate: float) -> None:
+    """Of dy and of the gate that it is multiplied by."""
+    args = drawn(f"fftconv n={size(n)} h=2 b=4 bf16 {mode} gated skip")
+    args["post_gate"] = (args["post_gate"].detach() * gate).requires_grad_()
+    dy = torch.randn_like(args["u"].detach()) * small
+    found = differentiated(args, dy)
+    y, leaves = exact(args)
+    right = torch.autograd.grad(y, list(leaves.values()), dy.double())
+    for name, want in zip(leaves, right, strict=True):
+        assert relative(found[name], want) < STAGED * BOUND["bf16"], name
+
+
 @pytest.mark.parametrize("n", [2**17, 2**20])
 def test_large_in_a_call(n: int) -> None:
     """What is planned for this very problem, and whatever the operator does around it."""
