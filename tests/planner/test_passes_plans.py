@@ -195,6 +195,7 @@ def test_one_kernel_for_all_gradients_is_estimated_faster_than_one_each() -> Non
     assert len(together) < len(singly)
 
 
-def test_other_devices_have_a_kernel_for_each_gradient() -> None:
-    body = first("fftconv n=65536 h=768 b=8 fp16 circular gated", "sm80")
-    assert body.bwd is None and body.reluctance is None
+def test_float32_has_a_kernel_for_each_gradient() -> None:
+    """Its products are three in TF32: no registers are left for more."""
+    body = first("fftconv n=65536 h=768 b=8 fp32 circular gated")
+    assert body.bwd is None and (body.back or body).bwd is None
