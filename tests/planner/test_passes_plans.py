@@ -91,6 +91,14 @@ def test_half_a_million_rows_of_one_channel_are_cut() -> None:
     assert body.channels == 1 and body.rows < 4096 and body.rows % 2 == 0
 
 
+def test_a_batch_of_any_size_is_planned() -> None:
+    """In chunks that are as large as they may be, and at once."""
+    for b in (10**5, 10**8):
+        problem = parse(f"fftconv n=20000 h=2 b={b} bf16 causal")
+        body = first(str(problem))
+        assert body.channels == 1 and 0.5 < body.scratch(problem, True) / SM90.chunk_bytes <= 1.01
+
+
 def test_a_plan_says_its_stages_and_kernels() -> None:
     text = rank(parse("fftconv n=1048576 h=192 b=2 bf16 causal gated skip"), SM90).best("passes").explain()
     for part in ("outer_analysis_n", "outer stages", "scratch", UNTRIED, "t^1048576 = i", "passes-conv"):

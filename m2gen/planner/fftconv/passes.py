@@ -6,6 +6,7 @@ times; tensors whose channels are neighbours are turned before and after.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -172,8 +173,8 @@ def _bounded(
 
     most = limits.chunk_bytes // needs(tiles)
     if most == 0:  # not one channel: some of the batch
-        fit = [count for count in range(1, tiles) if needs(count) <= limits.chunk_bytes]
-        tiles, most = -(-tiles // -(-tiles // max(fit, default=1))), 1
+        fit = max(1, bisect_right(range(1, tiles), limits.chunk_bytes, key=needs))  # as many as need no more
+        tiles, most = -(-tiles // -(-tiles // fit)), 1
     channels = -(-problem.h // -(-problem.h // most))
     programs = at_once(spec, limits)
     transform = Transform("monarch", size, (*(one.n0 for one in outer), spec.n1, spec.n2))
