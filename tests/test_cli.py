@@ -124,6 +124,21 @@ def test_help_has_an_example(command):
     assert f"m2gen {' '.join(command)}".strip() in result.output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "--model", "80M", "--lengths", "512", "--target", "sm90"),
+        ("compile", "--model", "80M", "--lengths", "512", "--target", "avx2", "--out", "never-made"),
+        ("tune", "--model", "80M", "--lengths", "512"),
+    ],
+)
+def test_models_without_transformers_say_what_to_install(words):
+    code = f"import sys; sys.modules['transformers'] = None; from m2gen.cli import main; main({words!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("Error: the model '80M': transformers is not installed. Pip install 'm2gen[models]'")
+
+
 def test_version():
     assert run("--version").output == f"m2gen {m2gen.__version__}\n"
 
