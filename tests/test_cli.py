@@ -136,7 +136,8 @@ def test_models_without_transformers_say_what_to_install(words):
     code = f"import sys; sys.modules['transformers'] = None; from m2gen.cli import main; main({words!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("Error: the model '80M': transformers is not installed. Pip install 'm2gen[models]'")
+    said = "Error: the model '80M': transformers is not installed. Run pip install 'm2gen[models]'.\n"
+    assert done.stderr == said
 
 
 def test_version():

@@ -56,7 +56,7 @@ _MISSING = _register()
 def needed_for(asked: str) -> None:
     """Raises MissingError, about what is asked for, where transformers cannot be used."""
     if _MISSING is not None:
-        raise MissingError(asked, _MISSING, "pip install 'm2gen[models]'")
+        raise MissingError(asked, _MISSING, "run pip install 'm2gen[models]'")
 
 
 def __getattr__(name: str) -> object:
