@@ -275,9 +275,13 @@ def tune(
     m2gen tune fftconv n=8192 h=768 b=4 bf16 causal gated skip
     m2gen tune --corpus --budget 600
     m2gen tune --model path/to/m2-bert --lengths 2048,8192 --batches 4
-    m2gen tune --fit
+    m2gen tune --fit                          fits to what was tuned, and keeps that for this device
+    m2gen tune --fit --from gpu.json          fits to python -m bench gpu's kernels, and keeps that for the card at hand
+    m2gen tune --fit --print                  only looks, with --from too; so does --target:
     m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json --target sm90
-    Every result is kept at once: a tuning that is stopped goes on where it was.
+    
+    Every result is kept at once: a tuning that is stopped goes on where it was. What a fit finds is kept for one card
+    or processor alone; for everybody it stands in its row of m2gen/device/gpus.py or cpus.py.
     """
     import torch
 
