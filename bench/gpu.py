@@ -18,7 +18,9 @@ torch.fft on whole tensors (float32, as models write it), flash-fft-conv where i
 bytes as the sequence, its gates and the result have. All make the filter's spectrum in the call, but "m2gen kept",
 whose filter is from `m2gen.prepare_filter`. Forward passes run without gradients; nothing is kept because of that,
 since `fftconv` keeps spectra of prepared filters alone (gradients are off inside an autograd Function, too, so that
-grad mode says nothing of it). "gpu first call" is a process that finds nothing compiled.
+grad mode says nothing of it). "gpu first call" is a process that finds nothing compiled. "gpu kernels" are single
+kernels beside their estimates, to which `m2gen tune --fit --from gpu.json` fits the planner's constants: of each
+problem the planned one and up to four of the next plans (bench/gpu_kernels.py).
 """
 
 from __future__ import annotations
@@ -157,11 +159,15 @@ def forward(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[
     calls = {name: alone(call, x) for name, call in contenders(problem, device).items()}
     kept = x | {"k": m2gen.prepare_filter(x["k"], mode=problem.mode)}
     calls["m2gen kept"] = alone(lambda u, k, **gates: m2gen.fftconv(u, k, **gates), kept)
-    source = torch.empty(
-        x["u"].numel() * x["u"].element_size() * (2 + problem.gates) // 2, dtype=torch.int8, device=device
-    )
+    return calls | {"copy": copying(problem, x["u"])}
+
+
+def copying(problem: FftConvProblem, u: Tensor) -> Call:
+    """A copy that reads and writes as many bytes as u, gates and the result have."""
+    moved = u.numel() * u.element_size() * (2 + problem.gates)
+    source = torch.empty(moved // 2, dtype=torch.int8, device=u.device)
     target = torch.empty_like(source)
-    return calls | {"copy": lambda: target.copy_(source)}
+    return lambda: target.copy_(source)
 
 
 def both(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str, Call]:
@@ -180,6 +186,8 @@ def both(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str
 
 def measure(text: str, device: str, rounds: int) -> list[Row]:
     """Forward, and forward with backward, each as called and as a graph; and the forward kernel beside its estimate."""
+    from bench import gpu_kernels
+
     problem, clock = parse(text), Clock(device)
     x = drawn(problem, device)
     rows: list[Row] = []
@@ -190,8 +198,8 @@ def measure(text: str, device: str, rounds: int) -> list[Row]:
     rows[0]["error"] = _errors(problem, device, x)
     graph = rows[1]["ms"].get("m2gen kept")
     if graph is not None:
-        kernel = {"part": "fwd", "kernel": _kernel(plan), "estimate_ms": 1e3 * plan.body.estimate.seconds}
-        rows.append({"group": "gpu kernels", "problem": text, "ms": {"m2gen": graph}, "ratio": {}} | kernel)
+        row: Row = {"group": "gpu kernels", "problem": text, "ms": {"m2gen": graph}, "ratio": {}}
+        rows.append(row | gpu_kernels.told(plan))
     return [row | {"floor_ms": floor, "plan": str(plan)} for row in rows]
 
 
@@ -222,24 +230,23 @@ def _timed(clock: Clock, group: str, text: str, calls: dict[str, Call], rounds: 
 
 def _errors(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str, float]:
     """Relative l2 error of some rows of the result against float64."""
-    some = {name: t[:SAMPLE] if name == "k" else t[:SAMPLE, :SAMPLE] for name, t in x.items()}
-    right = whole(problem, **{name: t.double() for name, t in some.items()}, wide=torch.float64)
     found = {}
     for name, call in contenders(problem, device).items():
         with torch.no_grad():
-            y = call(**x)[:SAMPLE, :SAMPLE].double()
-        found[name] = float((y - right).norm() / right.norm())
+            found[name] = relative(problem, x, call(**x))
     return found
+
+
+def relative(problem: FftConvProblem, x: dict[str, Tensor], y: Tensor) -> float:
+    """Relative l2 error of some rows of y against float64."""
+    some = {name: t[:SAMPLE] if name == "k" else t[:SAMPLE, :SAMPLE] for name, t in x.items()}
+    right = whole(problem, **{name: t.double() for name, t in some.items()}, wide=torch.float64)
+    return float((y[:SAMPLE, :SAMPLE].double() - right).norm() / right.norm())
 
 
 def _posed(problem: FftConvProblem) -> FftConvProblem:
     """The problem that calls on its tensors pose."""
     return posed.problem_of(Operands(**drawn(problem, "meta")), problem.mode, "auto")
-
-
-def _kernel(plan: Any) -> str:
-    spec = getattr(plan.body, "spec", None)
-    return plan.solver if spec is None else str(spec.name)
 
 
 def compile_plan(text: str, device: str) -> list[Row]:
@@ -262,9 +269,16 @@ def compile_plan(text: str, device: str) -> list[Row]:
 
 def jobs(options: Options) -> tuple[list[Job], list[Job]]:
     """What is compiled first, and what is timed."""
+    from bench import gpu_kernels  # late: it reads this module
+
     chosen = [p for p in problems(options.tiny) if options.only is None or options.only in str(p)]
     first = [Job(str(p), compile_plan, (str(p), options.device), _gigabytes(p)) for p in chosen]
-    timed = [Job(str(p), measure, (str(p), options.device, options.rounds)) for p in chosen]
+    timed = []
+    for p in chosen:
+        first += gpu_kernels.compiling(p, options.device, _gigabytes(p))
+        timed.append(Job(str(p), measure, (str(p), options.device, options.rounds)))
+        timed += gpu_kernels.jobs(p, options.device, options.rounds)
+    first.sort(key=lambda job: job.call is not compile_plan)  # what calls follow comes before the kernels beside it
     calls = [p for p in chosen if options.tiny or (p.n in FIRST_CALLS and p.dtype == "bf16")]
     return first, timed + [Job(f"first call {p}", first_call, (str(p), options.device)) for p in calls]
 
