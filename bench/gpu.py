@@ -37,15 +37,16 @@ from torch import Tensor
 
 import m2gen
 from bench import device as devices
-from bench import workers
+from bench import gpu_kernels, workers
 from bench.device import Clock
 from bench.first_call import alone
+from bench.gpu_operands import NAMES, copying, drawn, posed_as, relative, whole
 from bench.timing import ratios, rounded, summary, write
 from bench.workers import Job, Row
 from m2gen.dtypes import DTYPES
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problems import parse
-from m2gen.runtime import executor, posed
+from m2gen.runtime import executor
 from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.build.limits import live
@@ -55,9 +56,7 @@ LENGTHS = (1024, 4096, 8192, 32768, 256, 2048, 16384, 512, 2**16, 2**20, 2**18, 
 FIRST_CALLS = (4096, 1024, 8192, 32768, 2**20)
 WORDS = ("fp16 circular gated", "bf16 causal gated", "fp16 circular")
 BATCH, CHANNELS, ELEMENTS = 64, 768, 64 * 768 * 8192
-NAMES = ("u", "k", "pre_gate", "post_gate")
 COMPILING = 0.45  # share of the minutes that compiling may take
-SAMPLE = 4  # batch rows and channels that errors are measured on
 Call = Callable[[], Any]
 
 
@@ -92,36 +91,6 @@ def at(n: int) -> str:
     """Sizes of at most ELEMENTS numbers: fewer rows of long sequences, two at least, and then fewer channels."""
     batch = max(2, min(BATCH, ELEMENTS // (CHANNELS * n)))
     return f"fftconv n={n} h={min(CHANNELS, ELEMENTS // (batch * n))} b={batch}"
-
-
-def drawn(problem: FftConvProblem, device: str) -> dict[str, Tensor]:
-    """u, k and gates of normal values, the filter decaying like a trained one; made where they are used."""
-    torch.manual_seed(0)
-    dtype = getattr(torch, DTYPES[problem.dtype].torch_name)
-    shape, taps = (problem.b, problem.h, problem.n), problem.taps_given
-    decay = torch.exp(-4 * torch.arange(taps, device=device, dtype=torch.float32) / taps)
-    found = {"u": torch.randn(shape, device=device, dtype=dtype)}
-    found["k"] = torch.randn((problem.h, taps), device=device, dtype=torch.float32) * decay
-    for name in NAMES[2:]:
-        if getattr(problem, name):
-            found[name] = torch.randn(shape, device=device, dtype=dtype)
-    return found
-
-
-def whole(
-    problem: FftConvProblem,
-    u: Tensor,
-    k: Tensor,
-    pre_gate: Tensor | None = None,
-    post_gate: Tensor | None = None,
-    wide: torch.dtype = torch.float32,
-) -> Tensor:
-    """The convolution as models write it on cuFFT, in float32: one transform of the whole tensor and one back."""
-    size = problem.n if problem.mode == "circular" else 2 * problem.n
-    z = u if pre_gate is None else u * pre_gate
-    kf = torch.fft.rfft(k.to(wide), n=size)
-    y = torch.fft.irfft(torch.fft.rfft(z.to(wide), n=size) * kf, n=size)[..., : problem.n].to(u.dtype)
-    return y if post_gate is None else y * post_gate
 
 
 def contenders(problem: FftConvProblem, device: str) -> dict[str, Callable[..., Tensor]]:
@@ -162,14 +131,6 @@ def forward(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[
     return calls | {"copy": copying(problem, x["u"])}
 
 
-def copying(problem: FftConvProblem, u: Tensor) -> Call:
-    """A copy that reads and writes as many bytes as u, gates and the result have."""
-    moved = u.numel() * u.element_size() * (2 + problem.gates)
-    source = torch.empty(moved // 2, dtype=torch.int8, device=u.device)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
-
-
 def both(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str, Call]:
     """Forward, and backward with the gradients of u, k and gates."""
     args = {name: value.clone().requires_grad_() for name, value in x.items()}
@@ -186,15 +147,13 @@ def both(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str
 
 def measure(text: str, device: str, rounds: int) -> list[Row]:
     """Forward, and forward with backward, each as called and as a graph; and the forward kernel beside its estimate."""
-    from bench import gpu_kernels
-
     problem, clock = parse(text), Clock(device)
     x = drawn(problem, device)
     rows: list[Row] = []
     for what, calls in (("forward", forward), ("forward and backward", both)):
         rows += _timed(clock, f"gpu {what}", text, calls(problem, device, x), rounds)
     floor = next(row["ms"]["copy"]["median"] for row in rows if "copy" in row["ms"])
-    plan = executor.planned(_posed(problem), live(torch.device(device)), torch.get_num_threads())
+    plan = executor.planned(posed_as(problem), live(torch.device(device)), torch.get_num_threads())
     rows[0]["error"] = _errors(problem, device, x)
     graph = rows[1]["ms"].get("m2gen kept")
     if graph is not None:
@@ -237,23 +196,11 @@ def _errors(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[
     return found
 
 
-def relative(problem: FftConvProblem, x: dict[str, Tensor], y: Tensor) -> float:
-    """Relative l2 error of some rows of y against float64."""
-    some = {name: t[:SAMPLE] if name == "k" else t[:SAMPLE, :SAMPLE] for name, t in x.items()}
-    right = whole(problem, **{name: t.double() for name, t in some.items()}, wide=torch.float64)
-    return float((y[:SAMPLE, :SAMPLE].double() - right).norm() / right.norm())
-
-
-def _posed(problem: FftConvProblem) -> FftConvProblem:
-    """The problem that calls on its tensors pose."""
-    return posed.problem_of(Operands(**drawn(problem, "meta")), problem.mode, "auto")
-
-
 def compile_plan(text: str, device: str) -> list[Row]:
     """Call the problem's kernels, forward and for every gradient; Triton's on few of its rows, which they read off
     the tensors. What Triton compiles depends on which sizes are multiples of 16, and so many rows are left."""
     problem = parse(text)
-    kernel = executor.bound(_posed(problem), live(torch.device(device)), torch.get_num_threads(), wisdom.generation())
+    kernel = executor.bound(posed_as(problem), live(torch.device(device)), torch.get_num_threads(), wisdom.generation())
     rows = next((rows for rows in (32, 16) if problem.b % rows == 0), problem.b)  # two make a tile
     few = replace(problem, b=rows) if isinstance(kernel, FusedKernel) else problem
     x = Operands(**drawn(few, device))
@@ -269,8 +216,6 @@ def compile_plan(text: str, device: str) -> list[Row]:
 
 def jobs(options: Options) -> tuple[list[Job], list[Job]]:
     """What is compiled first, and what is timed."""
-    from bench import gpu_kernels  # late: it reads this module
-
     chosen = [p for p in problems(options.tiny) if options.only is None or options.only in str(p)]
     first = [Job(str(p), compile_plan, (str(p), options.device), _gigabytes(p)) for p in chosen]
     timed = []

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import m2gen
-from bench import gpu
 from bench.device import Clock
+from bench.gpu_operands import copying, drawn, posed_as, relative
 from bench.timing import rounded, summary
 from bench.workers import Job, Row
 from m2gen.device.limits import DeviceLimits
@@ -65,7 +65,7 @@ def compiling(problem: FftConvProblem, device: str, gigabytes: float) -> list[Jo
 
 
 def _found(text: str, device: str) -> list[Plan]:
-    posed, limits = gpu._posed(parse(text)), live(torch.device(device))
+    posed, limits = posed_as(parse(text)), live(torch.device(device))
     return others(posed, limits, executor.planned(posed, limits, torch.get_num_threads()))
 
 
@@ -75,7 +75,7 @@ def compile_all(text: str, device: str) -> list[Row]:
     rows = next((rows for rows in (32, 16) if problem.b % rows == 0), problem.b)
     for plan in _found(text, device):
         few = replace(problem, b=rows) if plan.solver == "fused" else problem
-        y = kernel_of(plan).forward(Operands(**gpu.drawn(few, device)))
+        y = kernel_of(plan).forward(Operands(**drawn(few, device)))
         torch.sum(y).item()  # waits
     return []
 
@@ -86,14 +86,14 @@ def measure(text: str, device: str, rounds: int, place: int) -> list[Row]:
     if place >= len(plans):
         return []
     plan, problem, clock = plans[place], parse(text), Clock(device)
-    x = gpu.drawn(problem, device)
+    x = drawn(problem, device)
     kept = m2gen.prepare_filter(x["k"], mode=problem.mode)
     kernel, operands = kernel_of(plan), Operands(**x | {"k": kept.k})
-    error = gpu.relative(problem, x, kernel.forward(operands))
+    error = relative(problem, x, kernel.forward(operands))
     if not error < _WRONG:  # also true for NaN
         raise m2gen.M2GenError(f"{name_of(plan)} on {text}", f"it is wrong: its error is {error:.2g}", "report it")
     ms = clock.times(clock.graph(lambda: kernel.forward(operands)), rounds)
-    floor = clock.times(gpu.copying(problem, x["u"]), rounds)
+    floor = clock.times(copying(problem, x["u"]), rounds)
     row: dict[str, Any] = {"group": "gpu kernels", "problem": text, "ms": {"m2gen": summary(ms)}, "ratio": {}}
     row |= {"times": rounded({"m2gen": ms}), "error": {"m2gen": error}, "floor_ms": summary(floor)["median"]}
     return [row | told(plan)]

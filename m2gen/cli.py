@@ -58,7 +58,7 @@ def main() -> None:
 @main.command(context_settings=_CONTEXT)
 @click.argument("problem", nargs=-1)
 @click.option(
-    "--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942, avx2 ..."
+    "--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942, avx2, h100 ..."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
 @click.option("--model", help="Instead of a PROBLEM: a layer of a model, a folder with a config.json, or 80M, 110M ...")
@@ -72,11 +72,12 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool, model: str | None
 
     \b
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated skip --target sm90
-    m2gen plan --model 80M --lengths 4096 --target sm90
+    m2gen plan --model 80M --lengths 4096 --target h100
+    m2gen plan monarch in=4096 out=4096 rows=8192 fp32 'params<=2M'     a shell takes an unquoted < for itself
     fftconv    n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
                gated pre_gated post_gated skip add   bhl blh   wide
     blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu   residual
-    monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  params<=2M  factors=64x64x64,64x64x64
+    monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  'params<=2M'  factors=64x64x64,64x64x64
     shortconv  n= h= b= width= out=   fp16 bf16 fp32 fp64   bias   gated offset masked   bhl blh   to=bhl to=blh
     gate       n= rows=   fp16 bf16 fp32 fp64   gelu relu silu
     turn       n= h= b=   fp16 bf16 fp32 fp64
@@ -144,7 +145,7 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits, cho
 
 @main.command(context_settings=_CONTEXT)
 @click.argument("problem", nargs=-1, required=True)
-@click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942 ...")
+@click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, h100 ...")
 @click.option("--part", help="Of the kernels that do PROBLEM, see above; default the first.")
 @click.option("--solver", help="Whose kernel, by the names that m2gen plan lists; default the best that has one.")
 @click.option("--source", "view", flag_value="source", default=True, help="The generated source.  [default]")
@@ -159,10 +160,19 @@ def show(problem: tuple[str, ...], target: str, part: str | None, solver: str | 
 
     \b
     m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90 --resources
-    parts of fftconv: fwd, transpose (gradients of the input and the gates), dk (gradient of the filter)
-    parts of blockdiag: fwd, pack (of its weight), dw (gradient of the weight); on a GPU also dz (of the product), dx
-    parts of monarch: fwd, dx and dw on a GPU, bwd (all gradients) and sum (of their parts) on a CPU
-    parts of shortconv: fwd, dw, or of the gated form mix, ds (gradient behind its convolutions)   of gate: fwd, bwd
+    parts of fftconv:
+      fwd          the forward pass; of a plan in passes over memory the middle one of analysis, fwd, synthesis
+      analysis, synthesis, analysis1, synthesis1 ...     passes over memory before and after it, outermost first
+      transpose    the gradient of the input (on a CPU one kernel is transpose and dk)
+      dk           the gradient of the filter;   bwd, bwd1 ...  several gradients at once
+      spectrum, spectrum0 ..., fwd_outer, fwd_inner      the filter's spectrum
+      taps, taps0 ..., inverse_inner, inverse_outer      the filter's gradient back to taps
+      turn, back   channels-last tensors turned before and after;   passes_NAME  of gradients in passes over memory
+    parts of blockdiag: fwd, dw (gradient of the weight); on a CPU pack (the weight), on a GPU dz (of the product), dx
+    parts of monarch: fwd, and on a GPU dx and dw, on a CPU bwd (all gradients) and sum (of their parts)
+    parts of shortconv: fwd, dw; of the gated form mix, and on a GPU mix_bwd, on a CPU ds (gradient behind its taps)
+    parts of gate: fwd, bwd   of turn: fwd
+    A plan has some of these: a --part that it does not have is answered with those that it has.
     """
     from m2gen.planner.problems import parse
     from m2gen.show import show as text

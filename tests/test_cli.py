@@ -56,6 +56,27 @@ def test_errors_are_one_clean_message(words, part):
     assert result.stdout == ""
 
 
+def test_show_names_every_part_that_there_is():
+    """Of plans in one launch, in passes, with turned tensors, of every op; what it says is what its error says."""
+    help_, problems = run("show", "--help").output, [
+        "fftconv n=1048576 h=192 b=2 bf16 causal gated",
+        "fftconv n=8192 h=768 b=64 bf16 causal gated",
+        "fftconv n=65536 h=768 b=16 bf16 causal gated blh",
+        "blockdiag in=4096 out=4096 blocks=4 rows=8192 bf16 gelu glu",
+        "monarch in=4096 out=4096 rows=8192 fp32 factors=64x64x64,64x64x64",
+        "shortconv n=4096 h=768 b=8 bf16 gated blh",
+        "shortconv n=4096 h=768 b=8 bf16",
+    ]  # fmt: skip
+    for problem in problems:
+        for target in ("h100", "avx2"):
+            said = run("show", problem, "--target", target, "--part", "none").stderr
+            parts = said.rstrip(".\n").rpartition("Use ")[2].split(", ")
+            assert len(parts) > 1, said
+            for part in parts:
+                name = "passes_NAME" if part.startswith("passes_") else part.rstrip("0123456789")
+                assert name in help_, part
+
+
 @pytest.mark.parametrize("words", [("--backward",), ("--lengths", "512"), ("--batches", "8"), ("--dtype", "bf16")])
 def test_what_is_said_of_a_model_is_not_passed_over_for_a_problem(words):
     result = run("plan", "fftconv", "n=64", *words)

@@ -109,7 +109,7 @@ def test_every_contender_computes_the_same() -> None:
 def test_what_is_compiled_first_is_what_is_called() -> None:
     """The problem posed is the public call's, batch and all, though few rows of it are computed."""
     problem = parse("fftconv n=128 h=4 b=32 fp16 causal gated")
-    posed = gpu._posed(problem)
+    posed = gpu.posed_as(problem)
     assert (posed.b, posed.n, posed.h, posed.gates, posed.taps_given) == (32, 128, 4, 2, 128)
     assert gpu.compile_plan(str(problem), "cpu") == []
 
@@ -147,7 +147,7 @@ def test_triton_compiles_the_same_first_as_in_the_call(n: int, words: str, monke
     gpu_kernels.compile_all(str(problem), "cpu")  # and of the kernels beside
     first = launched.copy()
     launched.clear()
-    monkeypatch.setattr(gpu, "relative", lambda *_: 0.0)  # nothing was computed
+    monkeypatch.setattr(gpu_kernels, "relative", lambda *_: 0.0)  # nothing was computed
     rows = [row for place in gpu_kernels.some(problem) for row in gpu_kernels.measure(str(problem), "cpu", 2, place)]
     assert first == launched and len({row["kernel"] for row in rows}) == gpu_kernels.MOST
     assert {row["kernel"] for row in rows} <= {name for name, *_ in launched}
@@ -203,7 +203,7 @@ def test_a_kernel_that_is_wrong_is_no_result(monkeypatch: pytest.MonkeyPatch) ->
     shaped([row])
     assert row["kernel"] != "native" and row["error"]["m2gen"] < 0.01 and row["floor_ms"] > 0
     assert gpu_kernels.measure(problem, "cpu", 2, 99) == []
-    monkeypatch.setattr(gpu, "relative", lambda *_: float("nan"))
+    monkeypatch.setattr(gpu_kernels, "relative", lambda *_: float("nan"))
     with pytest.raises(M2GenError, match="it is wrong"):
         gpu_kernels.measure(problem, "cpu", 2, 0)
 
