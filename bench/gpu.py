@@ -272,6 +272,7 @@ def _lines(rows: list[Row]) -> Iterator[str]:
         cells += [f"{name}: {value:.3g}" for name, value in row.get("error", {}).items()]
         cells += [f"{name}: {rate:,.0f} tokens/ms" for name, rate in row.get("tokens_per_ms", {}).items()]
         cells += [f"{name} {value:.2f} s" for name, value in row.get("seconds", {}).items()]
+        cells += [row["kernel"]] if "kernel" in row else []
         cells += [f"{name} left out: {why[:80]}" for name, why in row.get("left_out", {}).items()]
         yield f"{row['group']:32} {row['problem']:48} {'  '.join(cells) or row.get('why', '')}"
 
