@@ -5,6 +5,7 @@ Everything heavy is imported inside the command that needs it.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,6 +30,17 @@ class _Refused(click.ClickException):
     """An M2GenError as one clean message on stderr."""
 
     exit_code = 2
+
+
+class _Above0(click.FloatRange):
+    """Minutes or seconds: above 0 and finite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no length of time.", param, ctx)
+
+
+_ABOVE_0 = _Above0(min=0, min_open=True)
 
 
 class _Group(click.Group):
@@ -165,14 +177,13 @@ def show(problem: tuple[str, ...], target: str, part: str | None, solver: str | 
       analysis, synthesis, analysis1, synthesis1 ...     passes over memory before and after it, outermost first
       transpose    the gradient of the input (on a CPU one kernel is transpose and dk)
       dk           the gradient of the filter;   bwd, bwd1 ...  several gradients at once
-      spectrum, spectrum0 ..., fwd_outer, fwd_inner      the filter's spectrum
-      taps, taps0 ..., inverse_inner, inverse_outer      the filter's gradient back to taps
+      spectrum, spectrum0 ..., fwd_outer, fwd_inner the filter's spectrum;   taps, taps0 ..., inverse_inner,
+                   inverse_outer  its gradient back to taps
       turn, back   channels-last tensors turned before and after;   passes_NAME  of gradients in passes over memory
     parts of blockdiag: fwd, dw (gradient of the weight); on a CPU pack (the weight), on a GPU dz (of the product), dx
     parts of monarch: fwd, and on a GPU dx and dw, on a CPU bwd (all gradients) and sum (of their parts)
     parts of shortconv: fwd, dw; of the gated form mix, and on a GPU mix_bwd, on a CPU ds (gradient behind its taps)
-    parts of gate: fwd, bwd   of turn: fwd
-    A plan has some of these: a --part that it does not have is answered with those that it has.
+    parts of gate: fwd, bwd   of turn: fwd   (a --part that a plan does not have is answered with those that it has)
     """
     from m2gen.planner.problems import parse
     from m2gen.show import show as text
@@ -231,7 +242,7 @@ def doctor(cxx: str | None) -> None:
 
 
 @main.command(context_settings=_CONTEXT)
-@click.option("--minutes", default=2.5, show_default=True, help="How long it may take, about.")
+@click.option("--minutes", type=_ABOVE_0, default=2.5, show_default=True, help="How long it may take, about.")
 @click.option("--seed", default=0, show_default=True, help="Seed of every random number.")
 def demo(minutes: float, seed: int) -> None:
     """Train a small M2-GPT on the Python standard library's source, byte by byte, and report what it learnt.
@@ -253,8 +264,8 @@ def demo(minutes: float, seed: int) -> None:
 @click.option("--lengths", default="", help="Of the model's inputs, such as 512,2048.  [default: its longest]")
 @click.option("--batches", default="1", show_default=True, help="Of the model's inputs, such as 1,8.")
 @click.option("--dtype", default=None, help="The model's: fp32, bf16, fp16.  [default: its configuration's]")
-@click.option("--budget", default=600.0, show_default=True, help="Seconds that it may take, about.")
-@click.option("--threads", type=int, help="Of torch; default as torch chooses.")
+@click.option("--budget", type=_ABOVE_0, default=600.0, show_default=True, help="Seconds that it may take, about.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of torch; default as torch chooses.")
 @click.option("--again", is_flag=True, help="Problems that were tuned before, too.")
 @click.option(
     "--fit", is_flag=True, help="Then fit this device's constants of the cost model; a CPU's with one thread."
@@ -268,9 +279,6 @@ def tune(
     problem: tuple[str, ...],
     corpus: bool,
     model: tuple[str, ...],
-    lengths: str,
-    batches: str,
-    dtype: str | None,
     budget: float,
     threads: int | None,
     again: bool,
@@ -278,6 +286,7 @@ def tune(
     results: tuple[str, ...],
     target: str | None,
     only_print: bool,
+    **sizes: Any,
 ) -> None:
     """Measure which plan is fastest for each PROBLEM on this device, and remember it.
 
@@ -306,7 +315,7 @@ def tune(
         torch.set_num_threads(1 if fit else threads or 1)
     limits, console = limits_of(), _console()
     asked = parse_all(" ".join(problem)) + (tuning.problems_of_corpus(limits.kind) if corpus else [])
-    asked += tuning.problems_of_models(model, Sizes.of(lengths, batches, dtype), limits) if model else []
+    asked += tuning.problems_of_models(model, Sizes.of(**sizes), limits) if model else []
     if not asked and not fit:
         raise click.UsageError("give a PROBLEM, --corpus, --model or --fit")
     for line in tuning.summary(tuning.run(asked, budget, again, console)) if asked else ():

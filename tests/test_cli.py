@@ -83,6 +83,19 @@ def test_what_is_said_of_a_model_is_not_passed_over_for_a_problem(words):
     assert result.exit_code == 2 and f"{words[0]}: of a --model only" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(("demo", "--minutes", value), "--minutes") for value in ("0", "-1", "nan", "inf", "soon")]
+    + [(("tune", "--corpus", "--budget", value), "--budget") for value in ("0", "-600", "nan")]
+    + [(("tune", "--corpus", "--threads", value), "--threads") for value in ("0", "-2")]
+    + [(("compile", "--model", "80M", "--lengths", "0", "--out", "never-made"), "--lengths")]
+    + [(("plan", "--model", "80M", "--batches", "-1"), "--batches")],
+)
+def test_numbers_that_mean_nothing_are_refused_at_once(words, option):
+    result = run(*words)
+    assert result.exit_code == 2 and option in result.stderr and "Traceback" not in result.output
+
+
 def test_a_rejection_is_shown(monkeypatch):
     from m2gen.planner.fftconv.composed import Composed
 
