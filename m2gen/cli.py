@@ -96,22 +96,21 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool, model: str | None
     """
     from m2gen.planner import search
     from m2gen.planner.problems import parse
-    from m2gen.runtime.planning import limits_of
-    from m2gen.runtime.planning import plan as planned
+    from m2gen.runtime import planning
 
     if model is not None:
         if problem or as_json:
             raise click.UsageError("--model stands alone: without a PROBLEM, and without --json")
         from m2gen.ahead.traffic import explained
 
-        for line in explained(model, limits_of(target), **sizes):
+        for line in explained(model, planning.limits_of(target), **sizes):
             click.echo(line)
         return
     if not problem:
         raise click.UsageError("give a PROBLEM, or --model")
     _only_with_a_model(sizes)
-    asked, limits = parse(" ".join(problem)), limits_of(target)
-    chosen = planned(asked, target)
+    asked, limits = parse(" ".join(problem)), planning.limits_of(target)
+    chosen = planning.plan(asked, target)
     if as_json:
         click.echo(chosen.to_json())
         return
@@ -175,10 +174,9 @@ def show(problem: tuple[str, ...], target: str, part: str | None, solver: str | 
     parts of fftconv:
       fwd          the forward pass; of a plan in passes over memory the middle one of analysis, fwd, synthesis
       analysis, synthesis, analysis1, synthesis1 ...     passes over memory before and after it, outermost first
-      transpose    the gradient of the input (on a CPU one kernel is transpose and dk)
-      dk           the gradient of the filter;   bwd, bwd1 ...  several gradients at once
-      spectrum, spectrum0 ..., fwd_outer, fwd_inner the filter's spectrum;   taps, taps0 ..., inverse_inner,
-                   inverse_outer  its gradient back to taps
+      transpose, dk, bwd, bwd1 ...     the gradients of the input, of the filter, of several at once
+      spectrum, spectrum0 ..., fwd_outer, fwd_inner      the filter's spectrum
+      taps, taps0 ..., inverse_inner, inverse_outer      its gradient back to taps
       turn, back   channels-last tensors turned before and after;   passes_NAME  of gradients in passes over memory
     parts of blockdiag: fwd, dw (gradient of the weight); on a CPU pack (the weight), on a GPU dz (of the product), dx
     parts of monarch: fwd, and on a GPU dx and dw, on a CPU bwd (all gradients) and sum (of their parts)
@@ -296,7 +294,7 @@ def tune(
     m2gen tune --model path/to/m2-bert --lengths 2048,8192 --batches 4
     m2gen tune --fit                          fits to what was tuned, and keeps that for this device
     m2gen tune --fit --from gpu.json          fits to python -m bench gpu's kernels, and keeps that for the card at hand
-    m2gen tune --fit --print                  only looks, with --from too; so does --target:
+    m2gen tune --fit --print                  only looks, with --from too; and so does --target:
     m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json --target sm90
     
     Every result is kept at once: a tuning that is stopped goes on where it was. What a fit finds is kept for one card
@@ -320,11 +318,10 @@ def tune(
         raise click.UsageError("give a PROBLEM, --corpus, --model or --fit")
     for line in tuning.summary(tuning.run(asked, budget, again, console)) if asked else ():
         console.print(line)
+    lines = tuning.fit(limits, keep=not only_print) if fit and not results else iter(())
     if results:
         row = limits if target is None else limits_of(target)
         lines = tuning.fit_kernels(row, results, keep=not only_print and target is None)
-    else:
-        lines = tuning.fit(limits, keep=not only_print) if fit else iter(())
     for line in lines:
         console.print(line, markup=False, highlight=False)
 
