@@ -1,145 +1,251 @@
-"""The benchmarks, and what is made of their results:
+"""The benchmarks, and what is made of their results; `python -m bench NAME --help` tells each one's options.
 
-python -m bench cpu | models | products | short | lengths | generate | dispatch
-                [--rounds 9] [--threads 1] [--only NAME] [--out FILE]
-python -m bench first-call [--rounds 3] [--only NAME] [--out FILE]
-python -m bench gpu [--models] [--minutes 9] [--workers 12] [--row-seconds 60] [--note TEXT]
-                [--rounds 9] [--only NAME] [--out FILE] [--device cpu --tiny]
-python -m bench estimates [--target sm90] [--only NAME]
-python -m bench report FILES... [--out FOLDER]
-python -m bench compare OLD NEW
+models, gpu --models (transformers) and report (matplotlib) need the extra m2gen[bench], and cpu has scipy and FFTW
+beside it where they are installed: pip install 'm2gen[bench]'. The others need m2gen alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
 
-from m2gen.errors import M2GenError
+from m2gen.errors import M2GenError, MissingError
 
-parser = argparse.ArgumentParser(
-    prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-)
-parser.add_argument(
-    "what",
-    choices=[
-        "cpu",
-        "models",
-        "products",
-        "short",
-        "lengths",
-        "generate",
-        "dispatch",
-        "first-call",
-        "gpu",
-        "estimates",
-        "report",
-        "compare",
-    ],
-    help="the long convolution beside torch.fft on whole tensors; M2-BERT beside BERT; block-diagonal and "
-    "Monarch products beside the library; the short convolution beside conv1d; kernels compiled for random lengths; "
-    "M2-GPT's time per token; what calls cost on a GPU beside kernels; what a first call compiles for one; the "
-    "convolution or models on a GPU; what the convolution should take on one by the planner's estimates; a page with "
-    "pictures; what changed",
-)
-parser.add_argument("files", nargs="*", help="of results: for report and compare")
-parser.add_argument("--rounds", type=int, default=9, help="timed rounds of each contender")
-parser.add_argument("--threads", type=int, default=1, help="of the CPU benchmarks")
-parser.add_argument(
-    "--only",
-    help="what has this in its name: groups of the CPU benchmark, cases of models, products, a GPU's rows",
-)
-parser.add_argument(
-    "--memory",
-    choices=["kept", "fresh"],
-    default="fresh",
-    help="of the CPU benchmark: see settle_allocator in bench/cpu.py",
-)
-parser.add_argument("--batch", type=int, default=1, help="of generation")
-parser.add_argument("--causal", choices=["fft", "monarch"], default="fft", help="of generation")
-parser.add_argument("--target", default="sm90", help="of estimates: a GPU of the device table")
-on_gpu = parser.add_argument_group("on a GPU", "how to use it for fifteen minutes: bench/gpu.py")
-on_gpu.add_argument("--models", action="store_true", help="M2-BERT and others beside BERT, not the convolution")
-on_gpu.add_argument("--minutes", type=float, default=9.0, help="after which a run ends and says what it left out")
-on_gpu.add_argument("--workers", type=int, default=12, help="processes that compile at once")
-on_gpu.add_argument("--row-seconds", type=float, default=60.0, help="a row's limit")
-on_gpu.add_argument("--note", help="goes into the provenance: the commit, where there is no git")
-on_gpu.add_argument("--device", default="cuda", help="cuda or cpu")
-on_gpu.add_argument("--tiny", action="store_true", help="sizes for a try on a CPU")
-parser.add_argument(
-    "--out", help="write the raw results there as JSON; the folder of the report, default bench/results"
-)
-arguments = parser.parse_args()
-if arguments.files and arguments.what not in ("report", "compare"):
-    parser.error(f"{arguments.what} takes no files")
+Parser = argparse.ArgumentParser
+Given = argparse.Namespace
 
-if arguments.what == "cpu":
+
+def _number(kind: type[int] | type[float], least: float, above: bool = False) -> Callable[[str], Any]:
+    """What reads an option's number, from `least` on or above it."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not (least < value if above else least <= value) or value == float("inf"):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {'above' if above else 'from'} {least}")
+        return value
+
+    return read
+
+
+def _rounds(parser: Parser, default: int = 9, least: int = 2) -> None:
+    more = f"; at least {least}{', since it has quartiles' if least > 1 else ''}"
+    parser.add_argument(
+        "--rounds", type=_number(int, least), default=default, help=f"timed rounds of each contender [{default}]{more}"
+    )
+
+
+def _threads(parser: Parser) -> None:
+    parser.add_argument("--threads", type=_number(int, 1), default=1, help="of PyTorch on a CPU [1]")
+
+
+def _only(parser: Parser, what: str) -> None:
+    parser.add_argument("--only", metavar="NAME", help=f"those {what} that have this in their names")
+
+
+def _out(parser: Parser) -> None:
+    parser.add_argument("--out", metavar="FILE", help="write the raw results there as JSON")
+
+
+def _timed(parser: Parser, only: str | None) -> None:
+    """The options of most."""
+    _rounds(parser)
+    _threads(parser)
+    if only is not None:
+        _only(parser, only)
+    _out(parser)
+
+
+def _need(package: str, asked: str) -> None:
+    """Raises MissingError where a package of the extra is not there."""
+    if find_spec(package) is None:
+        raise MissingError(f"python -m bench {asked}", f"{package} is not installed", "run pip install 'm2gen[bench]'")
+
+
+# -- each one's options, and what runs it ------------------------------------------------------------------------------
+
+
+def _cpu(parser: Parser) -> None:
+    _timed(parser, "groups")
+    kinds = ["kept", "fresh"]
+    parser.add_argument("--memory", choices=kinds, default="fresh", help="see settle_allocator in bench/cpu.py")
+
+
+def _run_cpu(of: Given) -> None:
     from bench import cpu
 
-    cpu.main(arguments.rounds, arguments.threads, arguments.out, arguments.only, arguments.memory)
-elif arguments.what == "models":
+    cpu.main(of.rounds, of.threads, of.out, of.only, of.memory)
+
+
+def _run_models(of: Given) -> None:
+    _need("transformers", "models")
     from bench import models
 
-    models.main(arguments.rounds, arguments.threads, arguments.out, arguments.only)
-elif arguments.what == "estimates":
-    from bench import estimates
+    models.main(of.rounds, of.threads, of.out, of.only)
 
-    estimates.main(arguments.target, arguments.only)
-elif arguments.what == "report":
-    from bench import pictures
 
-    if not arguments.files:
-        parser.error("report needs files of results")
-    try:
-        pictures.main(arguments.files, arguments.out)
-    except M2GenError as error:
-        parser.error(str(error))
-elif arguments.what == "compare":
-    from bench import compare
-
-    if len(arguments.files) != 2:
-        parser.error("compare needs two files of results")
-    sys.exit(compare.main(*arguments.files))
-elif arguments.what == "short":
-    from bench import short
-
-    short.main(arguments.rounds, arguments.threads, arguments.out)
-elif arguments.what == "lengths":
-    from bench import lengths
-
-    lengths.main(arguments.rounds, arguments.threads, arguments.out)
-elif arguments.what == "dispatch":
-    from bench import dispatch
-
-    dispatch.main(arguments.rounds, arguments.out, arguments.only)
-elif arguments.what == "first-call":
-    from bench import first_call
-
-    first_call.main(min(arguments.rounds, 3), arguments.out, arguments.only)
-elif arguments.what == "generate":
-    from bench import generate
-
-    generate.main(arguments.rounds, arguments.threads, arguments.batch, arguments.causal, arguments.out)
-elif arguments.what == "products":
+def _run_products(of: Given) -> None:
     from bench import products
 
-    products.main(arguments.rounds, arguments.threads, arguments.out, arguments.only)
-else:
+    products.main(of.rounds, of.threads, of.out, of.only)
+
+
+def _run_short(of: Given) -> None:
+    from bench import short
+
+    short.main(of.rounds, of.threads, of.out)
+
+
+def _run_lengths(of: Given) -> None:
+    from bench import lengths
+
+    lengths.main(of.rounds, of.threads, of.out)
+
+
+def _generate(parser: Parser) -> None:
+    _timed(parser, None)
+    parser.add_argument("--batch", type=_number(int, 1), default=1, help="sequences at once [1]")
+    parser.add_argument("--causal", choices=["fft", "monarch"], default="fft", help="how filters are computed [fft]")
+
+
+def _run_generate(of: Given) -> None:
+    from bench import generate
+
+    generate.main(of.rounds, of.threads, of.batch, of.causal, of.out)
+
+
+def _dispatch(parser: Parser) -> None:
+    _rounds(parser)
+    _only(parser, "operators")
+    _out(parser)
+
+
+def _run_dispatch(of: Given) -> None:
+    from bench import dispatch
+
+    dispatch.main(of.rounds, of.out, of.only)
+
+
+def _first_call(parser: Parser) -> None:
+    _rounds(parser, 3, 1)
+    _only(parser, "problems")
+    _out(parser)
+
+
+def _run_first_call(of: Given) -> None:
+    from bench import first_call
+
+    first_call.main(of.rounds, of.out, of.only)
+
+
+def _gpu(parser: Parser) -> None:
+    parser.description = "How to use it for fifteen minutes: bench/gpu.py."
+    parser.add_argument("--models", action="store_true", help="M2-BERT and others beside BERT, not the convolution")
+    above = _number(float, 0, above=True)
+    parser.add_argument("--minutes", type=above, default=9.0, help="after which it ends and says what it left out [9]")
+    parser.add_argument("--workers", type=_number(int, 1), default=12, help="processes that compile at once [12]")
+    parser.add_argument("--row-seconds", type=above, default=60.0, help="a row's limit [60]")
+    parser.add_argument("--note", metavar="TEXT", help="goes into the provenance: the commit, where there is no git")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="[cuda]")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a try on a CPU")
+    _timed(parser, "rows")
+
+
+def _run_gpu(of: Given) -> None:
     from bench import gpu
 
+    if of.models:
+        _need("transformers", "gpu --models")
     wanted = gpu.Options(
-        device=arguments.device,
-        tiny=arguments.tiny,
-        rounds=arguments.rounds,
-        workers=arguments.workers,
-        minutes=arguments.minutes,
-        seconds=arguments.row_seconds,
-        only=arguments.only,
-        note=arguments.note,
-        out=arguments.out,
-        threads=arguments.threads if arguments.device == "cpu" else None,
+        device=of.device,
+        tiny=of.tiny,
+        rounds=of.rounds,
+        workers=of.workers,
+        minutes=of.minutes,
+        seconds=of.row_seconds,
+        only=of.only,
+        note=of.note,
+        out=of.out,
+        threads=of.threads if of.device == "cpu" else None,
     )
+    gpu.main(wanted, of.models)
+
+
+def _estimates(parser: Parser) -> None:
+    parser.add_argument("--target", default="sm90", help="a GPU of the device table, such as sm90 or a100 [sm90]")
+    _only(parser, "problems")
+
+
+def _run_estimates(of: Given) -> None:
+    from bench import estimates
+
+    estimates.main(of.target, of.only)
+
+
+def _report(parser: Parser) -> None:
+    parser.add_argument("files", nargs="+", help="of results")
+    parser.add_argument("--out", metavar="FOLDER", help="for the page and its pictures [bench/results]")
+
+
+def _run_report(of: Given) -> None:
+    _need("matplotlib", "report")
+    from bench import pictures
+
+    pictures.main(of.files, of.out)
+
+
+def _compare(parser: Parser) -> None:
+    parser.add_argument("old", help="a file of results")
+    parser.add_argument("new", help="another one")
+
+
+def _run_compare(of: Given) -> int:
+    from bench import compare
+
+    return compare.main(of.old, of.new)
+
+
+# name: what it is, its options, what runs it
+BENCHMARKS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Given], int | None]]] = {
+    "cpu": ("the long convolution beside torch.fft on whole tensors", _cpu, _run_cpu),
+    "models": ("M2-BERT beside BERT", lambda parser: _timed(parser, "cases"), _run_models),
+    "products": (
+        "block-diagonal and Monarch products beside the library",
+        lambda parser: _timed(parser, "cases"),
+        _run_products,
+    ),
+    "short": ("the short convolution beside conv1d", lambda parser: _timed(parser, None), _run_short),
+    "lengths": ("kernels compiled for random lengths", lambda parser: _timed(parser, None), _run_lengths),
+    "generate": ("M2-GPT's time per token", _generate, _run_generate),
+    "dispatch": ("what calls cost on a GPU beside kernels", _dispatch, _run_dispatch),
+    "first-call": ("what a first call compiles for a GPU, and how long that takes", _first_call, _run_first_call),
+    "gpu": ("the convolution or models on a GPU", _gpu, _run_gpu),
+    "estimates": ("what the convolution should take on a GPU by the planner's estimates", _estimates, _run_estimates),
+    "report": ("a page with pictures of results", _report, _run_report),
+    "compare": ("what became slower or faster between two files of results", _compare, _run_compare),
+}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one; the exit status."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, formatter_class=raw)
+    each = parser.add_subparsers(dest="what", required=True, metavar="NAME")
+    for name, (what, options, _) in BENCHMARKS.items():
+        options(each.add_parser(name, help=what, description=what[:1].upper() + what[1:] + "."))
+    given = parser.parse_args(words)
     try:
-        gpu.main(wanted, arguments.models)
+        return BENCHMARKS[given.what][2](given) or 0
     except M2GenError as error:
-        parser.error(str(error))
+        print(f"python -m bench: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -87,9 +87,23 @@ def table(lines: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield f"| {one['problem'].removeprefix('fftconv ')} | {floor} | {cells[0]} | {cells[1]} | {both} | {flash} |"
 
 
+def legend(limits: DeviceLimits) -> str:
+    """What the columns are."""
+    rate = STREAMED * limits.dram_bandwidth
+    return (
+        f"{limits.description}: the planner's estimates in milliseconds, nothing was run.\n"
+        f"floor: every tensor once at {rate / 1e9:.4g} GB/s, the rate of a copy ({STREAMED:g} of the data sheet's "
+        f"{limits.dram_bandwidth / 1e9:.4g}): forward + gradients.\n"
+        "forward, gradients: estimate (in brackets, how many floors that is), number of launches; both: their sum.\n"
+        f'flash-fft-conv, on an H100 whatever the target is: "forward" and "forward and backward" measured '
+        f"({MEASURED.name}); \"published\": its README's (B = 64, H = 768, gated, circular), scaled to the line's rows "
+        "and channels.\n"
+    )
+
+
 def main(arch: str, only: str | None) -> None:
     limits = target(arch)
     found = (line(problem(n, words), limits) for words in WORDS for n in LENGTHS)
-    print(f"{limits.description}: estimates in milliseconds, nothing was run\n")
+    print(legend(limits))
     for text in table(one for one in found if only is None or only in one["problem"]):
         print(text, flush=True)

@@ -105,13 +105,26 @@ def _do(serve_one: Any, job: Any) -> None:
         raise RuntimeError(f"{job.name}: {why}")
 
 
+def begins(problems: int, rounds: int, target: str) -> list[str]:
+    """What is said at the start: how much is done, about how long that takes, what the numbers are."""
+    processes = problems * rounds * len(WAYS)
+    return [
+        f"compiling for {target} what a forward and a backward pass need, nothing cached, {os.cpu_count()} cores",
+        f"{processes} processes (problems: {problems}, rounds: {rounds}, ways: {len(WAYS)}) one after the other, of 10 "
+        f"to 30 s each on two cores: {max(1, processes // 6)} to {max(1, processes // 2)} minutes; --rounds 1 or "
+        "--only n=1024 do less",
+        '"first": seconds until the kernels of the forward pass are there, in brackets the seconds of a core that the '
+        'process took for them; "all": the number of kernels of both passes, and the seconds until the last is there',
+    ]
+
+
 def main(rounds: int, out: str | None, only: str | None, target: str = "sm90") -> None:
     """Every problem, or those with `only` in them."""
     found, results = provenance(), []
-    print(f"compiling for {target} what a forward and a backward pass need, nothing cached, {os.cpu_count()} cores")
-    for text in PROBLEMS:
-        if only is not None and only not in text:
-            continue
+    problems = [text for text in PROBLEMS if only is None or only in text]
+    for line in begins(len(problems), rounds, target):
+        print(line, flush=True)
+    for text in problems:
         times: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         why = ""
         for _ in range(rounds):

@@ -18,7 +18,9 @@ torch.fft on whole tensors (float32, as models write it), flash-fft-conv where i
 bytes as the sequence, its gates and the result have. All make the filter's spectrum in the call, but "m2gen kept",
 whose filter is from `m2gen.prepare_filter`. Forward passes run without gradients; nothing is kept because of that,
 since `fftconv` keeps spectra of prepared filters alone (gradients are off inside an autograd Function, too, so that
-grad mode says nothing of it). "gpu first call" is a process that finds nothing compiled.
+grad mode says nothing of it). "gpu first call" is a process that finds nothing compiled. "gpu kernels" are single
+kernels beside their estimates, to which `m2gen tune --fit --from gpu.json` fits the planner's constants: of each
+problem the planned one and up to four of the next plans (bench/gpu_kernels.py).
 """
 
 from __future__ import annotations
@@ -35,15 +37,16 @@ from torch import Tensor
 
 import m2gen
 from bench import device as devices
-from bench import workers
+from bench import gpu_kernels, workers
 from bench.device import Clock
 from bench.first_call import alone
+from bench.gpu_operands import NAMES, copying, drawn, posed_as, relative, whole
 from bench.timing import ratios, rounded, summary, write
 from bench.workers import Job, Row
 from m2gen.dtypes import DTYPES
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problems import parse
-from m2gen.runtime import executor, posed
+from m2gen.runtime import executor
 from m2gen.runtime.bindings.fused import FusedKernel
 from m2gen.runtime.bindings.spectral import Gradients, Operands
 from m2gen.runtime.build.limits import live
@@ -53,9 +56,7 @@ LENGTHS = (1024, 4096, 8192, 32768, 256, 2048, 16384, 512, 2**16, 2**20, 2**18, 
 FIRST_CALLS = (4096, 1024, 8192, 32768, 2**20)
 WORDS = ("fp16 circular gated", "bf16 causal gated", "fp16 circular")
 BATCH, CHANNELS, ELEMENTS = 64, 768, 64 * 768 * 8192
-NAMES = ("u", "k", "pre_gate", "post_gate")
 COMPILING = 0.45  # share of the minutes that compiling may take
-SAMPLE = 4  # batch rows and channels that errors are measured on
 Call = Callable[[], Any]
 
 
@@ -90,36 +91,6 @@ def at(n: int) -> str:
     """Sizes of at most ELEMENTS numbers: fewer rows of long sequences, two at least, and then fewer channels."""
     batch = max(2, min(BATCH, ELEMENTS // (CHANNELS * n)))
     return f"fftconv n={n} h={min(CHANNELS, ELEMENTS // (batch * n))} b={batch}"
-
-
-def drawn(problem: FftConvProblem, device: str) -> dict[str, Tensor]:
-    """u, k and gates of normal values, the filter decaying like a trained one; made where they are used."""
-    torch.manual_seed(0)
-    dtype = getattr(torch, DTYPES[problem.dtype].torch_name)
-    shape, taps = (problem.b, problem.h, problem.n), problem.taps_given
-    decay = torch.exp(-4 * torch.arange(taps, device=device, dtype=torch.float32) / taps)
-    found = {"u": torch.randn(shape, device=device, dtype=dtype)}
-    found["k"] = torch.randn((problem.h, taps), device=device, dtype=torch.float32) * decay
-    for name in NAMES[2:]:
-        if getattr(problem, name):
-            found[name] = torch.randn(shape, device=device, dtype=dtype)
-    return found
-
-
-def whole(
-    problem: FftConvProblem,
-    u: Tensor,
-    k: Tensor,
-    pre_gate: Tensor | None = None,
-    post_gate: Tensor | None = None,
-    wide: torch.dtype = torch.float32,
-) -> Tensor:
-    """The convolution as models write it on cuFFT, in float32: one transform of the whole tensor and one back."""
-    size = problem.n if problem.mode == "circular" else 2 * problem.n
-    z = u if pre_gate is None else u * pre_gate
-    kf = torch.fft.rfft(k.to(wide), n=size)
-    y = torch.fft.irfft(torch.fft.rfft(z.to(wide), n=size) * kf, n=size)[..., : problem.n].to(u.dtype)
-    return y if post_gate is None else y * post_gate
 
 
 def contenders(problem: FftConvProblem, device: str) -> dict[str, Callable[..., Tensor]]:
@@ -157,11 +128,7 @@ def forward(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[
     calls = {name: alone(call, x) for name, call in contenders(problem, device).items()}
     kept = x | {"k": m2gen.prepare_filter(x["k"], mode=problem.mode)}
     calls["m2gen kept"] = alone(lambda u, k, **gates: m2gen.fftconv(u, k, **gates), kept)
-    source = torch.empty(
-        x["u"].numel() * x["u"].element_size() * (2 + problem.gates) // 2, dtype=torch.int8, device=device
-    )
-    target = torch.empty_like(source)
-    return calls | {"copy": lambda: target.copy_(source)}
+    return calls | {"copy": copying(problem, x["u"])}
 
 
 def both(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str, Call]:
@@ -186,12 +153,12 @@ def measure(text: str, device: str, rounds: int) -> list[Row]:
     for what, calls in (("forward", forward), ("forward and backward", both)):
         rows += _timed(clock, f"gpu {what}", text, calls(problem, device, x), rounds)
     floor = next(row["ms"]["copy"]["median"] for row in rows if "copy" in row["ms"])
-    plan = executor.planned(_posed(problem), live(torch.device(device)), torch.get_num_threads())
+    plan = executor.planned(posed_as(problem), live(torch.device(device)), torch.get_num_threads())
     rows[0]["error"] = _errors(problem, device, x)
     graph = rows[1]["ms"].get("m2gen kept")
     if graph is not None:
-        kernel = {"part": "fwd", "kernel": _kernel(plan), "estimate_ms": 1e3 * plan.body.estimate.seconds}
-        rows.append({"group": "gpu kernels", "problem": text, "ms": {"m2gen": graph}, "ratio": {}} | kernel)
+        row: Row = {"group": "gpu kernels", "problem": text, "ms": {"m2gen": graph}, "ratio": {}}
+        rows.append(row | gpu_kernels.told(plan))
     return [row | {"floor_ms": floor, "plan": str(plan)} for row in rows]
 
 
@@ -222,31 +189,18 @@ def _timed(clock: Clock, group: str, text: str, calls: dict[str, Call], rounds: 
 
 def _errors(problem: FftConvProblem, device: str, x: dict[str, Tensor]) -> dict[str, float]:
     """Relative l2 error of some rows of the result against float64."""
-    some = {name: t[:SAMPLE] if name == "k" else t[:SAMPLE, :SAMPLE] for name, t in x.items()}
-    right = whole(problem, **{name: t.double() for name, t in some.items()}, wide=torch.float64)
     found = {}
     for name, call in contenders(problem, device).items():
         with torch.no_grad():
-            y = call(**x)[:SAMPLE, :SAMPLE].double()
-        found[name] = float((y - right).norm() / right.norm())
+            found[name] = relative(problem, x, call(**x))
     return found
-
-
-def _posed(problem: FftConvProblem) -> FftConvProblem:
-    """The problem that calls on its tensors pose."""
-    return posed.problem_of(Operands(**drawn(problem, "meta")), problem.mode, "auto")
-
-
-def _kernel(plan: Any) -> str:
-    spec = getattr(plan.body, "spec", None)
-    return plan.solver if spec is None else str(spec.name)
 
 
 def compile_plan(text: str, device: str) -> list[Row]:
     """Call the problem's kernels, forward and for every gradient; Triton's on few of its rows, which they read off
     the tensors. What Triton compiles depends on which sizes are multiples of 16, and so many rows are left."""
     problem = parse(text)
-    kernel = executor.bound(_posed(problem), live(torch.device(device)), torch.get_num_threads(), wisdom.generation())
+    kernel = executor.bound(posed_as(problem), live(torch.device(device)), torch.get_num_threads(), wisdom.generation())
     rows = next((rows for rows in (32, 16) if problem.b % rows == 0), problem.b)  # two make a tile
     few = replace(problem, b=rows) if isinstance(kernel, FusedKernel) else problem
     x = Operands(**drawn(few, device))
@@ -264,7 +218,12 @@ def jobs(options: Options) -> tuple[list[Job], list[Job]]:
     """What is compiled first, and what is timed."""
     chosen = [p for p in problems(options.tiny) if options.only is None or options.only in str(p)]
     first = [Job(str(p), compile_plan, (str(p), options.device), _gigabytes(p)) for p in chosen]
-    timed = [Job(str(p), measure, (str(p), options.device, options.rounds)) for p in chosen]
+    timed = []
+    for p in chosen:
+        first += gpu_kernels.compiling(p, options.device, _gigabytes(p))
+        timed.append(Job(str(p), measure, (str(p), options.device, options.rounds)))
+        timed += gpu_kernels.jobs(p, options.device, options.rounds)
+    first.sort(key=lambda job: job.call is not compile_plan)  # what calls follow comes before the kernels beside it
     calls = [p for p in chosen if options.tiny or (p.n in FIRST_CALLS and p.dtype == "bf16")]
     return first, timed + [Job(f"first call {p}", first_call, (str(p), options.device)) for p in calls]
 
@@ -313,6 +272,7 @@ def _lines(rows: list[Row]) -> Iterator[str]:
         cells += [f"{name}: {value:.3g}" for name, value in row.get("error", {}).items()]
         cells += [f"{name}: {rate:,.0f} tokens/ms" for name, rate in row.get("tokens_per_ms", {}).items()]
         cells += [f"{name} {value:.2f} s" for name, value in row.get("seconds", {}).items()]
+        cells += [row["kernel"]] if "kernel" in row else []
         cells += [f"{name} left out: {why[:80]}" for name, why in row.get("left_out", {}).items()]
         yield f"{row['group']:32} {row['problem']:48} {'  '.join(cells) or row.get('why', '')}"
 

@@ -5,6 +5,7 @@ Everything heavy is imported inside the command that needs it.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,6 +30,17 @@ class _Refused(click.ClickException):
     """An M2GenError as one clean message on stderr."""
 
     exit_code = 2
+
+
+class _Above0(click.FloatRange):
+    """Minutes or seconds: above 0 and finite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no length of time.", param, ctx)
+
+
+_ABOVE_0 = _Above0(min=0, min_open=True)
 
 
 class _Group(click.Group):
@@ -58,7 +70,7 @@ def main() -> None:
 @main.command(context_settings=_CONTEXT)
 @click.argument("problem", nargs=-1)
 @click.option(
-    "--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942, avx2 ..."
+    "--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942, avx2, h100 ..."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as one JSON object.")
 @click.option("--model", help="Instead of a PROBLEM: a layer of a model, a folder with a config.json, or 80M, 110M ...")
@@ -72,33 +84,33 @@ def plan(problem: tuple[str, ...], target: str, as_json: bool, model: str | None
 
     \b
     m2gen plan fftconv n=8192 h=768 b=4 bf16 causal gated skip --target sm90
-    m2gen plan --model 80M --lengths 4096 --target sm90
+    m2gen plan --model 80M --lengths 4096 --target h100
+    m2gen plan monarch in=4096 out=4096 rows=8192 fp32 'params<=2M'     a shell takes an unquoted < for itself
     fftconv    n= k= h= b=   fp16 bf16 fp32 fp64   causal bidirectional same circular
                gated pre_gated post_gated skip add   bhl blh   wide
     blockdiag  in= out= blocks= rows=   fp16 bf16 fp32 fp64   bias   gelu relu silu   glu   residual
-    monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  params<=2M  factors=64x64x64,64x64x64
+    monarch    in= out= rows=   fp16 bf16 fp32 fp64   order=2  blocks=64x64  'params<=2M'  factors=64x64x64,64x64x64
     shortconv  n= h= b= width= out=   fp16 bf16 fp32 fp64   bias   gated offset masked   bhl blh   to=bhl to=blh
     gate       n= rows=   fp16 bf16 fp32 fp64   gelu relu silu
     turn       n= h= b=   fp16 bf16 fp32 fp64
     """
     from m2gen.planner import search
     from m2gen.planner.problems import parse
-    from m2gen.runtime.planning import limits_of
-    from m2gen.runtime.planning import plan as planned
+    from m2gen.runtime import planning
 
     if model is not None:
         if problem or as_json:
             raise click.UsageError("--model stands alone: without a PROBLEM, and without --json")
         from m2gen.ahead.traffic import explained
 
-        for line in explained(model, limits_of(target), **sizes):
+        for line in explained(model, planning.limits_of(target), **sizes):
             click.echo(line)
         return
     if not problem:
         raise click.UsageError("give a PROBLEM, or --model")
     _only_with_a_model(sizes)
-    asked, limits = parse(" ".join(problem)), limits_of(target)
-    chosen = planned(asked, target)
+    asked, limits = parse(" ".join(problem)), planning.limits_of(target)
+    chosen = planning.plan(asked, target)
     if as_json:
         click.echo(chosen.to_json())
         return
@@ -144,7 +156,7 @@ def _print_ranking(console: Console, ranking: Ranking, limits: DeviceLimits, cho
 
 @main.command(context_settings=_CONTEXT)
 @click.argument("problem", nargs=-1, required=True)
-@click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, gfx942 ...")
+@click.option("--target", default="auto", show_default=True, help="auto (the device at hand), or sm90, h100 ...")
 @click.option("--part", help="Of the kernels that do PROBLEM, see above; default the first.")
 @click.option("--solver", help="Whose kernel, by the names that m2gen plan lists; default the best that has one.")
 @click.option("--source", "view", flag_value="source", default=True, help="The generated source.  [default]")
@@ -159,10 +171,17 @@ def show(problem: tuple[str, ...], target: str, part: str | None, solver: str | 
 
     \b
     m2gen show fftconv n=4096 h=768 b=64 bf16 causal gated --target sm90 --resources
-    parts of fftconv: fwd, transpose (gradients of the input and the gates), dk (gradient of the filter)
-    parts of blockdiag: fwd, pack (of its weight), dw (gradient of the weight); on a GPU also dz (of the product), dx
-    parts of monarch: fwd, dx and dw on a GPU, bwd (all gradients) and sum (of their parts) on a CPU
-    parts of shortconv: fwd, dw, or of the gated form mix, ds (gradient behind its convolutions)   of gate: fwd, bwd
+    parts of fftconv:
+      fwd          the forward pass; of a plan in passes over memory the middle one of analysis, fwd, synthesis
+      analysis, synthesis, analysis1, synthesis1 ...     passes over memory before and after it, outermost first
+      transpose, dk, bwd, bwd1 ...     the gradients of the input, of the filter, of several at once
+      spectrum, spectrum0 ..., fwd_outer, fwd_inner      the filter's spectrum
+      taps, taps0 ..., inverse_inner, inverse_outer      its gradient back to taps
+      turn, back   channels-last tensors turned before and after;   passes_NAME  of gradients in passes over memory
+    parts of blockdiag: fwd, dw (gradient of the weight); on a CPU pack (the weight), on a GPU dz (of the product), dx
+    parts of monarch: fwd, and on a GPU dx and dw, on a CPU bwd (all gradients) and sum (of their parts)
+    parts of shortconv: fwd, dw; of the gated form mix, and on a GPU mix_bwd, on a CPU ds (gradient behind its taps)
+    parts of gate: fwd, bwd   of turn: fwd   (a --part that a plan does not have is answered with those that it has)
     """
     from m2gen.planner.problems import parse
     from m2gen.show import show as text
@@ -221,7 +240,7 @@ def doctor(cxx: str | None) -> None:
 
 
 @main.command(context_settings=_CONTEXT)
-@click.option("--minutes", default=2.5, show_default=True, help="How long it may take, about.")
+@click.option("--minutes", type=_ABOVE_0, default=2.5, show_default=True, help="How long it may take, about.")
 @click.option("--seed", default=0, show_default=True, help="Seed of every random number.")
 def demo(minutes: float, seed: int) -> None:
     """Train a small M2-GPT on the Python standard library's source, byte by byte, and report what it learnt.
@@ -243,8 +262,8 @@ def demo(minutes: float, seed: int) -> None:
 @click.option("--lengths", default="", help="Of the model's inputs, such as 512,2048.  [default: its longest]")
 @click.option("--batches", default="1", show_default=True, help="Of the model's inputs, such as 1,8.")
 @click.option("--dtype", default=None, help="The model's: fp32, bf16, fp16.  [default: its configuration's]")
-@click.option("--budget", default=600.0, show_default=True, help="Seconds that it may take, about.")
-@click.option("--threads", type=int, help="Of torch; default as torch chooses.")
+@click.option("--budget", type=_ABOVE_0, default=600.0, show_default=True, help="Seconds that it may take, about.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of torch; default as torch chooses.")
 @click.option("--again", is_flag=True, help="Problems that were tuned before, too.")
 @click.option(
     "--fit", is_flag=True, help="Then fit this device's constants of the cost model; a CPU's with one thread."
@@ -258,9 +277,6 @@ def tune(
     problem: tuple[str, ...],
     corpus: bool,
     model: tuple[str, ...],
-    lengths: str,
-    batches: str,
-    dtype: str | None,
     budget: float,
     threads: int | None,
     again: bool,
@@ -268,6 +284,7 @@ def tune(
     results: tuple[str, ...],
     target: str | None,
     only_print: bool,
+    **sizes: Any,
 ) -> None:
     """Measure which plan is fastest for each PROBLEM on this device, and remember it.
 
@@ -275,9 +292,13 @@ def tune(
     m2gen tune fftconv n=8192 h=768 b=4 bf16 causal gated skip
     m2gen tune --corpus --budget 600
     m2gen tune --model path/to/m2-bert --lengths 2048,8192 --batches 4
-    m2gen tune --fit
+    m2gen tune --fit                          fits to what was tuned, and keeps that for this device
+    m2gen tune --fit --from gpu.json          fits to python -m bench gpu's kernels, and keeps that for the card at hand
+    m2gen tune --fit --print                  only looks, with --from too; and so does --target:
     m2gen tune --fit --from bench/results/2026-11-26-gpu-kernels-h100.json --target sm90
-    Every result is kept at once: a tuning that is stopped goes on where it was.
+    
+    Every result is kept at once: a tuning that is stopped goes on where it was. What a fit finds is kept for one card
+    or processor alone; for everybody it stands in its row of m2gen/device/gpus.py or cpus.py.
     """
     import torch
 
@@ -292,16 +313,15 @@ def tune(
         torch.set_num_threads(1 if fit else threads or 1)
     limits, console = limits_of(), _console()
     asked = parse_all(" ".join(problem)) + (tuning.problems_of_corpus(limits.kind) if corpus else [])
-    asked += tuning.problems_of_models(model, Sizes.of(lengths, batches, dtype), limits) if model else []
+    asked += tuning.problems_of_models(model, Sizes.of(**sizes), limits) if model else []
     if not asked and not fit:
         raise click.UsageError("give a PROBLEM, --corpus, --model or --fit")
     for line in tuning.summary(tuning.run(asked, budget, again, console)) if asked else ():
         console.print(line)
+    lines = tuning.fit(limits, keep=not only_print) if fit and not results else iter(())
     if results:
         row = limits if target is None else limits_of(target)
         lines = tuning.fit_kernels(row, results, keep=not only_print and target is None)
-    else:
-        lines = tuning.fit(limits, keep=not only_print) if fit else iter(())
     for line in lines:
         console.print(line, markup=False, highlight=False)
 

@@ -8,7 +8,9 @@ class M2GenError(Exception):
 
     def __init__(self, asked: str, found: str, do: str) -> None:
         self.asked, self.found, self.do = asked, found, do
-        super().__init__(asked, found, do)
+        # Exception.__init__ does no more, and Dynamo cannot trace a call of it: users of torch.compile would be told of
+        # that and not of their error
+        self.args = (asked, found, do)
 
     def __str__(self) -> str:
         return f"{self.asked}: {self.found}. {self.do[:1].upper()}{self.do[1:]}."

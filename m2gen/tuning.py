@@ -139,9 +139,12 @@ def fit(limits: DeviceLimits, keep: bool) -> Iterator[str]:
     yield f"{len(data)} measured plans of {len(known)} problems"
     yield f"before: {told(fitting.quality(known, limits))}"
     yield f"after:  {told(fitting.quality(known, after))}"
-    yield fitting.printed(after, limits)
+    changed = fitting.printed(after, limits)
+    yield changed or "the row's constants are these already"
     if keep:
         yield _kept(after, here.processor)
+    elif changed:
+        yield _looked(limits, "m2gen tune --fit")
 
 
 def fit_kernels(limits: DeviceLimits, paths: Sequence[str], keep: bool) -> Iterator[str]:
@@ -153,19 +156,29 @@ def fit_kernels(limits: DeviceLimits, paths: Sequence[str], keep: bool) -> Itera
     from m2gen.runtime.measure import kernel_samples as kernels
     from m2gen.runtime.measure.wisdom import circumstances
 
-    if limits.kind != "gpu":
-        raise WisdomError(
-            f"a fit of {limits.arch} to measured kernels", "they are a GPU's", "name its row, such as --target sm90"
-        )
-    data = kernels.read(paths, limits)
+    found = kernels.measured(paths, limits)
+    data = found.samples
     after = fitting.fitted(data, limits)
-    yield f"{len(data)} measured kernels of {len({sample.problem for sample in data})} problems"
-    yield f"before: {kernels.quality(data, limits)}"
-    yield f"after:  {kernels.quality(data, after)}"
+    passed = f"; {found.others} other kernels are passed over" if found.others else ""
+    yield f"{len(data)} measured kernels of {len({sample.problem for sample in data})} problems{passed}"
+    yield f"measured on {', '.join(found.cards)}; fitted for the row {limits.arch}, {limits.description}"
+    yield f"before (the row as it is): {kernels.quality(data, limits)}"
+    yield f"after (what is printed):   {kernels.quality(data, after)}"
     yield f"each problem by a fit to the others: {kernels.quality_left_out(data, limits)}"
-    yield fitting.printed(after, limits) or "the row's constants are these already"
+    changed = fitting.printed(after, limits)
+    yield changed or "the row's constants are these already"
     if keep:
         yield _kept(after, circumstances(limits, 1).processor)
+    elif changed:
+        yield _looked(limits, f"m2gen tune --fit {' '.join(f'--from {path}' for path in paths)}")
+
+
+def _looked(limits: DeviceLimits, command: str) -> str:
+    """What is said where nothing is kept."""
+    return (
+        f"nothing is kept; {command}, without --print and --target, keeps them for the device at hand, and in "
+        f"m2gen/device/{limits.kind}s.py they are the constants of {limits.arch} for everybody"
+    )
 
 
 def _kept(row: DeviceLimits, name: str) -> str:
@@ -175,15 +188,16 @@ def _kept(row: DeviceLimits, name: str) -> str:
 
     found = {constant: getattr(row, constant) for constant in constants(row)}
     today = datetime.now(timezone.utc).date().isoformat()
-    return f"kept in {store.put_constants(row.arch, name, found, today)}"
+    return f"kept for {name} in {store.put_constants(row.arch, name, found, today)}"
 
 
 def told(quality: Quality) -> str:
     """A row's quality in a line."""
-    text = (
-        f"estimates off by {100 * (quality.error - 1):.0f} % on average; regret of the choice "
-        f"{quality.mean_regret:.3f} (geometric mean), {quality.worst_regret:.3f} at worst, over {len(quality.regrets)} "
-        "problems"
+    text = f"estimates off by {100 * (quality.error - 1):.0f} % on average; " + (
+        f"regret of the choice {quality.mean_regret:.3f} (geometric mean), {quality.worst_regret:.3f} at worst, over "
+        f"{len(quality.regrets)} problems"
+        if quality.regrets
+        else "no choice to judge"
     )
     return text + (f"; not measured: the choice for {'; '.join(quality.unmeasured)}" if quality.unmeasured else "")
 

@@ -56,10 +56,44 @@ def test_errors_are_one_clean_message(words, part):
     assert result.stdout == ""
 
 
+def test_show_names_every_part_that_there_is():
+    """Of plans in one launch, in passes, with turned tensors, of every op; what it says is what its error says."""
+    help_, problems = run("show", "--help").output, [
+        "fftconv n=1048576 h=192 b=2 bf16 causal gated",
+        "fftconv n=8192 h=768 b=64 bf16 causal gated",
+        "fftconv n=65536 h=768 b=16 bf16 causal gated blh",
+        "blockdiag in=4096 out=4096 blocks=4 rows=8192 bf16 gelu glu",
+        "monarch in=4096 out=4096 rows=8192 fp32 factors=64x64x64,64x64x64",
+        "shortconv n=4096 h=768 b=8 bf16 gated blh",
+        "shortconv n=4096 h=768 b=8 bf16",
+    ]  # fmt: skip
+    for problem in problems:
+        for target in ("h100", "avx2"):
+            said = run("show", problem, "--target", target, "--part", "none").stderr
+            parts = said.rstrip(".\n").rpartition("Use ")[2].split(", ")
+            assert len(parts) > 1, said
+            for part in parts:
+                name = "passes_NAME" if part.startswith("passes_") else part.rstrip("0123456789")
+                assert name in help_, part
+
+
 @pytest.mark.parametrize("words", [("--backward",), ("--lengths", "512"), ("--batches", "8"), ("--dtype", "bf16")])
 def test_what_is_said_of_a_model_is_not_passed_over_for_a_problem(words):
     result = run("plan", "fftconv", "n=64", *words)
     assert result.exit_code == 2 and f"{words[0]}: of a --model only" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(("demo", "--minutes", value), "--minutes") for value in ("0", "-1", "nan", "inf", "soon")]
+    + [(("tune", "--corpus", "--budget", value), "--budget") for value in ("0", "-600", "nan")]
+    + [(("tune", "--corpus", "--threads", value), "--threads") for value in ("0", "-2")]
+    + [(("compile", "--model", "80M", "--lengths", "0", "--out", "never-made"), "--lengths")]
+    + [(("plan", "--model", "80M", "--batches", "-1"), "--batches")],
+)
+def test_numbers_that_mean_nothing_are_refused_at_once(words, option):
+    result = run(*words)
+    assert result.exit_code == 2 and option in result.stderr and "Traceback" not in result.output
 
 
 def test_a_rejection_is_shown(monkeypatch):
@@ -122,6 +156,22 @@ def test_help_has_an_example(command):
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert f"m2gen {' '.join(command)}".strip() in result.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "--model", "80M", "--lengths", "512", "--target", "sm90"),
+        ("compile", "--model", "80M", "--lengths", "512", "--target", "avx2", "--out", "never-made"),
+        ("tune", "--model", "80M", "--lengths", "512"),
+    ],
+)
+def test_models_without_transformers_say_what_to_install(words):
+    code = f"import sys; sys.modules['transformers'] = None; from m2gen.cli import main; main({words!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    said = "Error: the model '80M': transformers is not installed. Run pip install 'm2gen[models]'.\n"
+    assert done.stderr == said
 
 
 def test_version():

@@ -77,9 +77,10 @@ def test_fit_keeps_constants_for_this_processor(folder: Path) -> None:
     assert none.exit_code == 2 and "m2gen tune --corpus --threads 1 first" in none.stderr
     done = run("tune", TINY, "fftconv n=500 h=2", "--fit", "--print")
     assert done.exit_code == 0 and "before: estimates off by" in done.output and "after:" in done.output
+    assert "nothing is kept; m2gen tune --fit, without --print" in done.output
     assert not list(folder.glob("*.limits.json"))
     done = run("tune", "--fit")
-    assert done.exit_code == 0 and "kept in" in done.output
+    assert done.exit_code == 0 and f"kept for {cpu.processor()} in" in done.output
     (kept,) = folder.glob("*.limits.json")
     found = json.loads(kept.read_text())
     assert found["processor"] == cpu.processor()
@@ -93,10 +94,13 @@ def test_a_gpu_is_fitted_to_a_file_of_measured_kernels(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     for part in (
         "81 measured kernels",
-        "before: estimates off by",
-        "after:",
+        "measured on NVIDIA H100 80GB HBM3; fitted for the row sm90, NVIDIA H100 SXM5 80 GB",
+        "before (the row as it is): estimates off by",
+        "after (what is printed): ",
         "by a fit to the others",
         "product_seconds=",
+        "nothing is kept",
+        "m2gen/device/gpus.py",
     ):
         assert part in done.output
     assert not list(folder.glob("*.limits.json"))
@@ -108,7 +112,7 @@ def test_a_gpu_is_fitted_to_a_file_of_measured_kernels(folder: Path) -> None:
         (("tune",), 2, "give a PROBLEM"),
         (("tune", "--from", "x.json"), 2, "--from with --fit"),
         (("tune", "--fit", "--target", "sm90"), 2, "--target goes with --from"),
-        (("tune", "--fit", "--from", "nowhere.json", "--target", "sm90"), 2, "cannot be read"),
+        (("tune", "--fit", "--from", "nowhere.json", "--target", "sm90"), 2, "no such file"),
         (("tune", "--fit", "--from", MEASURED, "--target", "sm80"), 2, "measured on NVIDIA H100"),
         (("tune", "--fit", "--from", MEASURED, "--target", "avx2"), 2, "Name its row"),
         (("tune", "--fit", "--from", MEASURED), 2, "Name its row"),

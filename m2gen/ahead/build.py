@@ -18,6 +18,7 @@ from m2gen.codegen.render import render
 from m2gen.device.limits import DeviceLimits
 from m2gen.errors import CompileError, M2GenError
 from m2gen.kernels.dispatch import DispatchSpec
+from m2gen.planner import search
 from m2gen.planner.plan import Plan
 from m2gen.runtime import planning
 from m2gen.version import __version__
@@ -32,13 +33,15 @@ Tell = Callable[[str, str], None]  # a kernel's name, and what became of it
 
 @dataclass(slots=True)
 class Result:
-    """How many problems and kernels a target's folder got: `new` ones, those that were `there`, and what failed."""
+    """How many problems and kernels a target's folder got: `new` ones, those that were `there`, and what failed; and
+    lines on the problems that need none, which are `without`."""
 
     folder: Path
     problems: int = 0
     new: int = 0
     there: int = 0
     failed: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
 
 
 def build(out: Path, target: str, wanted: Wanted, tell: Tell) -> Result:
@@ -53,9 +56,9 @@ def build(out: Path, target: str, wanted: Wanted, tell: Tell) -> Result:
     folder = _folder(out, limits.arch)  # not before there is a compiler
     manifest = compiled.read(folder) or Manifest(limits.arch, __version__, tool)
     manifest.m2gen, manifest.compiler = __version__, tool
-    jobs = _plan_all(manifest, wanted, target, limits)
+    jobs, without = _plan_all(manifest, wanted, target, limits)
     missing = [job for job in jobs if not compiled.whole(folder, manifest.kernels.get(job.name), job.text)]
-    result = Result(folder, len(wanted.problems), there=len(jobs) - len(missing))
+    result = Result(folder, len(wanted.problems), there=len(jobs) - len(missing), without=without)
     try:
         for job, made in maker(missing, limits.arch):
             if isinstance(made, str):
@@ -107,17 +110,29 @@ def _unwritable(folder: Path, error: OSError) -> M2GenError:
     return M2GenError(f"kernels in {folder}", f"it cannot be written ({error.strerror or error})", "use another --out")
 
 
-def _plan_all(manifest: Manifest, wanted: Wanted, target: str, limits: DeviceLimits) -> list[_Job]:
-    """Every kernel of every problem, each once; the manifest is told which problem has which."""
+def _plan_all(manifest: Manifest, wanted: Wanted, target: str, limits: DeviceLimits) -> tuple[list[_Job], list[str]]:
+    """Every kernel of every problem, each once, and a line on each problem that has none; the manifest is told which
+    problem has which."""
     jobs: dict[str, _Job] = {}
+    without: list[str] = []
     for problem, who in wanted.problems.items():
         chosen = planning.plan(problem, target)
         own = _jobs_of(chosen, limits, problem in wanted.trained)
         _note(manifest, str(problem), chosen, own, who)
         jobs |= {job.name: job for job in own if job.name not in jobs}
+        if not own:
+            without.append(_needs_none(chosen, limits))
     if limits.kind == "cpu":
         jobs[DispatchSpec().name] = _Job.of(DispatchSpec())  # which every kernel needs
-    return list(jobs.values())
+    return list(jobs.values()), without
+
+
+def _needs_none(plan: Plan, limits: DeviceLimits) -> str:
+    """What is said of a problem that no kernel is generated for, and why."""
+    ranking = search.rank(plan.problem, limits)
+    estimated = ranking.plans[0].solver == plan.solver  # else what was measured decided
+    why = search.reason(ranking) if estimated else plan.origin
+    return f"{plan.problem}: planned as {plan.solver}, which needs no generated kernel: {why}"
 
 
 def _jobs_of(plan: Plan, limits: DeviceLimits, gradients: bool) -> list[_Job]:

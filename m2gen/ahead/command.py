@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m2gen.ahead.build import build
 from m2gen.ahead.models import Sizes, record
-from m2gen.ahead.record import Wanted
+from m2gen.ahead.record import Wanted, counted
 from m2gen.errors import M2GenError
 from m2gen.planner.problem import Problem
 from m2gen.planner.problems import parse_all
@@ -40,7 +40,10 @@ def run(
             record(wanted, name, limits, sizes, gradients=backward)
         result = build(Path(out), target, wanted, lambda name, what: say(f"{name}: {what}"))
         failed += result.failed
-        say(f"{result.folder}: {result.problems} problems, {result.new} kernels compiled, {result.there} were there")
+        for line in result.without:
+            say(line)
+        done = f"{counted(result.new, 'kernel')} compiled, {result.there} were there"
+        say(f"{result.folder}: {counted(result.problems, 'problem')}, {done}")
     return failed
 
 

@@ -48,6 +48,9 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def config_of(name: str) -> Any:
     """The configuration in a folder with a config.json, or a preset's, such as "80M". Raises M2GenError."""
+    from m2gen.models import needed_for
+
+    needed_for(f"the model {name!r}")  # before transformers is imported, whose own error does not say what to install
     from transformers import AutoConfig
 
     from m2gen.models import M2BertConfig, M2GPTPretrainedConfig, M2ViTConfig  # importing them registers the models

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from m2gen.device.limits import DeviceLimits
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, such as "1 kernel", "2 kernels"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 @dataclass(slots=True)
 class Wanted:
     """What is to be compiled for one target: problems with who asks for them, and those whose gradients are wanted."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from m2gen.ahead.record import Wanted, recorder
+from m2gen.ahead.record import Wanted, counted, recorder
 from m2gen.errors import M2GenError, ProblemError
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Rehearsal:
 
     def __str__(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
-        kernels = f"{self.compiled} kernels compiled, {self.there} were there{failed}"
-        return f"{self.problems} problems, {kernels}, {self.seconds:.1f} s"
+        kernels = f"{counted(self.compiled, 'kernel')} compiled, {self.there} were there{failed}"
+        return f"{counted(self.problems, 'problem')}, {kernels}, {self.seconds:.1f} s"
 
 
 def rehearse(

@@ -250,3 +250,9 @@ GPUS = (
         ),
     ),
 )
+
+# other names of rows: the GPUs that they are of, and others of their architectures, whose memory and rates differ
+CARDS = {"a100": "sm80", "3090": "sm86", "4090": "sm89", "h100": "sm90", "b200": "sm100", "5090": "sm120"}
+CARDS |= {"mi300x": "gfx942"}
+NEAR = {"a10": "sm86", "a40": "sm86", "l4": "sm89", "l40s": "sm89", "h200": "sm90", "gh200": "sm90", "gb200": "sm100"}
+NEAR |= {"mi300a": "gfx942", "mi325x": "gfx942"}

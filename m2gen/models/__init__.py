@@ -53,10 +53,15 @@ def _register() -> str | None:
 _MISSING = _register()
 
 
+def needed_for(asked: str) -> None:
+    """Raises MissingError, about what is asked for, where transformers cannot be used."""
+    if _MISSING is not None:
+        raise MissingError(asked, _MISSING, "run pip install 'm2gen[models]'")
+
+
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'm2gen.models' has no attribute {name!r}")
-    if _MISSING is not None:
-        raise MissingError(f"m2gen.models.{name}", _MISSING, "pip install 'm2gen[models]'")
+    needed_for(f"m2gen.models.{name}")
     family = next(module for start, module in _FAMILIES.items() if name.startswith(start))
     return getattr(importlib.import_module(family), name)

@@ -165,7 +165,7 @@ class LossCurve(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, path: str | Path | None = None, *, label: str = "loss (nats)", scale: float = 1.0) -> None:
         if find_spec("matplotlib") is None:
-            raise MissingError("a picture of the loss", "matplotlib is not installed", "pip install 'm2gen[train]'")
+            raise MissingError("a picture of the loss", "matplotlib is not installed", "run pip install 'm2gen[train]'")
         self.path, self.label, self.scale = path, label, scale
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

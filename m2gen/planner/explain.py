@@ -8,6 +8,8 @@ import sympy as sp
 
 from m2gen.config import config
 from m2gen.device.limits import DeviceLimits, target
+from m2gen.dtypes import DTYPES
+from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.problem import Problem
 from m2gen.planner.step import UNTRIED_ARE, Arithmetic, Body, Cost, Estimate, Step, Terms, duration
 
@@ -51,12 +53,28 @@ def explain(plan: Explained, limits: DeviceLimits | None = None) -> str:
         *([] if untried is None else [f"untried   {untried}: {UNTRIED_ARE[config().untried]}"]),
         *plan.body.lines(plan.problem),
         f"estimate  {_amounts(plan.estimate)}",
-        f"floor     {duration(floor)} to read what is given and write the result, once each",
+        f"floor     {duration(floor)} at {row.dram_bandwidth / 1e9:.4g} GB/s, to read what is given and write the "
+        "result, once each",
+        *_too_large(plan.problem, row),
     ]
     lines += [f"left out  {warning}" for warning in plan.left_out]
     for step in plan.steps:
         lines += ["", *_step_lines(plan, step, row)]
     return "\n".join([*lines, "", f"Symbols: {plan.body.legend}.", plan.body.notes])
+
+
+def _too_large(problem: Problem, row: DeviceLimits) -> list[str]:
+    """A line where what the user holds before and after a call is more than the device has."""
+    held = problem.least_bytes
+    if isinstance(problem, FftConvProblem):  # the filter, which is read once a channel, is no part of the floor
+        both_sides = 2 if problem.mode == "bidirectional" else 1
+        held += both_sides * problem.h * problem.taps_given * DTYPES[problem.dtype].bytes
+    if held <= row.memory_bytes:
+        return []
+    return [
+        f"memory    it does not fit: the tensors of a call alone, without any scratch, take {held / 1e9:.4g} GB, and "
+        f"the device has {row.memory_bytes / 1e9:.4g} GB"
+    ]
 
 
 def _figures(row: DeviceLimits) -> str:

@@ -104,6 +104,14 @@ def test_a_machine_without_compiler(model: Path, kernels: Path, tmp_path: Path) 
         torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
 
 
+def test_what_needs_no_kernel_is_told_with_the_reason(tmp_path: Path) -> None:
+    done = run("fftconv n=100 fp64 --target sm90", tmp_path)
+    line, last = done.output.splitlines()
+    assert done.exit_code == 0 and last.endswith(": 1 problem, 0 kernels compiled, 0 were there")
+    assert line.startswith("fftconv n=100 h=1 b=1 fp64 causal: planned as library, which needs no generated kernel: ")
+    assert "fused (rejected: matrix units have no fp64 path here" in line
+
+
 def test_a_second_run_finds_everything_there(model: Path, kernels: Path) -> None:
     done = run(f"--model {model} --batches 2,3 --backward", kernels)
     assert done.exit_code == 0 and " 0 kernels compiled" in done.output, done.output

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, gpu_models, pictures, report, workers
+from bench import gpu, gpu_kernels, gpu_models, pictures, report, workers
 from bench.workers import Job
 from m2gen.device.limits import target
 from m2gen.errors import M2GenError
+from m2gen.planner import search
 from m2gen.planner.problems import parse
 from m2gen.runtime import executor
 from m2gen.runtime.build import triton_kernel
-from m2gen.runtime.measure import first_use
+from m2gen.runtime.measure import first_use, kernel_samples
 
 TINY = gpu.Options(device="cpu", tiny=True, rounds=2, workers=2, minutes=10, threads=1)
 SOON = 3600.0
@@ -108,7 +109,7 @@ def test_every_contender_computes_the_same() -> None:
 def test_what_is_compiled_first_is_what_is_called() -> None:
     """The problem posed is the public call's, batch and all, though few rows of it are computed."""
     problem = parse("fftconv n=128 h=4 b=32 fp16 causal gated")
-    posed = gpu._posed(problem)
+    posed = gpu.posed_as(problem)
     assert (posed.b, posed.n, posed.h, posed.gates, posed.taps_given) == (32, 128, 4, 2, 128)
     assert gpu.compile_plan(str(problem), "cpu") == []
 
@@ -132,7 +133,7 @@ def test_triton_compiles_the_same_first_as_in_the_call(n: int, words: str, monke
         return Launches()
 
     monkeypatch.setattr(triton_kernel, "load", noted)
-    for module in (gpu, executor):
+    for module in (gpu, gpu_kernels, executor):
         monkeypatch.setattr(module, "live", lambda _: target("sm90"))
     monkeypatch.setattr(first_use, "sound", lambda plan, _: plan)  # there is no device to check kernels on
     problem = parse(f"fftconv n={n} h=16 b=32 {words}")
@@ -142,13 +143,25 @@ def test_triton_compiles_the_same_first_as_in_the_call(n: int, words: str, monke
     for call in gpu.both(problem, "cpu", gpu.drawn(problem, "cpu")).values():
         call()
     assert len(first) >= 3 and first == launched
+    launched.clear()
+    gpu_kernels.compile_all(str(problem), "cpu")  # and of the kernels beside
+    first = launched.copy()
+    launched.clear()
+    monkeypatch.setattr(gpu_kernels, "relative", lambda *_: 0.0)  # nothing was computed
+    rows = [row for place in gpu_kernels.some(problem) for row in gpu_kernels.measure(str(problem), "cpu", 2, place)]
+    assert first == launched and len({row["kernel"] for row in rows}) == gpu_kernels.MOST
+    assert {row["kernel"] for row in rows} <= {name for name, *_ in launched}
 
 
 def test_what_matters_most_comes_first() -> None:
     first, timed = gpu.jobs(gpu.Options())
     calls = [job for job in timed if job.name.startswith("first call ")]
-    assert [job.name for job in (*first, *calls)] == [job.name for job in timed]
-    assert (len(first), len(calls)) == (3 * len(gpu.LENGTHS), len(gpu.FIRST_CALLS))
+    plans, kernels = ([job for job in first if (job.call is gpu.compile_plan) == whole] for whole in (True, False))
+    beside = [job for job in timed if job.call is gpu_kernels.measure]
+    assert first == [*plans, *kernels] and timed[-len(calls) :] == calls
+    assert [job.name for job in (*plans, *calls)] == [job.name for job in timed if job not in beside]
+    assert (len(plans), len(calls)) == (3 * len(gpu.LENGTHS), len(gpu.FIRST_CALLS))
+    assert len(beside) == gpu_kernels.MOST * len(kernels) and timed[1] == beside[0]
     assert "n=1024" in timed[0].name and timed[0].name.endswith("fp16 circular gated")
     _, timed = gpu_models.jobs(gpu.Options())
     assert [job.name for job in timed[:2]] == ["M2-BERT L=512 forward", "BERT, SDPA L=512 forward"]
@@ -162,6 +175,37 @@ def test_what_matters_most_comes_first() -> None:
             "ModernBERT, flash-attention 2 L={} forward",
         ):
             assert name.format(length) in names
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm86", "sm89", "sm90", "sm100", "sm120", "gfx942"])
+def test_a_run_has_kernels_for_a_fit_on_every_gpu(arch: str, tmp_path: Path) -> None:
+    """Well more than the least, with choices to judge; the times are made up, 1.1 times the estimates."""
+    limits, rows = target(arch), []
+    for problem in gpu.problems():
+        plan = search.plan(problem, limits)
+        for one in (plan, *(gpu_kernels.others(problem, limits, plan) if gpu_kernels.some(problem) else ())):
+            ms = {"m2gen": {"median": 1.1e3 * one.body.estimate.seconds}}
+            rows.append({"group": "gpu kernels", "problem": str(problem), "ms": ms} | gpu_kernels.told(one))
+    path, capability = tmp_path / "gpu.json", f"{arch[2:-1]}.{arch[-1]}"
+    provenance = {"gpu": limits.description, "capability": capability, "processor": "EPYC"}
+    path.write_text(json.dumps({"provenance": provenance, "results": rows}))
+    found = kernel_samples.measured([str(path)], limits)
+    assert len(found.samples) >= 3 * kernel_samples.LEAST
+    assert len(found.samples) + found.others == len(rows)
+    assert len({(sample.problem, sample.spec) for sample in found.samples}) == len(found.samples)
+    quality = kernel_samples.quality(found.samples, limits)
+    assert quality.median == pytest.approx(1 - 1 / 1.1, abs=0.01) and len(quality.regrets) >= kernel_samples.LEAST
+
+
+def test_a_kernel_that_is_wrong_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = "fftconv n=64 h=4 b=2 fp16 circular gated"
+    (row,) = gpu_kernels.measure(problem, "cpu", 2, 0)
+    shaped([row])
+    assert row["kernel"] != "native" and row["error"]["m2gen"] < 0.01 and row["floor_ms"] > 0
+    assert gpu_kernels.measure(problem, "cpu", 2, 99) == []
+    monkeypatch.setattr(gpu_kernels, "relative", lambda *_: float("nan"))
+    with pytest.raises(M2GenError, match="it is wrong"):
+        gpu_kernels.measure(problem, "cpu", 2, 0)
 
 
 def test_there_is_no_such_device() -> None:
@@ -202,6 +246,9 @@ def test_the_convolution_from_start_to_page(tmp_path: Path) -> None:
             assert len(rows) == len(gpu.problems(tiny=True)) and all(row["ms"].keys() == wanted for row in rows)
             assert all(row["floor_ms"] > 0 and len(row["times"]["m2gen"]) == 2 for row in rows)
     assert all(max(row["error"].values()) < 0.02 for row in run.of("gpu forward"))
+    kernels = run.of("gpu kernels")
+    assert len(kernels) == (1 + gpu_kernels.MOST) * len(gpu.problems(tiny=True))
+    assert all(row["floor_ms"] > 0 and row["estimate_ms"] > 0 for row in kernels)
     text = page(run, tmp_path)
     for row in run.of("gpu first call"):
         assert 0 < row["seconds"]["forward"] < row["seconds"]["forward and backward"]

@@ -16,6 +16,7 @@ import m2gen.demo
 from m2gen.demo import Settings, training
 from m2gen.demo.timing import time_long_convolution, torch_fft_conv
 from m2gen.demo.training import bits_per_byte, schedule
+from m2gen.errors import M2GenError
 from m2gen.reference import fftconv as oracle
 
 SMALL = Settings(d_model=32, n_layers=2, context=64, evaluated=2048, sampled=20)
@@ -90,3 +91,9 @@ def test_the_timed_calls_are_the_same_formula() -> None:
     torch.testing.assert_close(torch_fft_conv(u, k, pre, post, skip).double(), want, rtol=1e-4, atol=1e-4)
     ours, theirs = time_long_convolution(2, 4, 30, rounds=7)
     assert (ours.name, theirs.name) == ("m2gen", "torch.fft")
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_no_minutes_are_refused_before_anything_is_read(minutes: float, tmp_path: Path) -> None:
+    with pytest.raises(M2GenError, match="Give a number above 0"):
+        m2gen.demo.main(minutes, root=tmp_path / "nowhere")

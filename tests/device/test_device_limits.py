@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from m2gen import log
+from m2gen.device.gpus import CARDS, GPUS, NEAR
 from m2gen.device.limits import LIMITS, DeviceLimits, target
 from m2gen.errors import PlanError
 from m2gen.runtime.build import limits as runtime_limits
@@ -126,3 +128,30 @@ def test_a_live_gpu_brings_its_own_figures(monkeypatch):
     row = runtime_limits._gpu(torch.device("cuda", 0))
     assert (row.arch, row.cores, row.memory_bytes, row.shared_bytes) == ("sm100", 17, 10**9, 200_000)
     assert "Some GPU" in row.description
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [("h100", "sm90"), ("A100", "sm80"), ("NVIDIA GeForce RTX 4090", "sm89"), ("rtx-3090", "sm86"), ("B200", "sm100")]
+    + [("MI300X", "gfx942"), ("5090", "sm120"), ("SM90", "sm90"), ("H100 SXM", "sm90")],
+)
+def test_a_card_is_a_name_of_its_row(name: str, arch: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert target(name) is LIMITS[arch]
+    assert not caplog.records
+
+
+def test_a_card_that_is_planned_for_as_another_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log, "fallback", said.append)
+    assert target("H200") is LIMITS["sm90"]
+    assert said == ["there is no row for H200: planned for as sm90 (NVIDIA H100 SXM5 80 GB)"]
+
+
+def test_every_gpu_row_has_its_cards_name_and_an_unknown_target_is_told_all() -> None:
+    assert set(CARDS.values()) == {row.arch for row in GPUS} and not set(CARDS) & set(NEAR)
+    for card, arch in CARDS.items():
+        assert card in LIMITS[arch].description.lower()
+    with pytest.raises(PlanError) as raised:
+        target("h1000")
+    for part in ("use one of sm80 (NVIDIA A100 SXM 80 GB), ", "gfx942 (AMD Instinct MI300X)", "h200", "avx2 ("):
+        assert part in str(raised.value).replace("Use", "use")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 import m2gen
 from m2gen import ProblemError
+from m2gen.modules import LongConv
 from m2gen.ops import _check as check
 from m2gen.ops.blockdiag_linear import blockdiag_glu
 
@@ -143,6 +146,34 @@ def test_error_says_asked_found_do(name: str) -> None:
         call()
     assert caught.value.asked and caught.value.found and caught.value.do
     assert isinstance(caught.value, ValueError)
+
+
+LONG = LongConv(16, 300)
+COMPILED = BAD | {"module": (lambda: LONG(torch.randn(2, 16, 400)), r"this one was made for at most 300")}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_error_is_told_from_inside_a_compiled_graph(name: str) -> None:
+    """With fullgraph in Dynamo's own error, which quotes it; without, itself, but where an operator's fake raises."""
+    call = COMPILED[name][0]
+    with pytest.raises(ProblemError) as caught:
+        call()
+    right: ProblemError = caught.value
+    for whole in (True, False):
+        torch._dynamo.reset()
+        with pytest.raises((ProblemError, RuntimeError)) as raised:
+            torch.compile(call, fullgraph=whole, backend="eager")()
+        if isinstance(raised.value, ProblemError):
+            assert raised.value.args == right.args and str(raised.value) == str(right)
+        else:
+            assert all(part in str(raised.value) or repr(part) in str(raised.value) for part in right.args)
+
+
+def test_errors_are_copied_and_pickled() -> None:
+    error = ProblemError(asked="u", found="its shape is (3, 8)", do="give it the shape (B, H, L)")
+    for other in (copy.copy(error), copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
+        assert type(other) is ProblemError and other.args == error.args and str(other) == str(error)
+    assert str(error) == "u: its shape is (3, 8). Give it the shape (B, H, L)."
 
 
 NEGATIVE = torch._C.DispatchKeySet(torch._C.DispatchKey.Negative)

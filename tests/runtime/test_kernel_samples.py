@@ -161,6 +161,9 @@ def test_constants_of_the_card_at_hand_are_followed(monkeypatch: pytest.MonkeyPa
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+FOURTH = json.loads(Path(MEASURED).read_text())["results"][3]["kernel"]
+
+
 def written(tmp_path: Path, change: Any) -> str:
     """The measured kernels in another form."""
     found = json.loads(Path(MEASURED).read_text())
@@ -176,6 +179,11 @@ def without(found: dict[str, Any], key: str) -> dict[str, Any]:
 
 def time_of(found: dict[str, Any], ms: object) -> dict[str, Any]:
     found["results"][3]["ms"]["m2gen"]["median"] = ms
+    return found
+
+
+def with_(found: dict[str, Any], **changed: object) -> dict[str, Any]:
+    found["results"][3] |= changed
     return found
 
 
@@ -195,13 +203,30 @@ def time_of(found: dict[str, Any], ms: object) -> dict[str, Any]:
             lambda found: found | {"results": [row | {"kernel": "gemm"} for row in found["results"]]},
             "0 measured kernels",
         ),
-        (lambda found: without(found, "kernel"), "malformed"),
-        (lambda found: without(found, "group"), "malformed"),
-        (lambda found: time_of(found, -1.0), "malformed"),
-        (lambda found: time_of(found, "fast"), "malformed"),
-        (lambda found: time_of(found, math.inf), "malformed"),
-        (lambda found: found | {"results": [{"group": "gpu kernels", "problem": "fftconv n=0"}]}, "malformed"),
-        (lambda found: found | {"results": [None]}, "malformed"),
+        (lambda found: found | {"provenance": {"processor": "EPYC", "capability": "AVX512"}}, "a CPU's results (EPYC)"),
+        (lambda found: without(found, "kernel"), "row 4 of its results: it has no 'kernel'"),
+        (lambda found: without(found, "group"), "row 4 of its results: it has no 'group'"),
+        *(
+            (lambda found, ms=ms: time_of(found, ms), f"row 4 of its results: it is malformed: {part}")
+            for ms, part in (
+                ("fast", "ms is 'fast', and no number"),
+                (True, "ms is True, and no number"),
+                (-1.0, f"{FOURTH} took -0.001 s a launch"),
+                (math.inf, f"{FOURTH} took inf s"),
+                (1e300, f"{FOURTH} took 1e+297 s"),
+                (1e-300, f"{FOURTH} took 1e-303 s"),
+            )
+        ),
+        *(
+            (lambda found, count=count: with_(found, programs=count), f"malformed: programs is {count!r}")
+            for count in (-5, True, 0, 1.5, "768", 10**9, 769)
+        ),
+        (lambda found: with_(found, problem="fftconv n=300000 h=768 b=64 bf16 causal"), "it takes 599999 or more"),
+        (lambda found: with_(found, problem="fftconv n=1024 h=768 b=64 bf16 circular"), "not to be done on the ring"),
+        (lambda found: with_(found, problem="fftconv n=1024 h=768 b=64 fp16 causal"), "reads bf16"),
+        (lambda found: with_(found, problem="fftconv n=0"), "malformed: problem 'fftconv n=0'"),
+        (lambda found: with_(found, kernel=3), "row 4 of its results: it is malformed"),
+        (lambda found: found | {"results": [None]}, "row 1 of its results: it is malformed"),
     ],
 )
 def test_files_that_are_no_measured_kernels(tmp_path: Path, change: Any, part: str) -> None:
@@ -211,11 +236,26 @@ def test_files_that_are_no_measured_kernels(tmp_path: Path, change: Any, part: s
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    for path, text in ((tmp_path / "nowhere.json", None), (tmp_path / "text.json", "{")):
-        if text is not None:
-            path.write_text(text)
-        with pytest.raises(WisdomError, match="cannot be read as JSON"):
-            kernels.read([str(path)], H100)
+    (tmp_path / "text.json").write_text("{")
+    for name, part in (("nowhere.json", "there is no such file"), ("text.json", "it is no JSON"), ("", "directory")):
+        with pytest.raises(WisdomError, match=part):
+            kernels.read([str(tmp_path / name)], H100)
+
+
+def test_a_cpus_results_are_told_first(tmp_path: Path) -> None:
+    """Before anything is said of the row that is to be fitted."""
+    path = written(tmp_path, lambda found: found | {"provenance": {"processor": "EPYC", "capability": "AVX512"}})
+    told = set()
+    for arch in ("sm90", "sm80", "avx2"):
+        with pytest.raises(WisdomError, match="these are a CPU's results") as raised:
+            kernels.read([path], target(arch))
+        told.add(str(raised.value))
+    assert len(told) == 1
+
+
+def test_with_one_kernel_of_each_problem_there_is_no_choice_to_judge(data: list[KernelSample]) -> None:
+    some = {sample.group: sample for sample in data}
+    assert "no choice to judge" in str(kernels.quality(list(some.values()), H100))
 
 
 def test_other_rows_are_passed_over(tmp_path: Path, data: list[KernelSample]) -> None:
@@ -228,7 +268,8 @@ def test_other_rows_are_passed_over(tmp_path: Path, data: list[KernelSample]) ->
     }
     odd |= {"ms": {"m2gen": {"median": 1.0}}}
     path = written(tmp_path, lambda found: found | {"results": [*others, odd, *found["results"]]})
-    assert kernels.read([path], H100) == data
+    found = kernels.measured([path], H100)
+    assert found.samples == data and found.others == 1 and found.cards == ("NVIDIA H100 80GB HBM3",)
 
 
 def test_fitted_constants_of_a_card() -> None:

@@ -10,7 +10,6 @@ estimate.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,8 @@ from m2gen.runtime.measure.fit import fitted
 
 LEAST = 12  # kernels that a fit needs: there are seven constants
 _TAIL_CALLS, _TAIL_BYTES = 10, 26  # launches behind the kernel of a filter's gradient; bytes over those of its spectra
+LAUNCH_SECONDS = (1e-7, 100.0)  # less than the shortest launch takes, more than any that somebody waits for
+_DO_ROW = "mend that row, or take it out"
 _DO = "give files of python -m bench gpu, such as bench/results/2026-11-26-gpu-kernels-h100.json"
 
 
@@ -59,65 +60,144 @@ class KernelSample:
         return _TAIL_CALLS * limits.call_seconds + _TAIL_BYTES * spectra / limits.bandwidth(2 * spectra)
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What files of results have of a GPU's kernels."""
+
+    samples: list[KernelSample]
+    cards: tuple[str, ...]  # on which they were measured
+    others: int  # kernels that are of no fused convolution, or of none that the row's table knows
+
+
 def read(paths: Sequence[str], limits: DeviceLimits) -> list[KernelSample]:
     """Every measured kernel of the files. Raises WisdomError where a file is no such result or of another device."""
-    data = [sample for path in paths for sample in _of_file(Path(path), limits)]
-    if len(data) < LEAST:
+    return measured(paths, limits).samples
+
+
+def measured(paths: Sequence[str], limits: DeviceLimits) -> Measured:
+    """The same, with the cards, and how many kernels are passed over. Raises WisdomError."""
+    files = [_file(Path(path)) for path in paths]
+    if limits.kind != "gpu":
+        raise WisdomError(
+            f"a fit of {limits.arch} to measured kernels", "they are a GPU's", "name its row, such as --target sm90"
+        )
+    samples: list[KernelSample] = []
+    others = 0
+    for asked, provenance, rows in files:
+        _check_device(asked, provenance, limits)
+        for number, row in enumerate(rows, start=1):
+            found = _of_row(f"{asked}, row {number} of its results", row, limits)
+            samples += [one for one in found if one is not None]
+            others += sum(one is None for one in found)
+    if len(samples) < LEAST:
         raise WisdomError(
             f"a fit of {limits.arch} to {', '.join(paths)}",
-            f"{len(data)} measured kernels of fused convolutions are in there, and a fit needs {LEAST}",
+            f"{len(samples)} measured kernels of fused convolutions are in there, and a fit needs {LEAST}",
             "measure more problems, or give further files",
         )
-    return data
+    return Measured(samples, tuple(dict.fromkeys(_card(provenance) for _, provenance, _ in files)), others)
 
 
-def _of_file(path: Path, limits: DeviceLimits) -> Iterator[KernelSample]:
+def _file(path: Path) -> tuple[str, Mapping[str, Any], list[Any]]:
+    """What is asked, for errors, the provenance and the rows of a file, which is a GPU's. Raises WisdomError."""
     asked = f"measured kernels in {path}"
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WisdomError(asked, f"it cannot be read as JSON ({error})", _DO) from error
+    except FileNotFoundError as error:
+        raise WisdomError(asked, "there is no such file", _DO) from error
+    except OSError as error:
+        raise WisdomError(asked, f"it cannot be read ({error.strerror})", _DO) from error
+    except ValueError as error:
+        raise WisdomError(asked, f"it is no JSON ({error})", _DO) from error
     if not isinstance(data, dict) or not isinstance(data.get("results"), list):
         raise WisdomError(asked, "there are no results of a benchmark in it", _DO)
-    _check_device(asked, data.get("provenance"), limits)
-    try:
-        for row in data["results"]:
-            yield from _samples(row, limits)
-    except (AttributeError, KeyError, TypeError, ValueError, M2GenError) as error:
-        raise WisdomError(asked, f"a row is malformed ({type(error).__name__}: {error})", _DO) from error
+    provenance = data.get("provenance")
+    told: Mapping[str, Any] = provenance if isinstance(provenance, dict) else {}
+    if "gpu" not in told and "processor" in told:
+        raise WisdomError(asked, f"these are a CPU's results ({told['processor']}), whatever the --target", _DO)
+    return asked, told, data["results"]
 
 
-def _check_device(asked: str, provenance: Any, limits: DeviceLimits) -> None:
+def _card(provenance: Mapping[str, Any]) -> str:
+    return str(provenance.get("gpu") or "a card that is not named")
+
+
+def _check_device(asked: str, provenance: Mapping[str, Any], limits: DeviceLimits) -> None:
     """The card's name has to be that of the row's product, or the row's architecture has to be told."""
-    told = provenance if isinstance(provenance, dict) else {}
-    card, arch = str(told.get("gpu", "")), str(told.get("capability", ""))
+    nvidia = limits.arch.startswith("sm")  # PyTorch tells AMD's architectures by a number that is not theirs
+    card, arch = _card(provenance), str(provenance.get("capability", "")) if nvidia else ""
     model = next((word for word in limits.description.split() if any(map(str.isdigit, word))), limits.description)
     if arch and f"sm{arch.replace('.', '')}" != limits.arch:
-        raise WisdomError(asked, f"they were measured on sm{arch.replace('.', '')}", f"fit that row, not {limits.arch}")
+        found = f"they were measured on sm{arch.replace('.', '')}, {card}"
+        raise WisdomError(asked, found, f"fit that row, not {limits.arch}")
     if not arch and model.lower() not in card.lower():
-        found = f"they were measured on {card or 'a card that is not named'}"
+        found = f"they were measured on {card}"
         raise WisdomError(asked, found, f"fit its own row; {limits.arch} is {limits.description}")
 
 
-def _samples(row: Mapping[str, Any], limits: DeviceLimits) -> Iterator[KernelSample]:
-    """Those of one row: one, the kernels of a profile, or none of a row that is about something else."""
+# -- a row -------------------------------------------------------------------------------------------------------------
+
+
+def _of_row(asked: str, row: Any, limits: DeviceLimits) -> list[KernelSample | None]:
+    """The kernels of one row, None for one that is no fused convolution's: none of a row about something else. Raises
+    WisdomError that names the row."""
+    try:
+        return list(_samples(row, limits))
+    except KeyError as error:
+        raise WisdomError(asked, f"it has no {error}", _DO_ROW) from error
+    except (AttributeError, TypeError, ValueError, M2GenError) as error:
+        raise WisdomError(asked, f"it is malformed: {error}", _DO_ROW) from error
+
+
+def _samples(row: Mapping[str, Any], limits: DeviceLimits) -> Iterator[KernelSample | None]:
     if row["group"] == "gpu kernels":
-        kernels = [(row["kernel"], 1, 1e-3 * row["ms"]["m2gen"]["median"])]
+        kernels = [(row["kernel"], 1, _number(row["ms"]["m2gen"]["median"], "ms") * 1e-3)]
     elif row["group"] == "gpu profile":
-        kernels = [(name, count, 1e-6 * microseconds) for name, count, microseconds in row["kernels"]]
+        kernels = [(name, _count(many, "launches"), _number(us, "us") * 1e-6) for name, many, us in row["kernels"]]
     else:
         return
     problem = parse(row["problem"])
-    if not isinstance(problem, FftConvProblem):
-        return
-    for name, count, seconds in kernels:
-        spec = named(name)
-        if spec is None or found(spec, limits.arch) is None:
+    for name, many, seconds in kernels:
+        spec = named(name) if isinstance(problem, FftConvProblem) else None
+        if not isinstance(problem, FftConvProblem) or spec is None or found(spec, limits.arch) is None:
+            yield None
             continue
-        if not (math.isfinite(seconds) and seconds > 0 and count > 0):
-            raise ValueError(f"{name} took {seconds} s in {count} launches")
+        if not LAUNCH_SECONDS[0] <= seconds / many <= LAUNCH_SECONDS[1]:
+            least, most = LAUNCH_SECONDS
+            raise ValueError(f"{name} took {seconds / many:.3g} s a launch, where {least:g} to {most:g} s are possible")
+        _check_fits(problem, spec)
         whole = spec.part == "dk" and row["group"] == "gpu kernels"
-        yield _sample(problem, spec, limits, row.get("programs"), seconds / count, whole)
+        yield _sample(problem, spec, limits, row.get("programs"), seconds / many, whole)
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{what} is {value!r}, and no number")
+    return float(value)
+
+
+def _count(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what} is {value!r}, and no whole number from 1 on")
+    return value
+
+
+def _check_fits(problem: FftConvProblem, spec: FftConvSpec) -> None:
+    """Raises ValueError where the problem cannot have been computed by the kernel."""
+    circle = problem.mode == "circular"
+    if spec.ring == "causal":
+        held, needed = not circle and problem.n <= spec.size, f"{problem.n} or more, not circular"
+    elif circle and not spec.wrap:
+        held, needed = problem.n == spec.size, f"{problem.n}"
+    else:
+        held, needed = problem.linear_size <= spec.size, f"{problem.linear_size} or more"
+    if not held:
+        ring = f"{spec.size} points, {spec.ring}"
+        raise ValueError(f"{problem} is not to be done on the ring of {spec.name} ({ring}); it takes {needed}")
+    if spec.dtype != problem.dtype:
+        raise ValueError(f"{spec.name} reads {spec.dtype}, and {problem} has {problem.dtype}")
+    if spec.full and not spec.fills(problem.n, problem.b):
+        raise ValueError(f"{spec.name} masks nothing, and {problem} leaves places of its tiles empty")
 
 
 def _sample(
@@ -126,9 +206,14 @@ def _sample(
     """`count` programs are those of the forward kernel that it was measured with; None: as it is planned today."""
     if spec.part == "dk":  # its gates are the problem's, named or not
         spec = replace(spec, pre_gate=problem.pre_gate, post_gate=problem.post_gate, skip=problem.skip)
-    launched = programs(problem, limits, spec) if count is None else int(count)
+    launched = programs(problem, limits, spec) if count is None else _count(count, "programs")
     if spec.part == "dk" and spec.staged:
         launched = min(launched, problem.h)
+    tiles = problem.h * -(-problem.b // spec.batch_rows)
+    if count is not None and spec.part == "fwd" and launched > tiles:
+        raise ValueError(f"programs is {launched}, and {problem} has {tiles} tiles of {spec.name}")
+    if not spec.staged and launched % problem.h:
+        raise ValueError(f"programs is {launched}, and on chip each of {problem.h} channels has as many")
     return KernelSample(problem, spec, launched, seconds, whole)
 
 
@@ -155,9 +240,12 @@ class KernelQuality:
         return max(self.regrets.values(), default=1.0)
 
     def __str__(self) -> str:
+        off = f"estimates off by {100 * self.median:.1f} % (median), {100 * self.worst:.1f} % at worst"
+        if not self.regrets:
+            return f"{off}; no choice to judge: one kernel was measured of each problem"
         return (
-            f"estimates off by {100 * self.median:.1f} % (median), {100 * self.worst:.1f} % at worst; regret of the "
-            f"choice among the measured {self.worst_regret:.3f} at worst, over {len(self.regrets)} choices"
+            f"{off}; regret of the choice among the measured {self.worst_regret:.3f} at worst, over "
+            f"{len(self.regrets)} choices"
         )
 
 
