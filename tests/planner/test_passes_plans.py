@@ -182,6 +182,7 @@ def test_gradients_are_made_by_the_quickest_passes(n: int, words: str) -> None:
         body = plan.body
         for of, into in ((body, behind), (replace(body, back=None), own)):
             into.append(sum(one.seconds for one in of.launches(problem, SM90, gradients=True) if one.back))
+            assert of.seconds_behind(problem, SM90) == pytest.approx(into[-1])
         assert (body.bwd is None) == (body.spec.size > 2048)
         if body.bwd is not None:
             assert body.bwd.spec.radices == body.spec.radices and body.bwd.spec.name in plan.explain()

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from m2gen.device.limits import DeviceLimits
 from m2gen.kernels.fftconv import FftConvSpec
-from m2gen.planner.fftconv.passes import LEAST, quickest, seconds_behind
+from m2gen.planner.fftconv.passes import LEAST, quickest
 from m2gen.planner.fftconv.problem import FftConvProblem
 from m2gen.planner.fftconv.steps import FusedConv
 from m2gen.planner.fftconv.steps_passes import PassesConv
@@ -22,4 +22,4 @@ def in_passes(problem: FftConvProblem, limits: DeviceLimits, spec: FftConvSpec, 
     if spec.size < LEAST:
         return None
     seconds, back = quickest(replace(problem, add=False), limits)
-    return back if back is not None and seconds < seconds_behind(problem, limits, conv) else None
+    return back if back is not None and seconds < conv.seconds_behind(problem, limits) else None

@@ -22,7 +22,7 @@ from m2gen.planner.fftconv.large_filters import kernels as filter_kernels
 from m2gen.planner.fftconv.passes_cost import at_once, backward_bytes, filter_bytes
 from m2gen.planner.fftconv.passes_rows import INNER, on_chip, results, together, with_range
 from m2gen.planner.fftconv.problem import FftConvProblem
-from m2gen.planner.fftconv.steps import Conv, FilterSpectrum
+from m2gen.planner.fftconv.steps import FilterSpectrum
 from m2gen.planner.fftconv.steps_passes import PassesConv
 from m2gen.planner.fftconv.steps_turned import TurnedPasses
 from m2gen.planner.fftconv.transform import Transform
@@ -95,13 +95,8 @@ def _with_gradients(plan: Plan, limits: DeviceLimits) -> Plan:
 def quickest(problem: FftConvProblem, limits: DeviceLimits) -> tuple[float, PassesConv | None]:
     """The passes that take the least time for the gradients, and their seconds."""
     bodies = [plan.body for plan in plans(problem, limits, LEAST)]
-    found = [(seconds_behind(problem, limits, body), body) for body in bodies if isinstance(body, PassesConv)]
+    found = [(body.seconds_behind(problem, limits), body) for body in bodies if isinstance(body, PassesConv)]
     return min(found, key=lambda one: (one[0], one[1].choice), default=(0.0, None))
-
-
-def seconds_behind(problem: FftConvProblem, limits: DeviceLimits, conv: Conv) -> float:
-    """What a plan's gradients take, all of them."""
-    return sum(one.seconds for one in conv.launches(problem, limits, gradients=True) if one.back)
 
 
 def _power_of_two(least: int) -> int:

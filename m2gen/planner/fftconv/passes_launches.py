@@ -12,10 +12,10 @@ from m2gen.planner.step import Estimate, Launch
 
 
 class Chunk:
-    """The launches on one chunk of channels and rows of the batch."""
+    """The launches on one of `count` chunks of channels and rows of the batch."""
 
     def __init__(self, numbers: PassValues, outer: tuple[OuterSpec, ...], rows: Launch) -> None:
-        self._v, self._outer, self._rows = numbers, outer, rows
+        self._v, self._outer, self._rows, self.count = numbers, outer, rows, int(numbers.c)
         each = numbers.w / 2 or numbers.e  # of turned ones the mean of input and result
         self.tensor = numbers.B * numbers.H * numbers.n * each / numbers.c  # bytes of a sequence, of scratch
         self.scratch = 2 * numbers.T * numbers.H * numbers.N * numbers.Q / numbers.c

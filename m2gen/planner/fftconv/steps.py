@@ -65,6 +65,10 @@ class Conv(Body[FftConvProblem]):
         own = (line for line in self.lines(problem) if line.startswith(("backward", "kernels", "scratch")))
         return ["backward  with the filter's gradient in passes over memory:", *(f"  {line}" for line in own)]
 
+    def seconds_behind(self, problem: FftConvProblem, limits: DeviceLimits) -> float:
+        """What a call for all gradients takes."""
+        return sum(one.seconds for one in self.launches(problem, limits, gradients=True) if one.back)
+
     def expected(self, problem: FftConvProblem, limits: DeviceLimits) -> float:
         return sum(estimate.seconds for estimate in self.estimates(problem, limits))
 

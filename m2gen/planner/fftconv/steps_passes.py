@@ -270,50 +270,64 @@ class PassesConv(Conv):
         return of_filter, of_conv
 
     def launches(self, problem: FftConvProblem, limits: DeviceLimits, gradients: bool) -> tuple[Launch, ...]:
-        v, call = self.values(problem, limits), limits.call_seconds
-        rows = launch(self.spec.name, self.inner_estimate(problem, self.spec, limits), v.c, call)
-        chunk = Chunk(v, self.outer, rows)
-        own = self.between(problem)
+        chunk, own = self._chunk(problem, limits), self.between(problem)
         forward = (
             *chunk.reading(self.reading(self.way(), own.pre_gate)),
             *chunk.convolving(),
             *chunk.writing(self.writing(self.way(), own.post_gate, own.add)),
-        )
-        if gradients and self.back is not None:
-            return (*forward * v.c, *(one for one in self.back.launches(problem, limits, True) if one.back))
-        behind = self._launches_behind(problem, limits, chunk, v.c) if gradients else ()
+        ) * chunk.count
+        if not gradients:
+            return forward
+        if self.back is not None:
+            return (*forward, *(one for one in self.back.launches(problem, limits, True) if one.back))
+        taps, last = self._of_filter(problem, limits)
+        return (*forward, taps, *tuple(self._launches_behind(problem, limits, chunk)) * chunk.count, last)
+
+    def seconds_behind(self, problem: FftConvProblem, limits: DeviceLimits) -> float:
+        if self.back is not None:
+            return self.back.seconds_behind(problem, limits)
+        chunk = self._chunk(problem, limits)
+        once = sum(one.seconds for one in self._launches_behind(problem, limits, chunk))
+        return chunk.count * once + sum(one.seconds for one in self._of_filter(problem, limits))
+
+    def _chunk(self, problem: FftConvProblem, limits: DeviceLimits) -> Chunk:
+        v = self.values(problem, limits)
+        inner = self.inner_estimate(problem, self.spec, limits)
+        return Chunk(v, self.outer, launch(self.spec.name, inner, v.c, limits.call_seconds))
+
+    def _of_filter(self, problem: FftConvProblem, limits: DeviceLimits) -> tuple[Launch, Launch]:
+        """Backward, of all chunks: the filter's spectrum made again, and its gradient's way to taps."""
         of = self.estimates(problem, limits)[0]
         taps = Launch(FILTER, of.bytes, of.seconds, of.flop, back=True)
         of = large_filters.of_taps(self.filters, self.channels, problem, limits) if self.filters.forward else of
-        last = Launch("taps of the filter's gradient", of.bytes, of.seconds, of.flop, back=True)
-        return (*forward * v.c, *((taps, *(replace(one, back=True) for one in behind), last) if gradients else ()))
+        return taps, Launch("taps of the filter's gradient", of.bytes, of.seconds, of.flop, back=True)
 
-    def _launches_behind(
-        self, problem: FftConvProblem, limits: DeviceLimits, chunk: Chunk, chunks: int
-    ) -> Iterator[Launch]:
-        """Those of all gradients, the filter's spectrum and taps aside."""
+    def _launches_behind(self, problem: FftConvProblem, limits: DeviceLimits, chunk: Chunk) -> Iterator[Launch]:
+        """Those of all gradients of a chunk, the filter's spectrum and taps aside."""
+        return (replace(one, back=True) for one in self._in_order_behind(problem, limits, chunk))
+
+    def _in_order_behind(self, problem: FftConvProblem, limits: DeviceLimits, chunk: Chunk) -> Iterator[Launch]:
         own = self.between(problem)
         pre, post = own.pre_gate, own.post_gate
         spec = self.dk if self.bwd is None else self.bwd.spec
         if self.bwd is None:
-            rows = launch(spec.name, self.inner_estimate(problem, spec, limits), chunks, limits.call_seconds)
+            rows = launch(spec.name, self.inner_estimate(problem, spec, limits), chunk.count, limits.call_seconds)
         else:
             rows = self._launch_together(problem, self.bwd, limits)
         largest = self.largest(problem)
-        for _ in range(chunks):
-            if largest is not None:
-                yield chunk.largest(largest)
-            yield from chunk.reading(self.reading_both(post, pre, problem.skip))
-            yield rows
-            if self.bwd is None:
+        if largest is not None:
+            yield chunk.largest(largest)
+        yield from chunk.reading(self.reading_both(post, pre, problem.skip))
+        yield rows
+        if self.bwd is None:
+            yield from chunk.convolving()
+        yield from chunk.writing(self.writing(self.way(True), pre, second=pre, ranged=True))
+        if problem.post_gate:
+            if self.way() != "plain":  # the input once more, as a convolution reads it
+                yield from chunk.reading(self.reading(self.way(), pre))
+            if "conv" not in spec.results:
                 yield from chunk.convolving()
-            yield from chunk.writing(self.writing(self.way(True), pre, second=pre, ranged=True))
-            if problem.post_gate:
-                if self.way() != "plain":  # the input once more, as a convolution reads it
-                    yield from chunk.reading(self.reading(self.way(), pre))
-                if "conv" not in spec.results:
-                    yield from chunk.convolving()
-                yield from chunk.writing(self.writing(self.way(), post))
+            yield from chunk.writing(self.writing(self.way(), post))
 
     def _launch_together(self, problem: FftConvProblem, bwd: Backward, limits: DeviceLimits) -> Launch:
         """That of several gradients on a chunk."""

@@ -152,6 +152,12 @@ class TurnedPasses(PassesConv):
         found = super(TurnedPasses, replace(self, back=None)).launches(problem, limits, own)
         return _with_back(_between(self.turns, problem, limits, found, own), self.back, problem, limits, gradients)
 
+    def seconds_behind(self, problem: FftConvProblem, limits: DeviceLimits) -> float:
+        if self.back is not None:
+            return self.back.seconds_behind(problem, limits)
+        turns = sum(one.seconds for one in self.turns.launches(problem, limits, back=True))
+        return super(TurnedPasses, self).seconds_behind(problem, limits) + turns
+
     def __str__(self) -> str:
         return f"(turned-passes {PassesConv.__str__(self)} {self.turn.name})"
 
