@@ -70,6 +70,8 @@ def spec(text: str) -> FftConvSpec:
 EVERYWHERE = (
     "fwd cyclic 16x32 fp16/fp16 w4 s1 wrap gated",
     "fwd cyclic 16x32 fp16/fp16 w4 s1 wrap transpose",
+    "dk cyclic 16x16 fp16/fp16 w1 s2 gated skip",
+    "dk causal 16x16 fp16/fp16 w1 s2 gated skip",
 )
 ON_SM90 = (  # family by family: order 2 plain and gated on both rings, the largest on chip, staged
     *(f"fwd {ring} {radices} fp16/fp16 {knobs}{flags}"
@@ -84,8 +86,6 @@ ON_SM90 = (  # family by family: order 2 plain and gated on both rings, the larg
     "fwd cyclic 32x32x32 fp16/fp16 w4 s2 stack2 gated",
     "fwd cyclic 64x64 fp16/bf16 w4 s1",
     "fwd causal 64x64 fp16/fp16 w4 s2 gated transpose",
-    "dk cyclic 16x16 fp16/fp16 w1 s2 gated skip",
-    "dk causal 16x16 fp16/fp16 w1 s2 gated skip",
     *(f"bwd:du+dpre+dpost+dk {ring} {radices} fp16/fp16 w8 s1 gated skip"
       for ring in ("cyclic", "causal") for radices in ("32x32", "64x32")),
     "bwd:du+dpre+dpost cyclic 64x64 fp16/fp16 w4 s1 gated",
