@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "runtime": {"device", "kernels", "planner", "codegen", "cache", "reference", "testing"},
     "ops": {"device", "kernels", "planner", "runtime", "reference"},
     "monarch": {"ops", "reference"},
+    "compat": {"ops"},
     "modules": {"ops", "monarch", "reference"},
     "models": {"modules"},
     "testing": {"device", "kernels", "planner", "codegen", "reference"},

@@ -152,6 +152,33 @@ def fftconv(
     finite("fftconv", u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip, add=add)
 
 
+def filters_of_samples(
+    u: Tensor,
+    k: Tensor,
+    mode: str,
+    k_rev: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    skip: Tensor | None,
+    layout: str,
+    precision: str,
+    add: Tensor | None,
+) -> None:
+    """The operands of a convolution with k (B, H, K) fit together: those of each sample do."""
+    choice("fftconv", "layout", layout, LAYOUTS)
+    tensor("fftconv", "u", u, tuple(layout))
+    channels = u.shape[1] if layout == "BHL" else u.shape[2]
+    tensor("fftconv", "k", k, (u.shape[0], channels, "K"), u)
+    if k_rev is not None:
+        tensor("fftconv", "k_rev", k_rev, tuple(k.shape), k)
+    if skip is not None and skip.dim() == 2:
+        tensor("fftconv", "skip", skip, (u.shape[0], channels), k)
+        skip = skip.reshape(-1)[:channels]
+    one = (u, k.flatten(0, 1)[:channels], None if k_rev is None else k_rev.flatten(0, 1)[:channels])
+    convolution("fftconv", (*one, pre_gate, post_gate, skip), mode, precision, add, layout, autocast=True)
+    finite("fftconv", u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip, add=add)
+
+
 def convolution(
     op: str,
     operands: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],

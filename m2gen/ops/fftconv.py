@@ -51,10 +51,11 @@ def fftconv(
 
     Args:
         u: (B, H, L), float16, bfloat16, float32 or float64, any strides; (B, L, H) with ``layout="BLH"``.
-        k: (H, K), any floating dtype; keeps its own under autocast. Or a filter from `m2gen.prepare_filter`, which
-            brings mode, k_rev and skip with it and whose spectra are kept from call to call.
+        k: (H, K), any floating dtype; keeps its own under autocast. Or (B, H, K): each sample has filters of its own;
+            k_rev is then (B, H, K), too, and skip (B, H) or (H,). Or a filter from `m2gen.prepare_filter`, which brings
+            mode, k_rev and skip with it and whose spectra are kept from call to call.
         mode: which convolution, see above; default causal, or the prepared filter's.
-        k_rev: (H, K), the filter for later positions; in mode bidirectional, and only there.
+        k_rev: shape of ``k``, the filter for later positions; in mode bidirectional, and only there.
         pre_gate, post_gate: shape, dtype and device of ``u``; each optional alone.
         skip: (H,), any floating dtype.
         add: shape, dtype and device of ``u``; added before a 16-bit result is rounded.
@@ -80,12 +81,41 @@ def fftconv(
         mode, filter = check.prepared(k.mode, mode, k_rev, skip), k
         k, k_rev, skip = filter.k, filter.k_rev, filter.skip
     mode = "causal" if mode is None else mode
+    if isinstance(k, Tensor) and k.dim() == 3:
+        check.filters_of_samples(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision, add)
+        return _each_its_own(u, k, k_rev, pre_gate, post_gate, skip, mode, precision, add, layout)
     check.fftconv(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision, add)
     if layout == "BLH":
         u = u.transpose(1, 2)
         pre_gate, post_gate, add = (None if x is None else x.transpose(1, 2) for x in (pre_gate, post_gate, add))
     y: Tensor = fftconv_op(u, k, k_rev, pre_gate, post_gate, skip, mode, precision, add)
     return y.transpose(1, 2) if layout == "BLH" else y
+
+
+def _each_its_own(
+    u: Tensor,
+    k: Tensor,
+    k_rev: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    skip: Tensor | None,
+    mode: str,
+    precision: str,
+    add: Tensor | None,
+    layout: str,
+) -> Tensor:
+    """Filters of samples: channels of one sample."""
+    batch, channels, taps = k.shape
+    last = layout == "BLH"
+
+    def fold(x: Tensor | None) -> Tensor | None:
+        return None if x is None else (x.transpose(1, 2) if last else x).reshape(1, batch * channels, -1)
+
+    k, k_rev = k.reshape(-1, taps), None if k_rev is None else k_rev.reshape(-1, taps)
+    skip = None if skip is None else skip.expand(batch, channels).reshape(-1)
+    y: Tensor = fftconv_op(fold(u), k, k_rev, fold(pre_gate), fold(post_gate), skip, mode, precision, fold(add))
+    y = y.view(batch, channels, -1)
+    return y.transpose(1, 2) if last else y
 
 
 # -- the convolution ---------------------------------------------------------------------------------------------------
