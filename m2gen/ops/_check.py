@@ -168,6 +168,9 @@ def filters_of_samples(
     choice("fftconv", "layout", layout, LAYOUTS)
     tensor("fftconv", "u", u, tuple(layout))
     channels = u.shape[1] if layout == "BHL" else u.shape[2]
+    if k.shape[:2] != (u.shape[0], channels):
+        do = f"give it the shape ({channels}, K), or ({u.shape[0]}, {channels}, K) for filters of each sample"
+        raise ProblemError("fftconv: k", f"its shape is {tuple(k.shape)}", do)
     tensor("fftconv", "k", k, (u.shape[0], channels, "K"), u)
     if k_rev is not None:
         tensor("fftconv", "k_rev", k_rev, tuple(k.shape), k)

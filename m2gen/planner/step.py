@@ -97,7 +97,7 @@ class Reluctance(NamedTuple):
 UNTRIED = "compiled and interpreted, not yet run on a device"  # of kernels
 # what becomes of them, by M2GEN_UNTRIED
 UNTRIED_ARE = {
-    "check": "checked here once before its first use",
+    "check": "checked once on its device before its first use",
     "trust": "used without a check, as M2GEN_UNTRIED=trust asks",
     "avoid": "behind all others, as M2GEN_UNTRIED=avoid asks; m2gen tune may choose it",
 }

@@ -149,7 +149,7 @@ def test_kernels_that_no_device_has_run_are_ranked_by_their_estimates() -> None:
     library, first = ranking.best("library"), ranking.plans[0]
     assert library is not None and first.solver == "fused" and library.body.untried is None
     assert first.estimate.seconds < library.estimate.seconds
-    assert "not yet run on a device: checked here once before its first use" in first.explain()
+    assert "not yet run on a device: checked once on its device before its first use" in first.explain()
     assert "untried" not in library.explain()
 
 

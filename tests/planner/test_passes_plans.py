@@ -171,8 +171,16 @@ def test_kernels_of_other_sizes_are_shared() -> None:
     assert names[0] <= names[1] and names[0] < names[2]
 
 
-@pytest.mark.parametrize("words", ["fp16 circular gated", "bf16 causal skip add", "bf16 causal pre_gated blh"])
-@pytest.mark.parametrize("n", [2**14, 2**16, 2**17 - 1, 2**20])
+@pytest.mark.parametrize(
+    ("n", "words"),
+    [
+        (2**14, "fp16 circular gated"),
+        (2**16, "fp16 circular gated"),
+        (2**16, "bf16 causal pre_gated blh"),
+        (2**17 - 1, "bf16 circular skip add"),
+        (2**20, "bf16 causal skip"),
+    ],
+)
 def test_gradients_are_made_by_the_quickest_passes(n: int, words: str) -> None:
     """Whatever makes the forward pass, itself or another; those of up to 2048 points a row have a kernel of several."""
     problem = parse(f"fftconv n={n} h=768 b=8 {words}")

@@ -195,8 +195,9 @@ def test_what_the_circumstances_did_is_not_kept(device: Device) -> None:
 
 
 def test_settings(device: Device, settings: Callable[..., None]) -> None:
-    assert "untried   compiled and interpreted, not yet run on a device: checked here once before its first use" in (
-        search.plan(GLU, H100).explain()
+    assert (
+        "untried   compiled and interpreted, not yet run on a device: checked once on its device before its first use"
+        in (search.plan(GLU, H100).explain())
     )
     settings(untried="trust")
     assert isinstance(bound(), blockdiag_triton.FusedKernel) and not device.asked

@@ -218,10 +218,10 @@ class FusedConv(Conv):
         return Reluctance(prod(why.values()), " and ".join(found)) if found else None
 
     def lines(self, problem: FftConvProblem) -> list[str]:
-        singly = "of one gradient each" if not self.bwd else "and of one gradient each what they leave"
         several = ", ".join(f"{one.spec.name} ({one.programs} programs)" for one in self.bwd)
         found = super(FusedConv, self).lines(problem)  # a dataclass with slots is made anew
-        found += [f"backward  {several or 'kernels'} {singly}", self.filters.line]
+        behind = f"{several}; a kernel each for what that leaves" if several else "a kernel for each gradient"
+        found += [f"backward  {behind}", self.filters.line]
         return found + ([] if self.back is None else self.back.lines_behind(problem))
 
     def _why(self, problem: FftConvProblem) -> str:
