@@ -116,8 +116,7 @@ def test_with_an_outer_stage(words: str, size: float) -> None:
         assert relative(found[name], want) < STAGED * INSIDE, name
 
 
-@pytest.mark.parametrize("gate", [1e-20, 1e8])
-@pytest.mark.parametrize("mode", ["circular", "causal"])
+@pytest.mark.parametrize(("mode", "gate"), [("circular", 1e-20), ("causal", 1e-8), ("causal", 1e8)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gates_of_any_size(kind: str, mode: str, gate: float) -> None:
     """What is brought into range is the product with the second gate, whose zeros may hide what is large."""
