@@ -21,7 +21,9 @@ class Outcome(NamedTuple):
 
 def serve(job: SlowJob) -> Outcome:
     note = Path(job.folder) / job.name
-    note.with_suffix(".begun").write_text(str(os.getpid()))
+    unfinished = note.with_suffix(".unfinished")
+    unfinished.write_text(str(os.getpid()))
+    unfinished.rename(note.with_suffix(".begun"))  # whoever waits for it reads it at once
     if job.how == "dies":
         os._exit(3)
     time.sleep(job.seconds)
