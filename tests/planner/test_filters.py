@@ -91,6 +91,15 @@ def test_the_step_is_priced_by_what_is_launched(text: str) -> None:
     assert "seconds" in plan.explain()
 
 
+@pytest.mark.parametrize("n", [1000, 20000])
+def test_gradients_of_bfloat16_are_newer_than_the_device_that_ran_others(n: int) -> None:
+    """Kernels that bring them into range: a plainer plan has them, too, so it is checked before its first use."""
+    for dtype, newer in (("fp16", False), ("bf16", True), ("bf16 wide", False)):
+        plan = search.rank(parse(f"fftconv n={n} h=768 b=8 {dtype} causal gated"), target("sm90")).best("fused")
+        plainer = plan.plainer(target("sm90"))
+        assert plainer is not None and (plainer.body.untried is not None) == newer, dtype
+
+
 def test_a_plainer_plan_has_pytorch_s_spectrum_and_the_same_choice() -> None:
     problem, limits = parse(f"fftconv {PROBLEMS[0]}"), target("sm90")
     plan = search.rank(problem, limits).plans[0]

@@ -190,9 +190,9 @@ class FusedConv(Conv):
 
     @property
     def untried(self) -> str | None:
-        """Those that add to their result, that mask nothing, of several gradients and of the filter are newer than the
-        device that ran the others."""
-        newer = self.spec.add or self.spec.full or self.bwd or self.filters.forward or self.back
+        """Those that add to their result, that mask nothing, of several gradients, of the filter, and those that bring
+        gradients of bfloat16 into range are newer than the device that ran the others."""
+        newer = self.spec.add or self.spec.full or self.bwd or self.filters.forward or self.back or self.dk.scales
         return UNTRIED if newer else None
 
     def plainer(
