@@ -145,41 +145,30 @@ def fftconv(
     choice("fftconv", "layout", layout, LAYOUTS)
     choice("fftconv", "mode", mode, MODES)
     choice("fftconv", "precision", precision, PRECISIONS)
-    if layout == "BHL" and left_to_the_operator((u, k), k_rev, pre_gate, post_gate, skip, add):
+    of_samples = isinstance(k, Tensor) and k.dim() == 3  # which the operator is given as channels of one
+    if layout == "BHL" and not of_samples and left_to_the_operator((u, k), k_rev, pre_gate, post_gate, skip, add):
         return
-    operands = u, k, k_rev, pre_gate, post_gate, skip
+    filters = _of_one_sample(u, k, k_rev, skip, layout) if of_samples else (k, k_rev, skip)
+    operands = u, filters[0], filters[1], pre_gate, post_gate, filters[2]
     convolution("fftconv", operands, mode, precision, add, layout, autocast=True)
     finite("fftconv", u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip, add=add)
 
 
-def filters_of_samples(
-    u: Tensor,
-    k: Tensor,
-    mode: str,
-    k_rev: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-    skip: Tensor | None,
-    layout: str,
-    precision: str,
-    add: Tensor | None,
-) -> None:
-    """The operands of a convolution with k (B, H, K) fit together: those of each sample do."""
-    choice("fftconv", "layout", layout, LAYOUTS)
+def _of_one_sample(
+    u: Tensor, k: Tensor, k_rev: Tensor | None, skip: Tensor | None, layout: str
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of filters (B, H, K) those of one sample, which fit if all do."""
     tensor("fftconv", "u", u, tuple(layout))
-    channels = u.shape[1] if layout == "BHL" else u.shape[2]
-    if k.shape[:2] != (u.shape[0], channels):
-        do = f"give it the shape ({channels}, K), or ({u.shape[0]}, {channels}, K) for filters of each sample"
+    samples, channels = u.shape[0], u.shape[1 if layout == "BHL" else 2]
+    if k.shape[:2] != (samples, channels):
+        do = f"give it the shape ({channels}, K), or ({samples}, {channels}, K) for filters of each sample"
         raise ProblemError("fftconv: k", f"its shape is {tuple(k.shape)}", do)
-    tensor("fftconv", "k", k, (u.shape[0], channels, "K"), u)
     if k_rev is not None:
         tensor("fftconv", "k_rev", k_rev, tuple(k.shape), k)
-    if skip is not None and skip.dim() == 2:
-        tensor("fftconv", "skip", skip, (u.shape[0], channels), k)
-        skip = skip.reshape(-1)[:channels]
-    one = (u, k.flatten(0, 1)[:channels], None if k_rev is None else k_rev.flatten(0, 1)[:channels])
-    convolution("fftconv", (*one, pre_gate, post_gate, skip), mode, precision, add, layout, autocast=True)
-    finite("fftconv", u=u, k=k, k_rev=k_rev, pre_gate=pre_gate, post_gate=post_gate, skip=skip, add=add)
+    if isinstance(skip, Tensor) and skip.dim() == 2:
+        tensor("fftconv", "skip", skip, (samples, channels), k)
+        skip = skip.new_empty(channels)
+    return k.new_empty(k.shape[1:]), None if k_rev is None else k_rev.new_empty(k.shape[1:]), skip
 
 
 def convolution(

@@ -81,10 +81,9 @@ def fftconv(
         mode, filter = check.prepared(k.mode, mode, k_rev, skip), k
         k, k_rev, skip = filter.k, filter.k_rev, filter.skip
     mode = "causal" if mode is None else mode
-    if isinstance(k, Tensor) and k.dim() == 3:
-        check.filters_of_samples(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision, add)
-        return _each_its_own(u, k, k_rev, pre_gate, post_gate, skip, mode, precision, add, layout)
     check.fftconv(u, k, mode, k_rev, pre_gate, post_gate, skip, layout, precision, add)
+    if isinstance(k, Tensor) and k.dim() == 3:
+        return _each_its_own(u, k, k_rev, pre_gate, post_gate, skip, mode, precision, add, layout)
     if layout == "BLH":
         u = u.transpose(1, 2)
         pre_gate, post_gate, add = (None if x is None else x.transpose(1, 2) for x in (pre_gate, post_gate, add))
@@ -105,16 +104,17 @@ def _each_its_own(
     layout: str,
 ) -> Tensor:
     """Filters of samples: channels of one sample."""
-    batch, channels, taps = k.shape
+    batch, channels, _ = k.shape
     last = layout == "BLH"
+    length = u.shape[1 if last else 2]
 
     def fold(x: Tensor | None) -> Tensor | None:
-        return None if x is None else (x.transpose(1, 2) if last else x).reshape(1, batch * channels, -1)
+        return None if x is None else (x.transpose(1, 2) if last else x).reshape(1, batch * channels, length)
 
-    k, k_rev = k.reshape(-1, taps), None if k_rev is None else k_rev.reshape(-1, taps)
+    k, k_rev = k.flatten(0, 1), None if k_rev is None else k_rev.flatten(0, 1)
     skip = None if skip is None else skip.expand(batch, channels).reshape(-1)
     y: Tensor = fftconv_op(fold(u), k, k_rev, fold(pre_gate), fold(post_gate), skip, mode, precision, fold(add))
-    y = y.view(batch, channels, -1)
+    y = y.view(batch, channels, length)
     return y.transpose(1, 2) if last else y
 
 

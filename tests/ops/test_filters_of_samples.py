@@ -83,6 +83,17 @@ def test_each_sample_against_the_direct_sum(
     check(drawn(b, h, n, taps, mode, flags, dtype, layout), bound)
 
 
+@pytest.mark.parametrize("layout", ["BHL", "BLH"])
+@pytest.mark.parametrize(("b", "h"), [(0, 2), (2, 0), (0, 0)])
+def test_nothing_to_compute(b: int, h: int, layout: str) -> None:
+    args = drawn(b, h, 9, 9, "causal", (True, True, True, True, False), layout=layout)
+    leaves = {n: args[n].requires_grad_() for n, x in args.items() if isinstance(x, Tensor)}
+    y = m2gen.fftconv(**args)
+    assert y.shape == args["u"].shape
+    for one, leaf in zip(torch.autograd.grad(y.sum(), list(leaves.values())), leaves.values(), strict=True):
+        assert one.shape == leaf.shape and not one.any()
+
+
 @pytest.mark.parametrize("n", [1000, 5000])
 def test_longer_ones(n: int) -> None:
     check(drawn(2, 2, n, n, "causal", (True, True, True, True, False)), 1e-5)
@@ -135,6 +146,9 @@ def test_compiled_mapped_and_under_autocast(layout: str) -> None:
         ({"layout": "HBL"}, "layout"),
         ({"pre_gate": torch.zeros(3, 2, 8)}, "pre_gate"),
         ({"u": torch.zeros(2, 8)}, "u"),
+        ({"skip": 1.0}, "skip"),
+        ({"k_rev": 1.0, "mode": "bidirectional"}, "k_rev"),
+        ({"pre_gate": torch.zeros(3, 2, 9).double()}, "pre_gate"),
     ],
 )
 def test_what_does_not_fit_is_told(changed: dict[str, Any], told: str) -> None:

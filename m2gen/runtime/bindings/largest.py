@@ -21,9 +21,7 @@ def largest_of(d: Tensor, gate: Tensor | None, spec: LargestSpec, programs: int)
     `programs` programs about. The bits of a NaN where there is one."""
     batch, channels, length = d.shape
     tiles = -(-batch // spec.rows)
-    found = d.new_zeros(
-        (tiles, channels), dtype=torch.int32
-    )  # of numbers that are not negative the order of their bits
+    found = d.new_zeros((tiles, channels), dtype=torch.int32)  # bits: they are in the order of |d gate|
     blocks = -(-length // spec.block)
     splits = max(1, min(blocks // _BLOCKS, programs // (tiles * channels)))
     spec = interned(replace(spec, gate=gate is not None))
