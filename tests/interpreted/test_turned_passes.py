@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_passes import LIMITS, SMALLEST, drawn, gradients, peak
+from test_passes import LIMITS, SMALLEST, drawn, gradients, stays_within
 from torch import Tensor
 
 import m2gen
@@ -24,7 +24,7 @@ from m2gen.runtime import executor
 from m2gen.runtime.binding import kernel_of
 from m2gen.runtime.bindings import fused, large_filter_triton, largest, passes, spectrum_triton, turn_triton
 from m2gen.runtime.bindings.passes import PassesKernel
-from m2gen.runtime.bindings.spectral import Gradients, Operands
+from m2gen.runtime.bindings.spectral import Operands
 from m2gen.runtime.bindings.turned import TurnedKernel, TurnedPassesKernel
 from m2gen.runtime.measure.fftconv_case import FftConvCase
 from m2gen.testing.exact import NAMES, exact, relative
@@ -202,10 +202,4 @@ def test_memory_stays_within_what_is_stated(text: str, monkeypatch: pytest.Monke
     body = replace(plan_of(problem).body, channels=2, rows=2)
     kernel = TurnedPassesKernel(problem, body)
     x = last(drawn(replace(problem, layout="BHL"))[1])
-    dy = torch.randn_like(x.u)
-    kernel.forward(x)  # tables are made at the first call, and kept
-    gradients(kernel, dy, x)
-    out = {n: torch.empty_like(t) for n in NAMES if (t := getattr(x, n)) is not None}
-    result = x.u.numel() * x.u.element_size()
-    assert peak(lambda: kernel.forward(x)) - result <= body.scratch(problem, gradients=False)
-    assert peak(lambda: kernel.backward(dy, x, Gradients(**out))) <= body.scratch(problem, gradients=True)
+    stays_within(kernel, problem, body, x)
